@@ -1,0 +1,155 @@
+"""What a model is: sizes and the layer plan, as plain frozen data."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from goldfinch.errors import UserError
+
+TimeMixKind = Literal["finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2", "gold", "gptalpha", "llama"]
+ChannelMixKind = Literal["rwkv", "swiglu"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions on queries and keys; `rescale` and `rebase` interpolate to contexts longer than trained on."""
+
+    base: float = 10000.0
+    """Wavelength base."""
+    rescale: float = 1.0
+    """Divides the angular velocity (position interpolation)."""
+    rebase: float = 1.0
+    """Multiplies the base (NTK-style interpolation)."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise UserError(f"rope.{field.name} must be above 0, not {getattr(self, field.name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of one model. `time_mixes` is the layer plan, from the lowest layer up."""
+
+    vocab_size: int
+    """V, number of token ids."""
+    width: int
+    """D, channels of the residual stream; a multiple of `head_size`."""
+    time_mixes: tuple[TimeMixKind, ...]
+    """The time mix of every layer; GOLD layers, if any, are the last ones."""
+    channel_mix: ChannelMixKind = "rwkv"
+    """The channel mix of every layer."""
+    channel_width: int = 0
+    """F, width inside the channel mix; 0 for the published ratio (3.5 D, SwiGLU 8/3 D, rounded down to 32)."""
+    head_size: int = 64
+    """N, channels per head."""
+    latent_ratio: int = 16
+    """D / R: how many times narrower than the model a compressed key is."""
+    shift_rank: int = 32
+    """Rank of the token-shift loras."""
+    decay_rank: int = 64
+    """Rank of the decay lora."""
+    value_rank: int = 64
+    """Rank of Finch-C2's second value."""
+    rope: RopeConfig | None = None
+    """Rotary positions in every attention layer; None for no positions."""
+
+    def __post_init__(self) -> None:
+        if self.channel_width == 0:
+            ratio = 3.5 if self.channel_mix == "rwkv" else 8 / 3
+            object.__setattr__(self, "channel_width", int(ratio * self.width / 32) * 32)
+        self._check()
+
+    def _check(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value <= 0:
+                raise UserError(f"{field.name} must be above 0, not {value}")
+        if not self.time_mixes:
+            raise UserError("time_mixes must name at least one layer")
+        for kind in self.time_mixes:
+            if kind not in get_args(TimeMixKind):
+                raise UserError(f"unknown time mix {kind!r}; known: {', '.join(get_args(TimeMixKind))}")
+        if self.channel_mix not in get_args(ChannelMixKind):
+            raise UserError(f"unknown channel mix {self.channel_mix!r}; known: {', '.join(get_args(ChannelMixKind))}")
+        if self.width % self.head_size:
+            raise UserError(f"width {self.width} must be a multiple of head_size {self.head_size}")
+        if self.head_size % 2 and self.rope is not None:
+            raise UserError(f"rope turns channels in pairs: head_size {self.head_size} must be even")
+        if "gold" in self.time_mixes[: self.first_gold_layer]:
+            raise UserError("GOLD layers must be the last layers of the plan: they all read one key memory")
+        if self.gold_layers and self.width % self.latent_ratio:
+            raise UserError(f"width {self.width} must be a multiple of latent_ratio {self.latent_ratio}")
+
+    @property
+    def layers(self) -> int:
+        """L, the number of layers."""
+        return len(self.time_mixes)
+
+    @property
+    def heads(self) -> int:
+        """H, heads per layer."""
+        return self.width // self.head_size
+
+    @property
+    def gold_layers(self) -> int:
+        """G, the number of GOLD layers on top."""
+        return self.layers - self.first_gold_layer
+
+    @property
+    def first_gold_layer(self) -> int:
+        """Index of the first GOLD layer of the run at the top; `layers` if there is none."""
+        index = self.layers
+        while index and self.time_mixes[index - 1] == "gold":
+            index -= 1
+        return index
+
+    @property
+    def latent_width(self) -> int:
+        """R, numbers in one compressed key."""
+        return self.width // self.latent_ratio
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of GOLD's loradapt of keys and of values: max(D // 16, 64), whatever the latent ratio."""
+        return max(self.width // 16, 64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the inverse of `from_dict`."""
+        return dataclasses.asdict(self) | {"time_mixes": list(self.time_mixes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Build from plain JSON types; an unknown field is an error that names its nearest neighbour."""
+        values = dict(values)
+        check_fields(cls, values)
+        if values.get("rope") is not None:
+            check_fields(RopeConfig, values["rope"], "rope.")
+            values["rope"] = RopeConfig(**values["rope"])
+        if "time_mixes" in values:
+            values["time_mixes"] = tuple(values["time_mixes"])
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+        if missing:
+            raise UserError(f"the model config lacks {', '.join(missing)}")
+        return cls(**values)
+
+
+def check_fields(cls: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise a UserError for a key of `values` that is no field of the dataclass `cls`.
+
+    Args:
+        cls: a dataclass.
+        values: field name -> value.
+        prefix: how the user addresses these fields, put before the name in the message.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in names:
+            raise UserError(f"unknown field {prefix}{name}; {did_you_mean(name, names)}")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The nearest of the known words as a hint, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

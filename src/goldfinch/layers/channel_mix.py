@@ -1,0 +1,40 @@
+"""Channel mixes: the feed-forward half of a layer."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from goldfinch.layers.token_shift import lerp, token_shift
+
+
+class RwkvChannelMix(nn.Module):
+    """The channel mix of all models but Llama (P22-25)."""
+
+    def __init__(self, width: int, channel_width: int) -> None:
+        super().__init__()
+        self.mu_r = nn.Parameter(torch.empty(width))
+        self.mu_k = nn.Parameter(torch.empty(width))
+        self.receptance = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, channel_width, bias=False)
+        self.value = nn.Linear(channel_width, width, bias=False)
+
+    def forward(self, x: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) and the (B, D) before it -> (B, T, D) and its own last input."""
+        before = token_shift(x, last)
+        r = self.receptance(lerp(x, before, self.mu_r))
+        k = self.key(lerp(x, before, self.mu_k))
+        return torch.sigmoid(r) * self.value(torch.relu(k).square()), x[:, -1]
+
+
+class SwiGlu(nn.Module):
+    """Llama's feed-forward: down(silu(gate x) * up x). It has no token shift and so no state."""
+
+    def __init__(self, width: int, channel_width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, channel_width, bias=False)
+        self.up = nn.Linear(width, channel_width, bias=False)
+        self.down = nn.Linear(channel_width, width, bias=False)
+
+    def forward(self, x: Tensor, last: None = None) -> tuple[Tensor, None]:
+        """(B, T, D) -> (B, T, D)."""
+        return self.down(F.silu(self.gate(x)) * self.up(x)), last

@@ -1,0 +1,43 @@
+"""Token shift and its data-dependent mixing (P1-3)."""
+
+import torch
+from torch import Tensor, nn
+
+from goldfinch.layers.low_rank import LowRank
+
+
+def lerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """a + (b - a) * weight (P1). Not `torch.lerp`, which wants one dtype and so fails under autocast."""
+    return a + (b - a) * weight
+
+
+def token_shift(x: Tensor, last: Tensor | None) -> Tensor:
+    """The step before each step: x[t-1].
+
+    Args:
+        x: (B, T, D).
+        last: (B, D), the token before x[:, 0]; None at the start of the text, where it is zero.
+    """
+    before = torch.zeros_like(x[:, :1]) if last is None else last[:, None]
+    return torch.cat([before, x[:, :-1]], dim=1)
+
+
+class DataDependentLerp(nn.Module):
+    """ddlerp (P3): mixes each token with the one before it, per channel and per use, by weights that the data choose.
+
+    ddlerp_s(a, b) = a + (b - a) * (mu_s + tanh((a + (b - a) * mu_x) A_s) B_s)
+    """
+
+    def __init__(self, width: int, uses: tuple[str, ...], rank: int) -> None:
+        super().__init__()
+        self.uses = uses
+        self.mu_x = nn.Parameter(torch.empty(width))
+        self.mu = nn.Parameter(torch.empty(len(uses), width))
+        """(uses, D); the paper's lambda."""
+        self.low_rank = LowRank(width, rank, outputs=len(uses))
+
+    def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
+        """Two of (B, T, D) -> one (B, T, D) per use."""
+        difference = before - x
+        weights = self.low_rank(x + difference * self.mu_x)
+        return tuple(x + difference * (mu + weight) for mu, weight in zip(self.mu, weights, strict=True))

@@ -1,0 +1,22 @@
+"""Time mixes behind one protocol: forward(x, state) -> (y, state), GOLD with the key memory as a third argument."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.mixers.attention import GptAlpha, LlamaAttention
+from goldfinch.mixers.finch import Finch, FinchC2
+from goldfinch.mixers.gold import ExpandedMemory, Gold
+
+__all__ = ["TIME_MIXES", "ExpandedMemory", "Finch", "FinchC2", "Gold", "GptAlpha", "LlamaAttention"]
+
+TIME_MIXES: dict[TimeMixKind, Callable[[ModelConfig], nn.Module]] = {
+    "finch": Finch,
+    "finch_c2": FinchC2,
+    "finch_c2_no_one_minus_w": lambda config: FinchC2(config, one_minus_w=False),
+    "finch_c2_no_v2": lambda config: FinchC2(config, second_value=False),
+    "gold": Gold,
+    "gptalpha": GptAlpha,
+    "llama": LlamaAttention,
+}

@@ -1,0 +1,70 @@
+"""The full-width attention time mixes: GPTAlpha (P26-29) and the Llama-like baseline (SPEC 3)."""
+
+import torch
+from torch import Tensor, nn
+
+from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.layers.norm import layer_norm
+from goldfinch.layers.rotary import rotate
+from goldfinch.layers.token_shift import DataDependentLerp, token_shift
+from goldfinch.ops.attention import causal_attention
+from goldfinch.state import AttentionState
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, rope: RopeConfig | None, state: AttentionState | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three of (B, T, D) -> attention output (B, T, D), and all keys and values so far, (B, H, n + T, N)."""
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    start = state.keys.shape[2] if state else 0
+    q, k = rotate(q, start, rope), rotate(k, start, rope)
+    if state:
+        k, v = torch.cat([state.keys, k], dim=2), torch.cat([state.values, v], dim=2)
+    return causal_attention(q, k, v).transpose(1, 2).flatten(-2), k, v
+
+
+class GptAlpha(nn.Module):
+    """The time mix of GPTAlpha: attention with data-dependent token shift and normalised q, k, v."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.rope = config.rope
+        self.ddlerp = DataDependentLerp(width, ("q", "k", "v"), config.shift_rank)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.query_norm = layer_norm(width)
+        self.key_norm = layer_norm(width)
+        self.value_norm = layer_norm(width)
+        self.norm = layer_norm(width)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+        """(B, T, D) -> (B, T, D)."""
+        x_q, x_k, x_v = self.ddlerp(x, token_shift(x, state.last if state else None))
+        q = self.query_norm(self.query(x_q))
+        k = self.key_norm(self.key(x_k))
+        v = self.value_norm(self.value(x_v))
+        y, keys, values = _attend(q, k, v, self.heads, self.rope, state)
+        return self.output(self.norm(y)), AttentionState(last=x[:, -1], keys=keys, values=values)
+
+
+class LlamaAttention(nn.Module):
+    """Plain multi-head attention, as in Llama."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.rope = config.rope
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+        """(B, T, D) -> (B, T, D)."""
+        y, keys, values = _attend(self.query(x), self.key(x), self.value(x), self.heads, self.rope, state)
+        return self.output(y), AttentionState(last=None, keys=keys, values=values)

@@ -1,0 +1,104 @@
+"""The recurrent time mixes: Finch (F14-22) and Finch-C2 (P4-13)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from goldfinch.config import ModelConfig
+from goldfinch.layers.low_rank import LowRank
+from goldfinch.layers.norm import layer_norm
+from goldfinch.layers.token_shift import DataDependentLerp, token_shift
+from goldfinch.ops.wkv6 import wkv6
+from goldfinch.state import RecurrentState
+
+HEAD_NORM_EPS = 64e-5
+
+
+class Decay(nn.Module):
+    """The data-dependent decay w = exp(-exp(d)), d = lambda_d + tanh(x A_d) B_d (P5, F17)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.empty(width))
+        """lambda_d, (D,)."""
+        self.low_rank = LowRank(width, rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> log w = -exp(d), (B, T, D) in fp32 or better: in bf16 slow decays would all round to 1."""
+        (change,) = self.low_rank(x)
+        if change.itemsize < 4:
+            change = change.float()
+        return -torch.exp(self.base + change)
+
+
+class Finch(nn.Module):
+    """The time mix of Finch (RWKV-6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.ddlerp = DataDependentLerp(width, ("w", "k", "v", "r", "g"), config.shift_rank)
+        self.decay = Decay(width, config.decay_rank)
+        self.bonus = nn.Parameter(torch.empty(self.heads, config.head_size))
+        """u, (H, N)."""
+        self.receptance = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(width, width, bias=False)
+        self.norm = nn.GroupNorm(self.heads, width, eps=HEAD_NORM_EPS)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
+        """(B, T, D) -> (B, T, D)."""
+        x_w, x_k, x_v, x_r, x_g = self.ddlerp(x, token_shift(x, state.last if state else None))
+        r, k, v, log_w = (
+            part.unflatten(-1, (self.heads, -1))
+            for part in (self.receptance(x_r), self.key(x_k), self.value(x_v), self.decay(x_w))
+        )
+        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None)
+        y = self.norm(y.flatten(0, 1).flatten(-2)).view(x.shape)
+        return self.output(y * F.silu(self.gate(x_g))), RecurrentState(last=x[:, -1], wkv=wkv)
+
+
+class FinchC2(nn.Module):
+    """The time mix of Finch-C2: no gate, keys scaled by 1 - w, and a second value instead of the bonus.
+
+    Args:
+        config: sizes.
+        one_minus_w: False for the paper's ablation that leaves the keys unscaled.
+        second_value: False for the ablation that goes back to Finch's bonus u. As in the reference, it keeps the
+            second value's weights without using them, so that its checkpoints convert bit for bit.
+    """
+
+    def __init__(self, config: ModelConfig, one_minus_w: bool = True, second_value: bool = True) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.one_minus_w = one_minus_w
+        self.ddlerp = DataDependentLerp(width, ("r", "k", "v", "w", "v2"), config.shift_rank)
+        self.decay = Decay(width, config.decay_rank)
+        self.second_value = LowRank(width, config.value_rank)
+        self.bonus = None if second_value else nn.Parameter(torch.empty(self.heads, config.head_size))
+        """u, (H, N)."""
+        self.receptance = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.norm = layer_norm(width)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
+        """(B, T, D) -> (B, T, D)."""
+        x_r, x_k, x_v, x_w, x_v2 = self.ddlerp(x, token_shift(x, state.last if state else None))
+        log_w = self.decay(x_w)
+        k = self.key(x_k)
+        if self.one_minus_w:
+            k = k * -torch.expm1(log_w)  # 1 - w, exact also where w is near 1
+        r, k, v, log_w = (
+            part.unflatten(-1, (self.heads, -1)) for part in (self.receptance(x_r), k, self.value(x_v), log_w)
+        )
+        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None)
+        y = y.flatten(-2)
+        if self.bonus is None:
+            y = y + self.value(x_v2) + self.second_value(x_v2)[0]
+        return self.output(self.norm(y)), RecurrentState(last=x[:, -1], wkv=wkv)

@@ -1,0 +1,75 @@
+"""GOLD, the attention time mix whose keys and values come from the compressed key memory (P17-21)."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from goldfinch.config import ModelConfig
+from goldfinch.layers.low_rank import LowRank
+from goldfinch.layers.norm import layer_norm
+from goldfinch.layers.rotary import rotate
+from goldfinch.layers.token_shift import DataDependentLerp, lerp, token_shift
+from goldfinch.ops.attention import causal_attention
+from goldfinch.state import GoldState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpandedMemory:
+    """The key memory rebuilt to full width, once for all GOLD layers (the output of TokenCat)."""
+
+    keys: Tensor
+    """kD of all S = n + T tokens so far, (B, S, D), unit rms (P15)."""
+    embeddings: Tensor
+    """e, the embeddings of the same tokens, (B, S, D), unit rms."""
+
+
+class Gold(nn.Module):
+    """The time mix of GOLD. Only its queries see the hidden state."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.rope = config.rope
+        self.ddlerp = DataDependentLerp(width, ("q",), config.shift_rank)
+        self.query = nn.Linear(width, width, bias=False)
+        self.memory_mu = nn.Parameter(torch.empty(width))
+        """mu, (D,): mixes embeddings before they choose how keys and values are mixed."""
+        self.mu_k = nn.Parameter(torch.empty(width))
+        self.mu_v = nn.Parameter(torch.empty(width))
+        self.shift_low_rank = LowRank(width, config.shift_rank, outputs=2)
+        self.key_adapter = LowRank(width, config.adapter_rank)
+        self.value_adapter = LowRank(width, config.adapter_rank)
+        self.query_norm = layer_norm(width)
+        self.key_norm = layer_norm(width)
+        self.value_norm = layer_norm(width)
+        self.norm = layer_norm(width)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, state: GoldState | None, memory: ExpandedMemory) -> tuple[Tensor, GoldState]:
+        """Attend from the T new tokens to all S of the memory, whose last T are the new tokens themselves.
+
+        Args:
+            x: (B, T, D).
+            state: None at the start of the text.
+            memory: of S >= T tokens.
+        """
+        (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None))
+        q = self.query_norm(self.query(x_q))
+        k, v = self.expand(memory)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        q, k = rotate(q, k.shape[2] - q.shape[2], self.rope), rotate(k, 0, self.rope)
+        y = causal_attention(q, k, v).transpose(1, 2).flatten(-2)
+        return self.output(self.norm(y)), GoldState(last=x[:, -1])
+
+    def expand(self, memory: ExpandedMemory) -> tuple[Tensor, Tensor]:
+        """This layer's keys and values (P18-20): two of (B, S, D), before the rotation."""
+        keys, embeddings = memory.keys, memory.embeddings
+        keys_before, embeddings_before = token_shift(keys, None), token_shift(embeddings, None)
+        shift_k, shift_v = self.shift_low_rank(lerp(embeddings, embeddings_before, self.memory_mu))
+        k = lerp(keys, keys_before, self.mu_k + shift_k)
+        v = lerp(embeddings, embeddings_before, self.mu_v + shift_v)
+        k = self.key_norm(k + self.key_adapter(k)[0])
+        v = self.value_norm(v + self.value_adapter(v)[0])
+        return k, v

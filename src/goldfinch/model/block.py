@@ -1,0 +1,32 @@
+"""One layer: a time mix and a channel mix, each behind a norm and around a residual."""
+
+from torch import Tensor, nn
+
+from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.layers.channel_mix import RwkvChannelMix, SwiGlu
+from goldfinch.layers.norm import layer_norm
+from goldfinch.mixers import TIME_MIXES, ExpandedMemory
+from goldfinch.state import BlockState
+
+CHANNEL_MIXES = {"rwkv": RwkvChannelMix, "swiglu": SwiGlu}
+
+
+class Block(nn.Module):
+    """x += time_mix(ln1(x)); x += channel_mix(ln2(x))."""
+
+    def __init__(self, config: ModelConfig, kind: TimeMixKind) -> None:
+        super().__init__()
+        self.time_mix_norm = layer_norm(config.width)
+        self.time_mix = TIME_MIXES[kind](config)
+        self.channel_mix_norm = layer_norm(config.width)
+        self.channel_mix = CHANNEL_MIXES[config.channel_mix](config.width, config.channel_width)
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, memory: ExpandedMemory | None = None
+    ) -> tuple[Tensor, BlockState]:
+        """(B, T, D) -> (B, T, D); `memory` is for GOLD layers only."""
+        shared = () if memory is None else (memory,)
+        y, time_mix = self.time_mix(self.time_mix_norm(x), state.time_mix if state else None, *shared)
+        x = x + y
+        y, channel_mix = self.channel_mix(self.channel_mix_norm(x), state.channel_mix if state else None)
+        return x + y, BlockState(time_mix=time_mix, channel_mix=channel_mix)

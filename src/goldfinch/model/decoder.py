@@ -1,0 +1,69 @@
+"""The whole stack, as in the paper's figure (SPEC 1)."""
+
+import torch
+from torch import Tensor, nn
+
+from goldfinch.config import ModelConfig
+from goldfinch.layers.norm import layer_norm
+from goldfinch.model.block import Block
+from goldfinch.model.token_cat import TokenCat
+from goldfinch.state import BlockState, KeyMemory, ModelState
+
+
+class Decoder(nn.Module):
+    """Token ids to next-token logits, for every layer plan: GoldFinch, Finch, Finch-C2, GPTAlpha, Llama.
+
+    The parameters are not initialised here: `goldfinch.model.initialization` or a checkpoint fills them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding_norm = layer_norm(config.width)
+        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.time_mixes)
+        self.token_cat = TokenCat(config) if config.gold_layers else None
+        self.output_norm = layer_norm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """Logits of the next token after each of `ids`.
+
+        Args:
+            ids: (B, T) int64, T >= 1.
+            state: of the tokens before; None at the start of the text. It is not changed.
+
+        Returns:
+            (B, T, V) logits, and the state after the last token.
+        """
+        hidden, state = self.hidden(ids, state)
+        return self.head(hidden), state
+
+    def hidden(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """As `forward`, without the head: (B, T, D), normalised."""
+        past = state.blocks if state else [None] * len(self.blocks)
+        blocks: list[BlockState] = []
+        x0 = self.embed(ids)
+        x = x0
+        for block, before in zip(self.blocks[: self.config.first_gold_layer], past, strict=False):
+            x, after = block(x, before)
+            blocks.append(after)
+        memory = None
+        if self.token_cat is not None:
+            memory = KeyMemory(ids=ids, latents=self.token_cat.compress(x))
+            if state is not None and state.memory is not None:
+                memory = _join(state.memory, memory)
+                x0 = self.embed(memory.ids)
+            expanded = self.token_cat.expand(x0, memory.latents)
+            for block, before in zip(self.blocks[len(blocks) :], past[len(blocks) :], strict=True):
+                x, after = block(x, before, expanded)
+                blocks.append(after)
+        return self.output_norm(x), ModelState(blocks=blocks, memory=memory)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """x0: (B, T) ids -> (B, T, D) embeddings after ln0."""
+        return self.embedding_norm(self.embedding(ids))
+
+
+def _join(past: KeyMemory, new: KeyMemory) -> KeyMemory:
+    return KeyMemory(ids=torch.cat([past.ids, new.ids], dim=1), latents=torch.cat([past.latents, new.latents], dim=1))

@@ -1,0 +1,31 @@
+"""TokenCat (P14-15): one small key per token, and the way back to full width."""
+
+import torch
+from torch import Tensor, nn
+
+from goldfinch.config import ModelConfig
+from goldfinch.layers.norm import rms_normalize
+from goldfinch.mixers import ExpandedMemory
+
+
+class TokenCat(nn.Module):
+    """Compresses the hidden state to the latent that the cache stores, and expands latents with the tokens' embeddings.
+
+    Both matrices are shared by all GOLD layers.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.width, config.latent_width, bias=False)
+        """W_KD, weight (R, D)."""
+        self.up = nn.Linear(config.width + config.latent_width, config.width, bias=False)
+        """W_KU, weight (D, D + R); columns of the embedding first."""
+
+    def compress(self, x: Tensor) -> Tensor:
+        """Raw residual stream below the first GOLD layer, (B, T, D) -> latents (B, T, R) (P14)."""
+        return self.down(x)
+
+    def expand(self, x0: Tensor, latents: Tensor) -> ExpandedMemory:
+        """Embeddings after ln0, (B, S, D), and latents (B, S, R) -> what every GOLD layer reads (P15)."""
+        z = self.up(torch.cat([x0, latents.to(x0.dtype)], dim=-1))
+        return ExpandedMemory(keys=rms_normalize(z), embeddings=rms_normalize(x0))

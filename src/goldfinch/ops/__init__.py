@@ -1,0 +1,1 @@
+"""Stateless mathematics: the WKV6 recurrence and attention."""

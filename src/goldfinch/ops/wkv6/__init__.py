@@ -1,0 +1,59 @@
+"""The WKV6 recurrence behind one function; a faster implementation joins by a line in `IMPLEMENTATIONS`."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from goldfinch.ops.wkv6.chunked import wkv6_chunked
+from goldfinch.ops.wkv6.recurrent import wkv6_recurrent
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "wkv6"]
+
+Implementation = Literal["auto", "recurrent", "chunked"]
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "recurrent": wkv6_recurrent,
+    "chunked": wkv6_chunked,
+}
+# Below this many tokens a step per token is faster than a padded chunk.
+SHORTEST_CHUNKED = 4
+
+
+def wkv6(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_w: Tensor,
+    u: Tensor | None = None,
+    state: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The matrix-valued recurrence of Finch (F19-20) and Finch-C2 (P10-11), per head:
+
+        y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);    S[t] = diag(w[t]) S[t-1] + k[t]^T v[t]
+
+    Differentiable in every argument, the state included. Computed in fp32, in fp64 where an argument is fp64.
+
+    Args:
+        r, k, v: (B, T, H, N), T >= 1, any float dtype.
+        log_w: (B, T, H, N), natural logarithm of the decay, in [-inf, 0].
+        u: (H, N), Finch's bonus for the token itself; None for 0 (Finch-C2).
+        state: (B, H, N, N) as key x value, fp32 or fp64; None for zeros.
+        implementation: "recurrent" (the definition), "chunked", or "auto" for the fastest one here.
+
+    Returns:
+        y of (B, T, H, N) in r's dtype, and the state after the last token.
+    """
+    batch, length, heads, size = r.shape
+    dtype = torch.float64 if torch.float64 in (r.dtype, log_w.dtype) else torch.float32
+    if state is None:
+        state = torch.zeros(batch, heads, size, size, dtype=dtype, device=r.device)
+    if implementation == "auto":
+        implementation = "recurrent" if length < SHORTEST_CHUNKED else "chunked"
+    compute = IMPLEMENTATIONS[implementation]
+    bonus = None if u is None else u.to(dtype)
+    # Autocast would run the products in bf16; the recurrence needs fp32.
+    with torch.autocast(r.device.type, enabled=False):
+        y, state = compute(r.to(dtype), k.to(dtype), v.to(dtype), log_w.to(dtype), bonus, state.to(dtype))
+    return y.to(r.dtype), state
