@@ -26,7 +26,8 @@ def split_plan(lower: TimeMixKind, upper: TimeMixKind, layers: int, inverse_frac
     The first upper layer is int(layers * (inverse_fraction - 1) / inverse_fraction), as in the reference.
     """
     first = layers * (inverse_fraction - 1) // inverse_fraction
-    return (lower,) * first + (upper,) * (layers - first)
+    plan: list[TimeMixKind] = [lower] * first + [upper] * (layers - first)
+    return tuple(plan)
 
 
 def _goldfinch(inverse_fraction: int = 3, latent_ratio: int = 16, rope: RopeConfig | None = None) -> "_Kind":

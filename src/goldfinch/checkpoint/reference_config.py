@@ -106,12 +106,13 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
             "only pure Finch (RWKV-6) checkpoints tell their shape by themselves; "
             "give the reference's yaml or json with --config"
         )
+    plan: tuple[TimeMixKind, ...] = ("finch",) * layers
     vocab_size, width = tensors["emb.weight"].shape
     first = {name: tensors[f"blocks.0.att.{name}"].shape for name in wanted}
     return ModelConfig(
         vocab_size=vocab_size,
         width=width,
-        time_mixes=("finch",) * layers,
+        time_mixes=plan,
         channel_width=tensors["blocks.0.ffn.key.weight"].shape[0],
         head_size=first["time_faaaa"][1],
         shift_rank=first["time_maa_w1"][1] // 5,

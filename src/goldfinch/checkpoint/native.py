@@ -1,0 +1,110 @@
+"""Our own format: a folder with `model.safetensors`, `config.json` and `tokenizer.json`."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from goldfinch.config import ModelConfig
+from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
+from goldfinch.errors import UserError
+from goldfinch.files import atomic_file, write_text
+from goldfinch.model import Decoder
+
+FORMAT, VERSION = "goldfinch", 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Write `config.json` and, if there is a tokenizer, `tokenizer.json`."""
+    content = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
+    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save(folder / TOKENIZER)
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write `model.safetensors`, all or nothing."""
+    with atomic_file(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The model config of a folder.
+
+    Raises:
+        UserError: no such folder, no config, or one that is broken or written by a newer version.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no model: {CONFIG} is missing; `goldfinch train` makes one") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path} is no GoldFinch config; `goldfinch convert` brings published checkpoints here")
+    if not isinstance(content.get("version"), int) or content["version"] > VERSION:
+        raise UserError(f"{path} has version {content.get('version')}, this program reads {VERSION}: update goldfinch")
+    return ModelConfig.from_dict(content["model"])
+
+
+def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer of a folder; None where there is none.
+
+    Raises:
+        UserError: it has more ids than the model.
+    """
+    path = folder / TOKENIZER
+    if not path.exists():
+        return None
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.vocab_size} ids, the model only {config.vocab_size}: they do not belong together"
+        )
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
+    """Build the model of a folder with its weights.
+
+    Args:
+        folder: written by `goldfinch train` or `goldfinch convert`.
+        dtype: of the parameters; None for the one they are stored in.
+        device: where they go.
+
+    Raises:
+        UserError: the folder or a file in it is missing, broken, half-written or does not fit the config.
+    """
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    with torch.device("meta"):
+        model = Decoder(config)
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            check_weights(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, model)  # noqa: SIM118 (safe_open is no dict)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no weights yet: {WEIGHTS} is missing; train it with `goldfinch train`") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}") from error
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    return model
+
+
+def check_weights(path: Path, shapes: dict[str, tuple[int, ...]], model: Decoder) -> None:
+    """Raise one UserError that lists every tensor that is missing, left over or of another shape than the model's."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in wanted.keys() - shapes.keys()]
+    problems += [f"{name} is left over" for name in shapes.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {shape}, not {wanted[name]}"
+        for name, shape in shapes.items()
+        if name in wanted and shape != wanted[name]
+    ]
+    if problems:
+        raise UserError(f"{path} does not fit its config: {'; '.join(sorted(problems))}")
