@@ -2,10 +2,15 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from goldfinch.errors import UserError
+
+T = TypeVar("T")
 
 TimeMixKind = Literal["finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2", "gold", "gptalpha", "llama"]
 ChannelMixKind = Literal["rwkv", "swiglu"]
@@ -41,7 +46,7 @@ class ModelConfig:
     channel_mix: ChannelMixKind = "rwkv"
     """The channel mix of every layer."""
     channel_width: int = 0
-    """F, width inside the channel mix; 0 for the published ratio (3.5 D, SwiGLU 8/3 D, rounded down to 32)."""
+    """Width inside the channel mix; 0 for the published ratio (3.5 D, SwiGLU 8/3 D, rounded down to 32)."""
     head_size: int = 64
     """N, channels per head."""
     latent_ratio: int = 16
@@ -56,15 +61,9 @@ class ModelConfig:
     """Rotary positions in every attention layer; None for no positions."""
 
     def __post_init__(self) -> None:
-        if self.channel_width == 0:
-            ratio = 3.5 if self.channel_mix == "rwkv" else 8 / 3
-            object.__setattr__(self, "channel_width", int(ratio * self.width / 32) * 32)
-        self._check()
-
-    def _check(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value <= 0:
+            if isinstance(value, int) and value < (field.name != "channel_width"):
                 raise UserError(f"{field.name} must be above 0, not {value}")
         if not self.time_mixes:
             raise UserError("time_mixes must name at least one layer")
@@ -91,6 +90,12 @@ class ModelConfig:
     def heads(self) -> int:
         """H, heads per layer."""
         return self.width // self.head_size
+
+    @property
+    def channel_mix_width(self) -> int:
+        """F, the width inside the channel mix."""
+        ratio = 3.5 if self.channel_mix == "rwkv" else 8 / 3
+        return self.channel_width or int(ratio * self.width / 32) * 32
 
     @property
     def gold_layers(self) -> int:
@@ -121,32 +126,60 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """Build from plain JSON types; an unknown field is an error that names its nearest neighbour."""
-        values = dict(values)
-        check_fields(cls, values)
-        if values.get("rope") is not None:
-            check_fields(RopeConfig, values["rope"], "rope.")
-            values["rope"] = RopeConfig(**values["rope"])
-        if "time_mixes" in values:
-            values["time_mixes"] = tuple(values["time_mixes"])
-        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
-        if missing:
-            raise UserError(f"the model config lacks {', '.join(missing)}")
-        return cls(**values)
+        """Build from plain JSON types; see `from_plain` for what is refused."""
+        return from_plain(cls, values)
 
 
-def check_fields(cls: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise a UserError for a key of `values` that is no field of the dataclass `cls`.
+def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
+    """Build a dataclass, and the dataclasses inside it, from plain JSON or YAML types.
+
+    Numbers may be written as text, as YAML makes of 3e-4.
 
     Args:
-        cls: a dataclass.
+        cls: a dataclass whose fields are numbers, text, paths, literals, tuples of text and other dataclasses.
         values: field name -> value.
-        prefix: how the user addresses these fields, put before the name in the message.
+        prefix: how the user addresses these fields, put before their names in messages.
+
+    Raises:
+        UserError: a field is unknown, missing or of another type, or the dataclass refuses the values.
     """
-    names = [field.name for field in dataclasses.fields(cls)]
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a mapping of fields, not {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
-        if name not in names:
-            raise UserError(f"unknown field {prefix}{name}; {did_you_mean(name, names)}")
+        if name not in fields:
+            raise UserError(f"unknown field {prefix}{name}; {did_you_mean(str(name), list(fields))}")
+    missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise UserError(f"the config lacks {', '.join(prefix + name for name in missing)}")
+    hints = get_type_hints(cls)
+    return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type of a field, or a UserError that names the field."""
+    origin = get_origin(hint)
+    if origin is UnionType:  # of one type and None
+        return None if value is None else _convert(get_args(hint)[0], value, name)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, value, name + ".")  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(get_args(hint)[0], item, name) for item in value)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"unknown {name} {value!r}; {did_you_mean(str(value), list(get_args(hint)))}")
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if (hint is float and not math.isnan(number)) or number.is_integer():
+            return hint(number)
+    elif hint in (str, Path) and isinstance(value, (str, Path)):
+        return hint(value)
+    wanted = {int: "a whole number", float: "a number"}.get(hint, "a list" if origin is tuple else "text")
+    raise UserError(f"{name} must be {wanted}, not {value!r}")
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -28,8 +28,20 @@ def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | N
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write `model.safetensors`, all or nothing."""
-    with atomic_file(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+    write_safetensors(folder / WEIGHTS, weights)
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file, all or nothing.
+
+    Raises:
+        UserError: it cannot be written, because the disk is full for example; then `path` is as it was.
+    """
+    try:
+        with atomic_file(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -140,16 +140,18 @@ def from_reference(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str,
         UserError: tensors are missing, left over or of another shape; the one message lists them all.
     """
     names = tensor_names(config)
-    left_over = tensors.keys() - {name.reference for name in names} - _unused(config).keys()
-    missing = [name.reference for name in names if name.reference not in tensors]
+    wanted = {name.reference: name.shape for name in names}
+    known = wanted | {name: tuple(tensor.shape) for name, tensor in _unused(config).items()}
+    missing = [name for name in wanted if name not in tensors]
+    left_over = sorted(tensors.keys() - known.keys())
     misshapen = [
-        f"{name.reference} is {tuple(tensors[name.reference].shape)}, not {name.shape}"
-        for name in names
-        if name.reference in tensors and tensors[name.reference].shape != name.shape
+        f"{name} is {tuple(tensors[name].shape)}, not {shape}"
+        for name, shape in known.items()
+        if name in tensors and tensors[name].shape != shape
     ]
     problems = [
         f"{what}: {', '.join(which)}"
-        for what, which in (("missing", missing), ("left over", sorted(left_over)), ("of another shape", misshapen))
+        for what, which in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
         if which
     ]
     if problems:

@@ -1,6 +1,7 @@
 """The reference's own yaml and json config files -> `ModelConfig`."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from goldfinch.config import ModelConfig, RopeConfig, TimeMixKind
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind, did_you_mean, from_plain
 from goldfinch.errors import UserError
-from goldfinch.presets import split_plan
+from goldfinch.presets import WORLD_VOCABULARY, split_plan
 
 _TIME_MIXES: dict[str, TimeMixKind] = {
     "x060": "finch",
@@ -19,19 +20,35 @@ _TIME_MIXES: dict[str, TimeMixKind] = {
     "gold": "gold",
     "llama": "llama",
 }
-_CHANNEL_MIXES = {"x060": "rwkv", "rwkv": "rwkv", "llama": "swiglu"}
+_CHANNEL_MIXES: dict[str, ChannelMixKind] = {"x060": "rwkv", "rwkv": "rwkv", "llama": "swiglu"}
+_NEEDED = ("tmix", "n_layer", "n_embd")
+_OPTIONAL = (
+    "tmix2",
+    "inv_other_layer_ratio",
+    "use_v2",
+    "use_one_minus_w",
+    "cmix",
+    "dim_ffn",
+    "dim_att",
+    "head_size",
+    "vocab_size",
+    "kv_cache_compression_ratio",
+    "rope",
+)
 
 
-def read_reference_config(paths: list[Path]) -> ModelConfig:
+def read_reference_config(paths: list[Path]) -> dict[str, Any]:
     """Merge the files' `model:` sections (or the files, where they have none), later ones over earlier ones.
 
+    Sections inside them, such as `rope`, are merged key by key.
+
     Raises:
-        UserError: a file that cannot be read, a key that is needed and missing, or a value that is not known.
+        UserError: a file that cannot be read, or that holds no settings.
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged |= _read_section(path)
-    return model_config_from_reference(merged)
+        merged = _merge(merged, _read_section(path))
+    return merged
 
 
 def _read_section(path: Path) -> dict[str, Any]:
@@ -45,36 +62,58 @@ def _read_section(path: Path) -> dict[str, Any]:
     section = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise UserError(f"{path} must hold a mapping of model settings, or a `model:` section with one")
-    return section
+    return {str(key): value for key, value in section.items()}
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(old.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(old[key], value) if both else value
+    return merged
+
+
+def ignored_keys(values: Mapping[str, Any]) -> list[str]:
+    """The keys that `model_config_from_reference` does not look at: dropout, context length, misspelt ones."""
+    return sorted(values.keys() - {*_NEEDED, *_OPTIONAL})
 
 
 def model_config_from_reference(values: Mapping[str, Any]) -> ModelConfig:
-    """The reference's keys -> our config. Keys that do not shape the model (dropout, context length) are ignored."""
-    for key in ("n_layer", "n_embd", "vocab_size", "tmix"):
-        if key not in values:
+    """The reference's keys -> our config. Other keys are ignored (`ignored_keys`), None is the key's default.
+
+    Raises:
+        UserError: a key that is needed is missing, or a value is of the wrong type or names nothing known.
+    """
+    for key in _NEEDED:
+        if values.get(key) is None:
             raise UserError(f"the reference config lacks {key!r}; give the file that has it with another --config")
-    layers = int(values["n_layer"])
-    lower = _known(_TIME_MIXES, "tmix", values["tmix"])
-    if lower == "finch_c2":
-        lower = _ablation(values)
-    upper = _known(_TIME_MIXES, "tmix2", values["tmix2"]) if values.get("tmix2") else lower
-    rope = values.get("rope")
+    width = _count(values, "n_embd")
+    if values.get("dim_att") not in (None, 0, width):
+        raise UserError(f"dim_att {values['dim_att']!r} must equal n_embd {width}, as in every published model")
+    lower = _time_mix(values, "tmix")
+    upper = _time_mix(values, "tmix2") if values.get("tmix2") else lower
+    default_channel_mix = "llama" if lower == "llama" else "x060"
+    channel_mix = _CHANNEL_MIXES[_known(_CHANNEL_MIXES, "cmix", values.get("cmix") or default_channel_mix)]
+    # The reference's SwiGLU does not look at dim_ffn. 0 is the published width, here as there.
+    own_width = channel_mix == "rwkv" and values.get("dim_ffn") not in (None, 0)
     return ModelConfig(
-        vocab_size=int(values["vocab_size"]),
-        width=int(values["n_embd"]),
-        time_mixes=split_plan(lower, upper, layers, int(values.get("inv_other_layer_ratio", 3))),
-        channel_mix=_known(_CHANNEL_MIXES, "cmix", values.get("cmix") or ("llama" if lower == "llama" else "x060")),
-        channel_width=_channel_width(values),
-        head_size=int(values.get("head_size", 64)),
-        latent_ratio=int(values.get("kv_cache_compression_ratio", 16)),
-        rope=RopeConfig(**{name: float(value) for name, value in rope.items()}) if rope else None,
+        vocab_size=_count(values, "vocab_size", WORLD_VOCABULARY),
+        width=width,
+        time_mixes=split_plan(lower, upper, _count(values, "n_layer"), _count(values, "inv_other_layer_ratio", 3)),
+        channel_mix=channel_mix,
+        channel_width=_count(values, "dim_ffn") if own_width else 0,
+        head_size=_count(values, "head_size", 64),
+        latent_ratio=_count(values, "kv_cache_compression_ratio", 16),
+        rope=_rope(values.get("rope")),
     )
 
 
-def _ablation(values: Mapping[str, Any]) -> TimeMixKind:
-    use_v2, use_one_minus_w = bool(values.get("use_v2", True)), bool(values.get("use_one_minus_w", True))
-    if use_v2 and use_one_minus_w:
-        return "finch_c2"
+def _time_mix(values: Mapping[str, Any], key: str) -> TimeMixKind:
+    """`tmix` or `tmix2`, with the two switches that make Finch-C2 one of its ablations."""
+    kind = _TIME_MIXES[_known(_TIME_MIXES, key, values[key])]
+    use_v2, use_one_minus_w = _switch(values, "use_v2"), _switch(values, "use_one_minus_w")
+    if kind != "finch_c2" or (use_v2 and use_one_minus_w):
+        return kind
     if use_v2:
         return "finch_c2_no_one_minus_w"
     if use_one_minus_w:
@@ -82,39 +121,64 @@ def _ablation(values: Mapping[str, Any]) -> TimeMixKind:
     raise UserError("use_v2 and use_one_minus_w are both off: the paper has no such model, and neither have we")
 
 
-def _channel_width(values: Mapping[str, Any]) -> int:
-    """`dim_ffn`, which SwiGLU layers of the reference do not look at; 0 for the usual width."""
-    return 0 if values.get("cmix") == "llama" else int(values.get("dim_ffn") or 0)
+def _rope(value: object) -> RopeConfig | None:
+    if value is None or value is False:
+        return None
+    if value == {}:
+        raise UserError("rope is empty in the reference config: give base, rescale or rebase, or null for no positions")
+    return from_plain(RopeConfig, value, "rope.")
 
 
-def _known(table: Mapping[str, Any], key: str, value: object) -> Any:
-    if value not in table:
-        raise UserError(f"unknown {key} {value!r} in the reference config; known: {', '.join(table)}")
-    return table[str(value)]
+def _count(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = default if values.get(key) is None else values[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{key} in the reference config must be a whole number above 0, not {value!r}")
+    return value
+
+
+def _switch(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if value not in (None, 0, 1):
+        raise UserError(f"{key} in the reference config must be true or false, not {value!r}")
+    return value is None or bool(value)
+
+
+def _known(table: Mapping[str, object], key: str, value: object) -> str:
+    if not isinstance(value, str) or value not in table:
+        raise UserError(f"unknown {key} {value!r} in the reference config; {did_you_mean(str(value), list(table))}")
+    return value
 
 
 def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     """The config of a pure Finch (RWKV-6 World) checkpoint, from its shapes alone.
 
     Raises:
-        UserError: a layer is not Finch; then a config file must say what the model is.
+        UserError: a layer is not Finch, or a tensor that tells a size is missing or has other dimensions; then a
+            config file must say what the model is.
     """
-    layers = 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")), default=-1)
-    wanted = ["time_maa_g", "time_maa_w1", "time_decay_w1", "time_faaaa"]
-    if not layers or any(f"blocks.{layer}.att.{name}" not in tensors for layer in range(layers) for name in wanted):
-        raise UserError(
-            "only pure Finch (RWKV-6) checkpoints tell their shape by themselves; "
-            "give the reference's yaml or json with --config"
-        )
+    numbers = [re.match(r"blocks\.(\d{1,4})\.", name) for name in tensors]
+    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
+    # `gate` tells Finch from Finch-C2, the other two tell it from GPTAlpha, GOLD and Llama.
+    marks = [f"blocks.{i}.att.{name}" for i in range(layers) for name in ("gate.weight", "time_decay", "time_faaaa")]
+    sizes = ["emb.weight", "blocks.0.ffn.key.weight"]
+    sizes += [f"blocks.0.att.{name}" for name in ("time_maa_w1", "time_decay_w1", "time_faaaa")]
+    lacking = [name for name in marks + sizes if name not in tensors]
+    shapes = [tuple(tensors[name].shape) for name in sizes if name in tensors]
     plan: tuple[TimeMixKind, ...] = ("finch",) * layers
-    vocab_size, width = tensors["emb.weight"].shape
-    first = {name: tensors[f"blocks.0.att.{name}"].shape for name in wanted}
-    return ModelConfig(
-        vocab_size=vocab_size,
-        width=width,
-        time_mixes=plan,
-        channel_width=tensors["blocks.0.ffn.key.weight"].shape[0],
-        head_size=first["time_faaaa"][1],
-        shift_rank=first["time_maa_w1"][1] // 5,
-        decay_rank=first["time_decay_w1"][1],
+    if not lacking:
+        match shapes:
+            case [(vocab_size, width), (channel_width, _), (_, shift_ranks), (_, decay_rank), (_, head_size)]:
+                return ModelConfig(
+                    vocab_size=vocab_size,
+                    width=width,
+                    time_mixes=plan,
+                    channel_width=channel_width,
+                    head_size=head_size,
+                    shift_rank=shift_ranks // 5,
+                    decay_rank=decay_rank,
+                )
+    why = f"it lacks {lacking[0]}" if lacking else f"{', '.join(sizes)} are {', '.join(map(str, shapes))}"
+    raise UserError(
+        f"only a pure Finch (RWKV-6) checkpoint tells its shape by itself, and {why}; "
+        "give the reference's yaml or json with --config"
     )

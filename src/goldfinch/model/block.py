@@ -19,7 +19,7 @@ class Block(nn.Module):
         self.time_mix_norm = layer_norm(config.width)
         self.time_mix = TIME_MIXES[kind](config)
         self.channel_mix_norm = layer_norm(config.width)
-        self.channel_mix = CHANNEL_MIXES[config.channel_mix](config.width, config.channel_width)
+        self.channel_mix = CHANNEL_MIXES[config.channel_mix](config.width, config.channel_mix_width)
 
     def forward(
         self, x: Tensor, state: BlockState | None = None, memory: ExpandedMemory | None = None

@@ -1,0 +1,210 @@
+"""Whole checkpoints: a published `.pth` to our folder, and back (SPEC 9)."""
+
+import contextlib
+import dataclasses
+import pickle
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, load_model, save_description, save_weights
+from goldfinch.checkpoint.reference import from_reference, to_reference
+from goldfinch.checkpoint.reference_config import infer_finch_config
+from goldfinch.config import ModelConfig
+from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
+from goldfinch.errors import UserError
+from goldfinch.files import atomic_directory, atomic_file
+from goldfinch.presets import WORLD_VOCABULARY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a conversion found."""
+
+    config: ModelConfig
+    parameters: int
+    """Numbers in the model, without what the reference stores and never uses."""
+    dtypes: tuple[str, ...]
+    """Such as ("bfloat16",); several only where the source mixes them."""
+    tokenizer: str | None
+    """Name of the tokenizer that the folder has."""
+
+
+def import_reference(
+    pth: Path, config: ModelConfig | None, output: Path, tokenizer: Tokenizer | None, *, overwrite: bool = False
+) -> Converted:
+    """Convert a published checkpoint to our folder format. Every number and its dtype stay as they are.
+
+    Args:
+        pth: a flat dict of tensors with the published names.
+        config: what the model is; None to read a pure Finch (RWKV-6 World) model from its shapes.
+        output: the folder to make, all or nothing.
+        tokenizer: to store with it; None for the RWKV World tokenizer where the vocabulary has its size.
+        overwrite: replace `output` if it is such a folder and holds nothing else.
+
+    Raises:
+        UserError: `pth` is no such file or does not fit `config`, the tokenizer has more ids than the model, or
+            `output` exists or cannot be written.
+    """
+    _check_output(output, overwrite)
+    tensors = read_tensors(pth)
+    try:
+        config = config or infer_finch_config(tensors)
+        weights = from_reference(tensors, config)
+    except UserError as error:
+        raise UserError(f"{pth}: {error}") from error
+    if tokenizer is None and config.vocab_size == WORLD_VOCABULARY:
+        tokenizer = WorldTokenizer()
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} ids, the model of {pth} only "
+            f"{config.vocab_size}: give its own with --tokenizer"
+        )
+    with _writing(output), _new_directory(output) as folder:
+        save_description(folder, config, tokenizer)
+        save_weights(folder, _untie(weights))
+    return _describe(config, weights, tokenizer)
+
+
+def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> Converted:
+    """Convert our folder to a published checkpoint, the inverse of `import_reference`.
+
+    Args:
+        folder: written by `goldfinch train` or `goldfinch convert`.
+        output: the `.pth` file to make, all or nothing.
+        overwrite: replace `output` if it exists.
+
+    Raises:
+        UserError: the folder is missing or broken, or `output` exists, is not named .pth or cannot be written.
+    """
+    if output.suffix != ".pth":
+        raise UserError(f"{output} must end in .pth: a folder converts to a published checkpoint")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists: give another name, or --overwrite")
+    model = load_model(folder)
+    weights = model.state_dict()
+    tensors = to_reference(weights, model.config)
+    with _writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
+        torch.save(tensors, file)  # given a path, it would store that: other bytes for the same weights
+    return _describe(model.config, weights, None)
+
+
+def read_tensors(pth: Path) -> dict[str, Tensor]:
+    """Map a `.pth` into memory without running any code that it may hold.
+
+    Raises:
+        UserError: it is missing, broken, or anything but a flat dict of floating-point tensors.
+    """
+    try:
+        with pth.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise UserError(f"cannot read {pth}: {error.strerror or error}") from error
+    if start != b"PK\x03\x04":  # a zip archive, which is what can be mapped
+        what = "is no checkpoint of torch 1.6 or later" if start else "is empty"
+        raise UserError(f"{pth} {what}: a .pth made by torch.save was expected; fetch or save it again")
+    try:
+        content = torch.load(pth, weights_only=True, mmap=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"objects of Python ({found[1]})" if found else "something that is no tensor"
+        raise UserError(
+            f"{pth} holds {what}, which could run any code, and was not loaded: save its state dict alone"
+        ) from error
+    except Exception as error:  # torch raises all kinds for a file that is cut off or damaged
+        raise UserError(f"{pth} is broken or cut off ({_one_line(error)}): fetch or save it again") from error
+    return _flat_tensors(pth, content)
+
+
+def _flat_tensors(pth: Path, content: object) -> dict[str, Tensor]:
+    expected = "a flat dict of floating-point tensors was expected"
+    if not isinstance(content, dict):
+        raise UserError(f"{pth} holds {_kind(content)}: {expected}")
+    if not content:
+        raise UserError(f"{pth} holds an empty dict: {expected}")
+    for name, value in content.items():
+        if isinstance(value, dict):
+            raise UserError(f"{pth} holds a dict under {name!r}: {expected}; save that inner dict alone")
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+            raise UserError(f"{pth} holds {_kind(value)} under {name!r}: {expected}")
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}, {value.layout}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _untie(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what shares memory with another tensor (a head tied to the embedding): safetensors refuses to write it."""
+    seen: set[int] = set()
+    untied = {}
+    for name, tensor in weights.items():
+        start = tensor.untyped_storage().data_ptr()
+        untied[name] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    return untied
+
+
+def _describe(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> Converted:
+    return Converted(
+        config=config,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})),
+        tokenizer=tokenizer.name if tokenizer else None,
+    )
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Refuse to replace anything; with `overwrite`, anything but a folder that holds our three files at most."""
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists: give another name, or --overwrite")
+    if not output.is_dir():
+        raise UserError(f"{output} is a file: give the name of a folder")
+    others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER})
+    if others:
+        raise UserError(f"{output} also holds {others[0]}, so it is not replaced: give another name")
+
+
+@contextlib.contextmanager
+def _new_directory(output: Path) -> Iterator[Path]:
+    """As `atomic_directory`, but an `output` that exists is replaced, after the new one is whole."""
+    if not output.exists():
+        with atomic_directory(output) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as name:
+        new, old = Path(name) / "new", Path(name) / "old"
+        with atomic_directory(new) as folder:
+            yield folder
+        output.rename(old)
+        try:
+            new.rename(output)
+        except OSError:
+            old.rename(output)
+            raise
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turn what the disk refuses (no space, no permission) into a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save hides the system's reason behind a RuntimeError of its own.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"cannot write {output}: {_one_line(reason)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,144 @@
+"""`goldfinch data`: prepare text for training, verify what was prepared."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from goldfinch.data.prepare import PrepareReport
+    from goldfinch.data.tokenizers import Tokenizer
+
+# Bad documents that are shown one by one; the rest is only counted.
+SHOWN_ERRORS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn text files into a directory of token shards for `goldfinch train --data`."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """.txt and .md (one document a file), .jsonl, .jsonl.gz and .parquet (one a line or row)."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Directory to write."""
+    tokenizer: str = "bpe"
+    """bytes, world (RWKV World, 65,536 ids), bpe (trained on these files), or a byte-level tokenizer.json file."""
+    vocab_size: int = 4096
+    """Ids of the tokenizer that is trained (bpe)."""
+    validation_fraction: float = 0.01
+    """Part of the documents that is kept for validation; of a single document, its end."""
+    text_field: str = "text"
+    """Field (.jsonl) or column (.parquet) that holds the text."""
+    seed: int = 0
+    """Another seed chooses other documents for validation."""
+    overwrite: bool = False
+    """Replace the data directory if it exists."""
+
+    def run(self) -> None:
+        """Prepare, with a progress bar; bad documents on stderr; a summary on stdout."""
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bar
+
+        from goldfinch.data.prepare import Progress, prepare
+        from goldfinch.data.writer import check_output
+
+        check_output(self.output, overwrite=self.overwrite)
+        errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        skipped = 0
+
+        with Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+            disable=not errors.is_terminal,
+        ) as bar:
+            task = bar.add_task(f"tokenizer {self.tokenizer}", total=None)
+            tokenizer = self._tokenizer()
+            bar.reset(task, description="encoding")
+
+            def show_progress(progress: Progress) -> None:
+                bar.update(task, completed=progress.bytes_read, total=progress.bytes_total)
+
+            def show_error(message: str) -> None:
+                nonlocal skipped
+                skipped += 1
+                if skipped <= SHOWN_ERRORS:
+                    errors.print(f"skipped {message}")
+
+            report = prepare(
+                self.files,
+                self.output,
+                tokenizer,
+                validation_fraction=self.validation_fraction,
+                seed=self.seed,
+                text_field=self.text_field,
+                overwrite=self.overwrite,
+                on_progress=show_progress,
+                on_error=show_error,
+            )
+        if skipped > SHOWN_ERRORS:
+            errors.print(f"skipped {skipped - SHOWN_ERRORS:,} more")
+        self._print_summary(report, tokenizer)
+
+    def _tokenizer(self) -> "Tokenizer":
+        from goldfinch.data.prepare import train_tokenizer
+        from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer, load_tokenizer
+
+        match self.tokenizer:
+            case "bytes":
+                return ByteTokenizer()
+            case "world":
+                return WorldTokenizer()
+            case "bpe":
+                return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
+            case path:
+                return load_tokenizer(Path(path))
+
+    def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
+        lines = [
+            f"{self.output}: {report.documents:,} documents, {report.tokens:,} tokens, "
+            f"{report.bytes_per_token:.2f} bytes per token ({tokenizer.name}, {tokenizer.vocab_size:,} ids)"
+        ]
+        for name, split in report.splits.items():
+            lines.append(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens")
+        if report.cut:
+            lines.append("  the files hold a single document: its last part is the validation split")
+        if report.skipped:
+            lines.append(f"  {report.skipped:,} bad documents were skipped")
+        lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
+        print("\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check every file of a data directory against its checksum."""
+
+    directory: tyro.conf.Positional[Path]
+    """What `goldfinch data prepare` wrote."""
+
+    def run(self) -> None:
+        """Read everything; one line per split that is whole."""
+        from goldfinch.data.shards import verify
+
+        for split, dataset in verify(self.directory):
+            print(f"{split}: {len(dataset):,} tokens, checksums match")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Prepare text for training, or verify what was prepared."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+    ]
+
+
+def main(args: list[str]) -> None:
+    """Parse `args` and run."""
+    tyro.cli(Data, args=args, prog="goldfinch data").command.run()

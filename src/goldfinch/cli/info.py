@@ -1,0 +1,159 @@
+"""`goldfinch info`: what a model is and what it costs, without building it."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from goldfinch.config import ModelConfig
+    from goldfinch.model.accounting import Accounting
+
+TOTALS_AT = {"1k": 2**10, "64k": 2**16, "1M": 2**20}  # tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show a model's layers, parameters, FLOPs and memory; without a name, list the presets."""
+
+    preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="PRESET|FOLDER")]] = None
+    """A preset such as goldfinch-L24-D2048, or a folder with a model."""
+    context: int = 8192
+    """Tokens in the sequence, for the FLOPs."""
+    vocab_size: int | None = None
+    """Number of token ids, for a preset; 65536 (RWKV World) unless given."""
+    id_bytes: Literal[2, 4] = 4
+    """Bytes in which the cache stores a token id; the paper's 756x and 2550x are with 4."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def run(self) -> None:
+        """Print the table, the JSON object or the list of presets."""
+        if self.preset is None:
+            self._list_presets()
+            return
+        from goldfinch.model.accounting import account
+
+        config = self._config(self.preset)
+        accounting = account(config, self.context, self.id_bytes)
+        if self.json:
+            content = {"model": config.to_dict(), **dataclasses.asdict(accounting)}
+            content["cache_ratio"] = accounting.cache_ratio
+            content["total_bytes"] = {name: accounting.total_bytes(tokens) for name, tokens in TOTALS_AT.items()}
+            print(json.dumps(content, indent=2))
+        else:
+            _print_table(self.preset, config, accounting)
+
+    def _list_presets(self) -> None:
+        from goldfinch.presets import KINDS, SIZES, preset_names
+
+        if self.json:
+            print(json.dumps(preset_names()))
+            return
+        print("Presets are named KIND-SIZE, such as goldfinch-L24-D2048.")
+        print("  KIND  " + "\n        ".join(KINDS))
+        print(f"  SIZE  {', '.join(SIZES)}, or any L<layers>-D<width>")
+
+    def _config(self, name: str) -> "ModelConfig":
+        from goldfinch.errors import UserError
+        from goldfinch.presets import WORLD_VOCABULARY, model_config
+
+        if not Path(name).is_dir():
+            try:
+                return model_config(name, WORLD_VOCABULARY if self.vocab_size is None else self.vocab_size)
+            except UserError as error:
+                raise UserError(f"{error} (nor is {name!r} a folder)") from error
+        if self.vocab_size is not None:
+            raise UserError(f"the model in {name} has its vocabulary: --vocab-size is for presets")
+        from goldfinch.checkpoint.native import read_config
+
+        return read_config(Path(name))
+
+
+def _print_table(title: str, config: "ModelConfig", accounting: "Accounting") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for section in (_shape_rows(config), _parameter_rows(accounting), _flops_rows(accounting), _bytes_rows(accounting)):
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
+    Console(highlight=False).print(table)
+
+
+Rows = list[tuple[str, str]]
+
+
+def _shape_rows(config: "ModelConfig") -> Rows:
+    plan = ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes))
+    rows = [
+        ("layers, from the lowest", plan),
+        ("channel mix", f"{config.channel_mix}, {config.channel_mix_width:,} wide"),
+        ("width", f"{config.width:,} = {config.heads} heads of {config.head_size}"),
+        ("vocabulary", f"{config.vocab_size:,} ids"),
+    ]
+    if config.gold_layers:
+        rows.append(("compressed key", f"{config.latent_width} numbers, {config.latent_ratio}:1"))
+    return rows
+
+
+def _parameter_rows(accounting: "Accounting") -> Rows:
+    inner = accounting.parameters - accounting.embedding_parameters
+    return [
+        ("parameters", f"{accounting.parameters:,}"),
+        ("  as published", f"{accounting.parameters_as_published:,}"),
+        ("  embedding and head", f"{accounting.embedding_parameters:,}"),
+        ("  all others", f"{inner:,}"),
+    ]
+
+
+def _flops_rows(accounting: "Accounting") -> Rows:
+    return [
+        (f"FLOPs per token at {accounting.context_length:,}", ""),
+        ("  training, forward + backward", _flops(accounting.training_flops_per_token)),
+        ("  pre-fill", _flops(accounting.prefill_flops_per_token)),
+        ("  decode, keys and values kept", _flops(accounting.decode_flops_per_token)),
+        ("  decode, all rebuilt each step", _flops(accounting.decode_rebuilding_flops_per_token)),
+    ]
+
+
+def _bytes_rows(accounting: "Accounting") -> Rows:
+    ratio = accounting.cache_ratio
+    transformer = accounting.transformer_bytes_per_token
+    return [
+        ("cache per token", f"{accounting.cache_bytes_per_token:,} B"),
+        ("  Transformer, same depth and width", f"{transformer:,} B"),
+        ("  ratio", "nothing grows" if ratio is None else f"{int(ratio):,}x"),
+        ("recurrent state, at any length", _size(accounting.state_bytes)),
+        *(
+            (
+                f"  with the cache at {name} tokens",
+                f"{_size(accounting.total_bytes(n))} (Transformer {_size(n * transformer)})",
+            )
+            for name, n in TOTALS_AT.items()
+        ),
+    ]
+
+
+def _flops(count: int) -> str:
+    """Three or four digits and a unit: 9.10 G."""
+    unit = min((len(str(count)) - 1) // 3, 5)
+    return f"{count / 1000**unit:.2f} {('', 'k', 'M', 'G', 'T', 'P')[unit]}FLOP"
+
+
+def _size(count: int) -> str:
+    """Bytes in binary units: 8.2 MiB."""
+    unit = min(max(count.bit_length() - 1, 0) // 10, 4)
+    return f"{count / 1024**unit:.{1 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+def main(args: list[str]) -> None:
+    """Parse `args` and run."""
+    tyro.cli(Info, args=args, prog="goldfinch info").run()

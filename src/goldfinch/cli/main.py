@@ -1,0 +1,69 @@
+"""`goldfinch COMMAND`: finds the command's file, runs it, and turns errors that users can mend into one line."""
+
+import importlib
+import os
+import sys
+
+from goldfinch import __version__
+from goldfinch.config import did_you_mean
+from goldfinch.errors import UserError
+
+COMMANDS = {
+    "quickstart": "train a small GoldFinch on Moby-Dick in minutes and watch it write",
+    "train": "train a model from a preset, a config file or both",
+    "generate": "let a model write on from a prompt",
+    "chat": "write with a model in turns, in the terminal",
+    "info": "parameters, FLOPs and memory of a preset or a run",
+    "convert": "published .pth checkpoints to our folders and back",
+    "data": "prepare text for training",
+}
+
+
+def main() -> None:
+    """Run one command; exits with 0, 2 for an error of the user's, 130 when interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run the command that `args` name and return the exit code."""
+    try:
+        _dispatch(args or ["--help"])
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has left; nothing is left to say to it, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # A full disk, a missing right: the message names the file where the system knows it.
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    name, *rest = args
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name in ("-V", "--version"):
+        print(f"goldfinch {__version__}")
+    elif name in COMMANDS:
+        importlib.import_module(f"goldfinch.cli.{name}").main(rest)
+    else:
+        raise UserError(f"unknown command {name!r}; {did_you_mean(name, list(COMMANDS))}")
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"goldfinch: {message}", file=sys.stderr)
+    return exit_code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: goldfinch COMMAND [OPTIONS]\n\n"
+        "GoldFinch language models: linear pre-fill, a tiny compressed key cache.\n\n"
+        f"commands:\n{commands}\n\n"
+        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each."
+    )

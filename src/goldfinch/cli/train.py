@@ -1,0 +1,147 @@
+"""`goldfinch train`: settings from a preset, config files and flags, later ones over earlier ones."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from goldfinch.cli.progress import TrainingDisplay
+from goldfinch.config import RopeConfig, from_plain
+from goldfinch.errors import UserError
+from goldfinch.presets import WORLD_VOCABULARY, model_config
+from goldfinch.training.config import TrainConfig, recipe
+
+DEFAULT_PRESET = "goldfinch-L6-D256"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model: goldfinch train [PRESET] --data DIR -o RUN, or goldfinch train --resume RUN.
+
+    Every setting below can be given here, or in a yaml or json file with the same names (--config). The defaults
+    shown are those of the preset and files given before --help.
+    """
+
+    preset: tyro.conf.Positional[str] = DEFAULT_PRESET
+    """KIND-SIZE, such as goldfinch-L6-D256; `goldfinch info` lists them."""
+    config: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")] = ()
+    """yaml or json file with settings; may be given several times. A run's training.json is one."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint."""
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """The run."""
+
+
+def main(args: list[str]) -> None:
+    """Parse, train, and name the next command."""
+    config, resume = parse(args)
+
+    from goldfinch.training.trainer import Trainer
+
+    with TrainingDisplay() as display:
+        result = Trainer(config, display, resume).train()
+    print(
+        f"\nvalidation: {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
+        f"({result.tokens:,} tokens)\n"
+        f"loss plot:  {config.output / 'loss.png'}\n"
+        f'next:       goldfinch generate {config.output} "Once upon a time"'
+    )
+
+
+def parse(args: list[str]) -> tuple[TrainConfig, bool]:
+    """The settings that the arguments ask for, and whether to resume.
+
+    Tyro parses the flags; what stands before them (run to resume, or preset and files) is looked up first, because it
+    decides the defaults that the flags override.
+    """
+    args = ["--output" if arg == "-o" else arg for arg in args]
+    preset = args[0] if args and not args[0].startswith("-") else DEFAULT_PRESET
+    resume = _values(args, "--resume")
+    if resume:
+        from goldfinch.training.trainer import read_settings
+
+        default = dataclasses.replace(read_settings(Path(resume[-1])), output=Path(resume[-1]))
+    else:
+        model = model_config(preset, _vocabulary(_values(args, "--data")))
+        default = TrainConfig(model=model, data=tyro.MISSING, output=tyro.MISSING, **recipe(model))
+    for path in _values(args, "--config"):
+        default = _overlay(default, Path(path))
+    train = tyro.cli(
+        Train,
+        prog="goldfinch train",
+        args=args,
+        default=Train(preset=preset, settings=default),
+        registry=_rope_on_one_line(),
+    )
+    return train.settings, train.resume is not None
+
+
+def _values(args: list[str], flag: str) -> list[str]:
+    """What the arguments give for `flag`, as `--flag value` or `--flag=value`."""
+    following = [value for name, value in itertools.pairwise(args) if name == flag]
+    return following + [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
+
+
+def _vocabulary(data: list[str]) -> int:
+    """The data's vocabulary, which the model takes over unless told otherwise."""
+    if not data:
+        return WORLD_VOCABULARY
+    from goldfinch.data.shards import TokenDataset
+
+    return TokenDataset.open(Path(data[-1]), "train").vocab_size
+
+
+def _overlay(config: TrainConfig, path: Path) -> TrainConfig:
+    """`config` with the settings of a yaml or json file over it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of settings, such as `steps: 1000`")
+    try:
+        return from_plain(TrainConfig, _merge(dataclasses.asdict(config), content))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, mappings inside them merged likewise."""
+    both = {
+        name: _merge(below[name], value) if isinstance(below.get(name), dict) and isinstance(value, dict) else value
+        for name, value in above.items()
+    }
+    return below | both
+
+
+def _rope_on_one_line() -> tyro.constructors.ConstructorRegistry:
+    """Lets `--model.rope` take `none` or fields such as `rescale=4,rebase=1`."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type != RopeConfig | None:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="none|base=10000,rescale=1,rebase=1",
+            instance_from_str=lambda words: None if words[0] == "none" else _parse_rope(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, RopeConfig),
+            str_from_instance=lambda value: [_format_rope(value)],
+        )
+
+    return registry
+
+
+def _parse_rope(text: str) -> RopeConfig:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    return from_plain(RopeConfig, {name: value for name, _, value in pairs}, "model.rope.")
+
+
+def _format_rope(rope: RopeConfig | None) -> str:
+    if rope is None:
+        return "none"
+    return ",".join(f"{name}={value:g}" for name, value in dataclasses.asdict(rope).items())

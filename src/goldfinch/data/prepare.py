@@ -1,0 +1,172 @@
+"""Text files to a directory of token shards."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from goldfinch.data.shards import SPLITS, Split
+from goldfinch.data.sources import Document, input_bytes, read_documents
+from goldfinch.data.split import Splitter
+from goldfinch.data.tokenizers import BpeTokenizer, Tokenizer
+from goldfinch.data.writer import check_output, write_dataset
+from goldfinch.errors import UserError
+
+# Documents are encoded together until they have this many characters: enough for several threads.
+BATCH = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far `prepare` is: bytes of the input files as they are stored, and tokens written."""
+
+    bytes_read: int
+    bytes_total: int
+    tokens: int
+
+
+@dataclass
+class SplitReport:
+    """What was written for one split; `text_bytes` counts UTF-8."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareReport:
+    """What `prepare` did.
+
+    Attributes:
+        splits: what was written, per split.
+        skipped: how many documents were left out as bad.
+        cut: whether a single document was cut in two: its last part is the validation split.
+    """
+
+    splits: dict[Split, SplitReport]
+    skipped: int
+    cut: bool
+
+    @property
+    def documents(self) -> int:
+        """Documents of both splits."""
+        return sum(split.documents for split in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both splits, with the end of text after each document."""
+        return sum(split.tokens for split in self.splits.values())
+
+    @property
+    def bytes_per_token(self) -> float:
+        """How much text a token stands for, on average."""
+        return sum(split.text_bytes for split in self.splits.values()) / self.tokens
+
+
+def train_tokenizer(
+    files: Sequence[Path], vocab_size: int, *, text_field: str = "text", sample_bytes: int = 100_000_000
+) -> BpeTokenizer:
+    """Train a BPE tokenizer on the first `sample_bytes` of text, an equal share from the start of each file.
+
+    Bad documents are passed over; `prepare` reports them.
+
+    Raises:
+        UserError: a file cannot be read, or `vocab_size` is too small.
+    """
+    read_documents(files)  # finds a missing last file before the first is read
+    share = sample_bytes // max(1, len(files))
+    texts = itertools.chain.from_iterable(_sample(file, text_field, share) for file in files)
+    return BpeTokenizer.train(texts, vocab_size)
+
+
+def prepare(
+    files: Sequence[Path],
+    output: Path,
+    tokenizer: Tokenizer,
+    *,
+    validation_fraction: float = 0.01,
+    seed: int = 0,
+    text_field: str = "text",
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_error: Callable[[str], None] | None = None,
+) -> PrepareReport:
+    """Encode the documents of `files` and write the data directory `output`, complete or not at all.
+
+    Which documents are for validation depends on the seed and their place in the input alone. Both splits get at
+    least one; a single document is cut at the end of a paragraph, and its last part is for validation. The start of
+    the input is read twice for that, a single document all of it. Memory does not grow with the input.
+
+    Args:
+        files: see `read_documents`.
+        output: the directory to write.
+        tokenizer: saved in `output` as well.
+        validation_fraction: between 0 and 1.
+        seed: another seed chooses other documents for validation.
+        text_field: the field or column that holds the text.
+        overwrite: replace `output`, if it is a data directory.
+        on_progress: called after each batch of documents.
+        on_error: called with "file:line: reason" for each document left out. None: the first one raises.
+
+    Raises:
+        UserError: a file cannot be read, there is no document, or `output` exists.
+    """
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"a validation fraction of {validation_fraction} leaves no text for one split; give 0.01, say")
+    check_output(output, overwrite=overwrite)
+    splitter = _plan(files, text_field, validation_fraction, seed, strict=on_error is None)
+    skipped = 0
+
+    def skip(message: str) -> None:
+        nonlocal skipped
+        skipped += 1
+        if on_error is None:
+            raise UserError(message)
+        on_error(message)
+
+    report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
+    total = input_bytes(files)
+    with write_dataset(output, tokenizer, overwrite=overwrite) as writers:
+        for batch in _batches(splitter.assign(read_documents(files, text_field, skip))):
+            encoded = tokenizer.encode_batch([document.text for _, document in batch])
+            for (split, document), ids in zip(batch, encoded, strict=True):
+                text_bytes = len(document.text.encode())
+                report[split].tokens += writers[split].append(ids, text_bytes, continues=document.continues)
+                report[split].text_bytes += text_bytes
+                report[split].documents += not document.continues
+            if on_progress:
+                tokens = sum(split.tokens for split in report.values())
+                on_progress(Progress(bytes_read=batch[-1][1].position, bytes_total=total, tokens=tokens))
+    return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut is not None)
+
+
+def _sample(file: Path, text_field: str, characters: int) -> Iterator[str]:
+    for document in read_documents([file], text_field, on_error=lambda _: None):
+        yield document.text[:characters]
+        characters -= len(document.text)
+        if characters <= 0:
+            return
+
+
+def _plan(files: Sequence[Path], text_field: str, fraction: float, seed: int, *, strict: bool) -> Splitter:
+    bad: list[str] = []
+    documents = read_documents(files, text_field, on_error=None if strict else bad.append)
+    splitter = Splitter.plan(documents, fraction, seed)
+    if splitter is None:
+        reason = f": all {len(bad)} are bad, the first is {bad[0]}" if bad else ""
+        raise UserError(f"there is no document in {', '.join(map(str, files))}{reason}; give files with text")
+    return splitter
+
+
+def _batches(documents: Iterable[tuple[Split, Document]]) -> Iterator[list[tuple[Split, Document]]]:
+    batch: list[tuple[Split, Document]] = []
+    characters = 0
+    for split, document in documents:
+        batch.append((split, document))
+        characters += len(document.text)
+        if characters >= BATCH:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

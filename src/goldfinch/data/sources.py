@@ -1,0 +1,217 @@
+"""Reading documents from files, lazily, a bounded piece of text at a time."""
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+
+from goldfinch.errors import UserError
+
+# Longer documents come in pieces of at most this many characters, so that no file needs memory in proportion.
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document, or a piece of a long one.
+
+    Attributes:
+        text: never empty, free of lone surrogates.
+        source: the file it was read from.
+        continues: whether the next item is a further piece of the same document.
+        position: bytes of all files that were read so far, as they are stored: for progress.
+    """
+
+    text: str
+    source: str
+    continues: bool = False
+    position: int = 0
+
+
+class _BadDocumentError(ValueError):
+    """Why one document of a file cannot be used; the others can."""
+
+
+# What a reader yields: text, continues, position in the file.
+_Pieces = Iterator[tuple[str, bool, int]]
+_Report = Callable[[int, str], None]
+
+
+def read_documents(
+    paths: Sequence[Path], text_field: str = "text", on_error: Callable[[str], None] | None = None
+) -> Iterator[Document]:
+    """The documents of `paths`, in order, without holding a file in memory.
+
+    A .txt or .md file is one document; .jsonl, .jsonl.gz and .parquet have one a line or row, in `text_field`.
+    The paths are checked at once, their content as it is read.
+
+    Args:
+        paths: the files.
+        text_field: the field (.jsonl) or column (.parquet) that holds the text.
+        on_error: called with "file:line: reason" for each document that is left out: broken JSON, no such field,
+            not a string, empty, not Unicode. None: the first one raises.
+
+    Raises:
+        UserError: a file is missing, of an unknown kind, empty, binary or damaged.
+    """
+    if not paths:
+        raise UserError(f"no files were given; give some of {', '.join(_READERS)}")
+    readers = [_reader(path) for path in paths]
+    return _read_all(paths, readers, text_field, on_error)
+
+
+def input_bytes(paths: Sequence[Path]) -> int:
+    """The size of all files as they are stored: the `position` of the last document, or a little more."""
+    return sum(path.stat().st_size for path in paths)
+
+
+def _reader(path: Path) -> "_Reader":
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give the files in it, for example {path}/*.jsonl")
+    for suffix, reader in _READERS.items():
+        if path.name.lower().endswith(suffix):
+            return reader
+    raise UserError(f"{path}: files of this kind cannot be read; accepted are {', '.join(_READERS)}")
+
+
+def _read_all(
+    paths: Sequence[Path],
+    readers: Sequence["_Reader"],
+    text_field: str,
+    on_error: Callable[[str], None] | None,
+) -> Iterator[Document]:
+    def report(path: Path, line: int, reason: str) -> None:
+        message = f"{path}:{line}: {reason}"
+        if on_error is None:
+            raise UserError(message)
+        on_error(message)
+
+    before = 0
+    for path, reader in zip(paths, readers, strict=True):
+        try:
+            for text, continues, position in reader(path, text_field, partial(report, path)):
+                yield Document(text, str(path), continues, before + position)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read: {error}; check the file or leave it out") from error
+        before += path.stat().st_size
+
+
+def _in_pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Regroup the blocks of one document into pieces that end where lines end, each with whether more follow."""
+    held = ""
+    for block in blocks:
+        held += block
+        while len(held) > PIECE:
+            end = held.rfind("\n", 0, PIECE) + 1 or PIECE
+            yield held[:end], True
+            held = held[end:]
+    yield held, False
+
+
+def _cut(text: str) -> Iterator[tuple[str, bool]]:
+    return _in_pieces(text[i : i + PIECE] for i in range(0, len(text), PIECE))
+
+
+def _check(text: object, text_field: str) -> str:
+    if not isinstance(text, str):
+        raise _BadDocumentError(f"{text_field!r} is not a string but {type(text).__name__}")
+    if not text:
+        raise _BadDocumentError(f"{text_field!r} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _BadDocumentError(f"{text_field!r} holds half a surrogate pair, which is not Unicode text") from None
+    return text
+
+
+def _read_text(path: Path, text_field: str, report: _Report) -> _Pieces:
+    with path.open("rb") as file:
+        for text, continues in _in_pieces(_decoded_blocks(path, file)):
+            if not text:
+                raise UserError(f"{path} is empty; leave it out")
+            yield text, continues, file.tell()
+
+
+def _decoded_blocks(path: Path, file: BufferedReader) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        while block := file.read(PIECE):
+            if b"\0" in block:
+                raise UserError(f"{path} is binary, not text; leave it out, or convert it to UTF-8")
+            yield decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8) or leave it out") from error
+
+
+def _read_json_lines(path: Path, text_field: str, report: _Report) -> _Pieces:
+    with path.open("rb") as stored, gzip.open(stored) if path.name.lower().endswith(".gz") else stored as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                text = _text_of_json(line, text_field)
+            except _BadDocumentError as error:
+                report(number, str(error))
+                continue
+            for piece, continues in _cut(text):
+                yield piece, continues, stored.tell()
+
+
+def _text_of_json(line: bytes, text_field: str) -> str:
+    try:
+        content = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _BadDocumentError("not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise _BadDocumentError(f"not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise _BadDocumentError("not a JSON object")
+    if text_field not in content:
+        raise _BadDocumentError(f"no field {text_field!r}")
+    return _check(content[text_field], text_field)
+
+
+def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install 'goldfinch[parquet]'") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if text_field not in columns:
+                raise UserError(f"{path} has no column {text_field!r} but {', '.join(columns)}; give --text-field")
+            size = path.stat().st_size
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+                for value in batch.column(0):
+                    row += 1
+                    try:
+                        text = _check(value.as_py(), text_field)
+                    except (_BadDocumentError, UnicodeDecodeError) as error:
+                        report(row, str(error))
+                        continue
+                    position = size * row // file.metadata.num_rows
+                    for piece, continues in _cut(text):
+                        yield piece, continues, position
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} cannot be read as parquet: {error}") from error
+
+
+_Reader = Callable[[Path, str, _Report], _Pieces]
+_READERS: dict[str, _Reader] = {
+    ".txt": _read_text,
+    ".md": _read_text,
+    ".jsonl": _read_json_lines,
+    ".jsonl.gz": _read_json_lines,
+    ".parquet": _read_parquet,
+}

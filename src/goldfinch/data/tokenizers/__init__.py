@@ -1,0 +1,52 @@
+"""Tokenizers: bytes, byte-level BPE, and the RWKV World vocabulary."""
+
+import json
+from pathlib import Path
+
+import tokenizers
+
+from goldfinch.data.tokenizers.base import FORMAT, VERSION, StreamDecoder, Tokenizer
+from goldfinch.data.tokenizers.bpe import BpeTokenizer
+from goldfinch.data.tokenizers.byte import ByteTokenizer
+from goldfinch.data.tokenizers.world import WorldTokenizer
+from goldfinch.errors import UserError
+
+__all__ = ["BpeTokenizer", "ByteTokenizer", "StreamDecoder", "Tokenizer", "WorldTokenizer", "load_tokenizer"]
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json: one that `Tokenizer.save` wrote, or any byte-level BPE one of Hugging Face.
+
+    Raises:
+        UserError: the file is missing, malformed, newer than this program, or not byte-level.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a tokenizer.json file") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a tokenizer.json file: {error}") from error
+    if not isinstance(content, dict) or not (content.get("format") == FORMAT or "model" in content):
+        raise UserError(f"{path} is not a tokenizer.json file: it names neither a format nor a model")
+    if content.get("format") == FORMAT:
+        return _load_own(path, content)
+    try:
+        return BpeTokenizer(tokenizers.Tokenizer.from_str(text))
+    except Exception as error:  # `tokenizers` raises bare Exception for what it cannot read
+        raise UserError(f"{path} is not a byte-level BPE tokenizer, the kind that GoldFinch reads: {error}") from error
+
+
+def _load_own(path: Path, content: dict) -> Tokenizer:
+    kinds: dict[str, type[ByteTokenizer] | type[WorldTokenizer]] = {
+        kind.name: kind for kind in (ByteTokenizer, WorldTokenizer)
+    }
+    if content.get("version") != VERSION or content.get("name") not in kinds:
+        raise UserError(
+            f"{path}: tokenizer {content.get('name')!r}, version {content.get('version')!r} is not known here "
+            f"({', '.join(kinds)}, version {VERSION} are); it may need a newer goldfinch"
+        )
+    tokenizer = kinds[content["name"]]()
+    if content.get("hash") != tokenizer.hash:
+        raise UserError(f"{path}: its hash is not that of the {tokenizer.name} vocabulary; write it anew")
+    return tokenizer

@@ -1,0 +1,103 @@
+"""What every tokenizer is: text to ids by its own rule, ids to bytes by a table."""
+
+import codecs
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from goldfinch.files import write_text
+
+FORMAT = "goldfinch-tokenizer"
+VERSION = 1
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back; `decode(encode(text)) == text` for every text.
+
+    Each id stands for definite bytes, whatever surrounds it. Ids that stand for no text (the end of a document,
+    holes in the vocabulary) have no bytes, and no text encodes to them.
+
+    Attributes:
+        name: "bytes", "bpe" or "world".
+        end_of_text: the id that follows every document.
+    """
+
+    name: str
+    end_of_text: int
+
+    def __init__(self, table: Sequence[bytes]) -> None:
+        self._table = table
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`.
+
+        Raises:
+            UnicodeEncodeError: `text` holds a lone surrogate, which no UTF-8 can write.
+        """
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text; faster than one by one where the tokenizer can use several threads."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
+
+        Raises:
+            ValueError: an id is out of range.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that `id` stands for.
+
+        Raises:
+            ValueError: `id` is out of range.
+        """
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"token id {int(id)} is not in the {self.name} vocabulary: 0..{self.vocab_size - 1}")
+        return self._table[id]
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are: 0..vocab_size - 1."""
+        return len(self._table)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of what the ids mean: their bytes, in order, and which one ends a document."""
+        meaning = [len(self._table), self.end_of_text, *(token.hex() for token in self._table)]
+        return hashlib.sha256(" ".join(map(str, meaning)).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write a tokenizer.json that `load_tokenizer` reads, all or nothing."""
+        content = {"format": FORMAT, "version": VERSION, "name": self.name, "hash": self.hash}
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+class StreamDecoder:
+    """Decodes ids one at a time: characters that are split over tokens come out whole, when they are complete.
+
+    The pieces, joined and with `flush()` at the end, are `tokenizer.decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """The text that `id` completes, often one word, sometimes none.
+
+        Raises:
+            ValueError: `id` is out of range.
+        """
+        return self._decoder.decode(self._tokenizer.token_bytes(id))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed. Starts anew afterwards."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest

@@ -1,0 +1,132 @@
+"""Byte-level byte-pair encoding, trained on the spot or read from an ordinary Hugging Face tokenizer.json."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from goldfinch.data.tokenizers.base import Tokenizer
+from goldfinch.errors import UserError
+from goldfinch.files import write_text
+
+END_OF_TEXT = "<|endoftext|>"
+# What other byte-level vocabularies call it; the first one present is taken.
+END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+
+# Long texts are encoded in slices of about this many characters: in parallel, and several times faster than whole.
+SLICE = 16_384
+# Before a space or line end between two words, or before Chinese punctuation after one, every pre-tokenizer that
+# splits words splits too: slices that begin there have the same tokens as the whole.
+SLICE_BORDER = re.compile(r"(?<=[^\W\d_])(?=[ \n][^\W\d_]|[\u3001\u3002\uff0c])")
+
+# Text that a tokenizer which is not byte-level, or which changes text, does not give back.
+PROBE = "word  Word\r\n\t e\u0301 \ufb01 \u4f60\u597d \U0001f44b\u200d\n " + "".join(map(chr, range(0x250))) + " "
+
+
+def _byte_of_character() -> dict[str, int]:
+    """How byte-level vocabularies write bytes: printable Latin-1 as itself, the rest as U+0100 onwards, in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _slices(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        border = SLICE_BORDER.search(text, start + SLICE)
+        end = border.start() if border else len(text)
+        yield text[start:end]
+        start = end
+
+
+class BpeTokenizer(Tokenizer):
+    """Wraps a byte-level `tokenizers.Tokenizer`. Special tokens have no bytes and are never read from plain text.
+
+    Raises:
+        ValueError: `backend` is not byte-level, changes the text, or has no token that ends a document.
+    """
+
+    name = "bpe"
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        # Otherwise text that merely mentions "<|endoftext|>" would end the document.
+        backend.encode_special_tokens = True
+        self._backend = backend
+
+        added = backend.get_added_tokens_decoder()
+        special = {token.content: id for id, token in added.items() if token.special}
+        names = [name for name in END_OF_TEXT_NAMES if name in special]
+        if not names:
+            raise ValueError(f"no special token ends a document (one of {', '.join(END_OF_TEXT_NAMES)})")
+        self.end_of_text = special[names[0]]
+
+        byte_of = _byte_of_character()
+        table = [b""] * (1 + max(backend.get_vocab(with_added_tokens=True).values()))
+        for token, id in backend.get_vocab(with_added_tokens=False).items():
+            if id not in added:
+                try:
+                    table[id] = bytes(byte_of[character] for character in token)
+                except KeyError:
+                    raise ValueError(f"token {id} is not written in bytes: not a byte-level vocabulary") from None
+        for id, added_token in added.items():
+            table[id] = b"" if added_token.special else added_token.content.encode()
+        super().__init__(table)
+
+        pre_tokenizer = backend.pre_tokenizer
+        words = pre_tokenizer.pre_tokenize_str("two words") if pre_tokenizer else []
+        self._splits_words = [span for _, span in words] == [(0, 3), (3, 9)]
+        probe = PROBE + " ".join(token.content for token in added.values())
+        if self.decode(self.encode(probe)) != probe:
+            raise ValueError("it changes the text (no byte-level pre-tokenizer, a normalizer, a prefix space ...)")
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BpeTokenizer":
+        """Learn a vocabulary: id 0 ends a document, 1..256 are the bytes, the rest are merges.
+
+        The same texts in the same order give the same tokenizer. Few texts may give fewer ids than `vocab_size`.
+
+        Raises:
+            UserError: `vocab_size` does not hold the bytes.
+        """
+        if vocab_size < 257:
+            raise UserError(
+                f"--vocab-size {vocab_size} cannot hold the 256 bytes and the end of text: give 257 or more"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    def encode(self, text: str) -> list[int]:
+        """Words by the pre-tokenizer, then merges in the order they were learnt."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in parallel."""
+        slices: list[str] = []
+        owners: list[int] = []
+        for owner, text in enumerate(texts):
+            text.encode()  # raises UnicodeEncodeError, where `tokenizers` would say TypeError
+            parts = list(_slices(text)) if self._splits_words else [text]
+            slices += parts
+            owners += [owner] * len(parts)
+        encoded: list[list[int]] = [[] for _ in texts]
+        encodings = self._backend.encode_batch_fast(slices, add_special_tokens=False)
+        for owner, encoding in zip(owners, encodings, strict=True):
+            encoded[owner] += encoding.ids
+        return encoded
+
+    def save(self, path: Path) -> None:
+        """Write the ordinary Hugging Face tokenizer.json, all or nothing."""
+        write_text(path, self._backend.to_str(pretty=True))

@@ -1,0 +1,17 @@
+"""One token per byte."""
+
+from goldfinch.data.tokenizers.base import Tokenizer
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0..255 are the bytes of UTF-8; 256 ends a document."""
+
+    name = "bytes"
+    end_of_text = 256
+
+    def __init__(self) -> None:
+        super().__init__([*(bytes([byte]) for byte in range(256)), b""])
+
+    def encode(self, text: str) -> list[int]:
+        """One id per byte of UTF-8."""
+        return list(text.encode())

@@ -1,0 +1,176 @@
+"""Writing token shards in one pass, with memory for one piece of text."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from goldfinch.data.shards import SPLITS, START_DTYPE, TOKEN_DTYPES, TOKENIZER, Index, Shard, Split
+from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.errors import UserError
+from goldfinch.files import atomic_directory
+
+SHARD_TOKENS = 1 << 27
+
+
+class _HashedFile:
+    """A file being written, and the SHA-256 of what was written so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+
+    def close(self) -> str:
+        self._file.close()
+        return self._hash.hexdigest()
+
+
+class _OpenShard:
+    """The shard that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.tokens = self.documents = self.text_bytes = 0
+        self._ids = _HashedFile(path)
+        self._starts = _HashedFile(path.with_suffix(".docs"))
+
+    def begin_document(self) -> None:
+        self._starts.write(np.array(self.tokens, dtype=START_DTYPE).tobytes())
+        self.documents += 1
+
+    def append(self, tokens: np.ndarray) -> None:
+        self._ids.write(tokens.tobytes())
+        self.tokens += len(tokens)
+
+    def close(self) -> Shard:
+        return Shard(
+            file=self._ids.path.name,
+            tokens=self.tokens,
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            sha256=self._ids.close(),
+            starts_sha256=self._starts.close(),
+        )
+
+
+class SplitWriter:
+    """Appends documents to one split, shard after shard."""
+
+    def __init__(self, directory: Path, split: Split, dtype: str, end_of_text: int, shard_tokens: int) -> None:
+        self._directory = directory
+        self._split = split
+        self._dtype = TOKEN_DTYPES[dtype]
+        self._end_of_text = end_of_text
+        self._shard_tokens = shard_tokens
+        self._finished: list[Shard] = []
+        self._shard: _OpenShard | None = None
+        self._inside_document = False
+
+    def append(self, ids: Sequence[int], text_bytes: int, *, continues: bool = False) -> int:
+        """Write the next document, or a piece of one that goes on with the next call; return the tokens written.
+
+        Args:
+            ids: the tokens, without the end of text, which is added where the document ends.
+            text_bytes: UTF-8 bytes of their text.
+            continues: whether more of this document follows.
+        """
+        tokens = np.array(ids if continues else [*ids, self._end_of_text], dtype=self._dtype)
+        shard = self._shard_with_room()
+        if not self._inside_document:
+            shard.begin_document()
+        shard.text_bytes += text_bytes
+        written = 0
+        while written < len(tokens):
+            shard = self._shard_with_room()
+            part = tokens[written : written + self._shard_tokens - shard.tokens]
+            shard.append(part)
+            written += len(part)
+        self._inside_document = continues
+        return written
+
+    def close(self) -> list[Shard]:
+        """Close the files; the shards that were written, in order."""
+        if self._shard:
+            self._finished.append(self._shard.close())
+            self._shard = None
+        return self._finished
+
+    def _shard_with_room(self) -> _OpenShard:
+        if self._shard and self._shard.tokens >= self._shard_tokens:
+            self.close()
+        if not self._shard:
+            self._shard = _OpenShard(self._directory / f"{self._split}-{len(self._finished):05}.bin")
+        return self._shard
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """See that `write_dataset` may write to `output`, before long work is done.
+
+    Raises:
+        UserError: it exists and `overwrite` is not given, or it exists and is not a data directory: what somebody
+            else wrote is never deleted.
+    """
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists; choose another directory or give --overwrite")
+    if not output.is_dir() or any(output.iterdir()):
+        try:
+            Index.load(output)
+        except UserError as error:
+            raise UserError(f"{output} is not a data directory, so it is not overwritten; choose another") from error
+
+
+@contextlib.contextmanager
+def write_dataset(
+    output: Path, tokenizer: Tokenizer, *, overwrite: bool = False, shard_tokens: int = SHARD_TOKENS
+) -> Iterator[dict[Split, SplitWriter]]:
+    """Give a writer for each split; when the block ends well, `output` is the complete data directory.
+
+    When the block raises, `output` is as it was. An `output` that is overwritten stays until the new one is
+    complete.
+
+    Raises:
+        UserError: see `check_output`.
+    """
+    check_output(output, overwrite=overwrite)
+    output = output.resolve()
+    fresh = output.with_name(f".{output.name}.{os.getpid()}.new") if output.exists() else output
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    with atomic_directory(fresh) as directory:
+        writers = {split: SplitWriter(directory, split, dtype, tokenizer.end_of_text, shard_tokens) for split in SPLITS}
+        try:
+            yield writers
+        finally:
+            shards = {split: writer.close() for split, writer in writers.items()}
+        tokenizer.save(directory / TOKENIZER)
+        Index(
+            tokenizer=tokenizer.name,
+            tokenizer_hash=tokenizer.hash,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            dtype=dtype,
+            splits={str(split): written for split, written in shards.items()},
+        ).save(directory)
+    if fresh != output:
+        _replace(output, fresh)
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Put `new` in the place of `old`: two renames, as a directory cannot be replaced in one step."""
+    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    shutil.rmtree(aside)

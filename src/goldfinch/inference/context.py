@@ -1,0 +1,131 @@
+"""A text that a model has read, and what it writes after it."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
+from goldfinch.inference.sampling import Sampler, Sampling
+from goldfinch.state import ModelState
+
+if TYPE_CHECKING:
+    from goldfinch.inference.language_model import LanguageModel
+
+# Tokens that go through the layers at once while reading: bounds the memory of activations.
+READ_CHUNK = 2048
+
+
+class Context:
+    """The state of one sequence: made by `LanguageModel.read`, grown by `read` and `generate`."""
+
+    def __init__(self, lm: "LanguageModel") -> None:
+        self._lm = lm
+        self._state: ModelState | None = None
+        self._length = 0
+        self._logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Tokens read and written so far."""
+        return self._length
+
+    @property
+    def logits(self) -> Tensor:
+        """(V,) float32: what follows the last token."""
+        if self._logits is None:
+            raise ValueError("the context is empty: read a text first")
+        return self._logits
+
+    @torch.inference_mode()
+    def read(self, text: str | Sequence[int] | Tensor) -> "Context":
+        """Append a text, or token ids. Nothing of the past is computed again in the recurrent layers.
+
+        Returns:
+            self.
+
+        Raises:
+            UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
+        """
+        ids = self._lm.encode(text)[None]
+        for chunk in ids.split(READ_CHUNK, dim=1):
+            hidden, self._state = self._lm.model.hidden(chunk, self._state)
+        self._length += ids.shape[1]
+        self._logits = self._lm.model.head(hidden[0, -1]).float()
+        return self
+
+    def fork(self) -> "Context":
+        """A second context with the same past; the two go on independently."""
+        other = Context(self._lm)
+        # No call changes a state in place, so that both may hold the same one.
+        other._state, other._length, other._logits = self._state, self._length, self._logits
+        return other
+
+    def generate(
+        self,
+        text: str | Sequence[int] | Tensor | None = None,
+        *,
+        max_tokens: int = 200,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> Iterator[str]:
+        """Read `text`, if any, and write on, piece by piece, until a stop string, the end of the text or `max_tokens`.
+
+        Args:
+            text: what to read first.
+            max_tokens: most tokens to write.
+            seed: for the same text again; None for another each time.
+            stop: writing ends before the first of these strings.
+            **sampling: fields of `Sampling`, such as temperature=0.8, top_p=0.9.
+
+        Yields:
+            Pieces of text, never half a character. The context then ends where the writing ended.
+
+        Raises:
+            UserError: as `read`, or a sampling setting out of range.
+        """
+        sampler = Sampler(Sampling(**sampling), seed)  # type: ignore[arg-type]
+        tokenizer = self._lm.require_tokenizer()
+        if text is not None:
+            self.read(text)
+        return stop_before(self._pieces(sampler, tokenizer, max_tokens), stop)
+
+    def _pieces(self, sampler: Sampler, tokenizer: Tokenizer, max_tokens: int) -> Iterator[str]:
+        decoder = StreamDecoder(tokenizer)
+        for _ in range(max_tokens):
+            # A model may have more ids than its tokenizer: those stand for nothing that could be written.
+            token = sampler.draw(self.logits[: tokenizer.vocab_size])
+            if token == tokenizer.end_of_text:
+                break
+            self.read([token])
+            yield decoder.push(token)
+        yield decoder.flush()
+
+
+def stop_before(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """Pass pieces on until one of the stop strings, also when it is spread over several pieces.
+
+    What could be the beginning of a stop string is held back until it is decided. Empty pieces are left out.
+    """
+    stop = [string for string in stop if string]
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [position for string in stop if (position := held.find(string)) >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        beginnings = (
+            length
+            for string in stop
+            for length in range(min(len(string) - 1, len(held)), 0, -1)
+            if held.endswith(string[:length])
+        )
+        keep = max(beginnings, default=0)
+        ready, held = held[: len(held) - keep], held[len(held) - keep :]
+        if ready:
+            yield ready
+    if held:
+        yield held

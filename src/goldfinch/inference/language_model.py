@@ -1,0 +1,128 @@
+"""A model with its tokenizer: the object that users hold (`gf.load`, `gf.build`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from goldfinch.checkpoint.native import load_model, read_tokenizer
+from goldfinch.config import ModelConfig
+from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
+from goldfinch.errors import UserError
+from goldfinch.inference.context import Context
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+from goldfinch.presets import WORLD_VOCABULARY, model_config
+
+
+class LanguageModel:
+    """Weights, config and tokenizer."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer | None) -> None:
+        self.model = model
+        """The nn.Module."""
+        self.tokenizer = tokenizer
+        """None: the model takes and gives ids only."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and the layer plan."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.head.weight.device
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or a UserError that says how to get one."""
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer: pass token ids, or put a tokenizer.json beside its weights")
+        return self.tokenizer
+
+    def encode(self, text: str | Sequence[int] | Tensor) -> Tensor:
+        """Text or ids -> checked (T,) int64 ids on the model's device.
+
+        Raises:
+            UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
+        """
+        ids = torch.as_tensor(self.require_tokenizer().encode(text) if isinstance(text, str) else text)
+        if ids.numel() == 0:
+            raise UserError("the text has no tokens: give at least one character")
+        if ids.dim() != 1:
+            raise UserError(f"token ids must be one sequence, not of shape {tuple(ids.shape)}")
+        self._check_ids(ids)
+        return ids.to(self.device, torch.int64)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise UserError(f"token ids must be integers, not {ids.dtype}")
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.config.vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise UserError(f"token id {wrong} is outside this model's vocabulary, 0 to {self.config.vocab_size - 1}")
+
+    @torch.inference_mode()
+    def logits(self, ids: Tensor) -> Tensor:
+        """The whole forward without a cache: (B, T) int64 -> (B, T, V) float32.
+
+        Raises:
+            UserError: no tokens, or ids outside the vocabulary.
+        """
+        ids = torch.as_tensor(ids)
+        if ids.dim() != 2 or ids.numel() == 0:
+            raise UserError(f"token ids must be a (batch, tokens) tensor with tokens in it, not {tuple(ids.shape)}")
+        self._check_ids(ids)
+        logits, _ = self.model(ids.to(self.device, torch.int64))
+        return logits.float()
+
+    def read(self, text: str | Sequence[int] | Tensor) -> Context:
+        """Read a text, or token ids, into a new context."""
+        return Context(self).read(text)
+
+
+def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:
+    """Load a model that `goldfinch train` or `goldfinch convert` has written.
+
+    Args:
+        path: the folder, such as "runs/quickstart".
+        dtype: "float32", "bfloat16", ...; None for the one the weights are stored in.
+        device: "cpu", "cuda", ...
+
+    Raises:
+        UserError: the folder or a file in it is missing or broken.
+    """
+    folder = Path(path)
+    model = load_model(folder, _dtype(dtype) if dtype else None, device).eval()
+    return LanguageModel(model, read_tokenizer(folder, model.config))
+
+
+def build(
+    preset: str, dtype: str = "float32", seed: int = 0, device: str = "cpu", vocab_size: int = WORLD_VOCABULARY
+) -> LanguageModel:
+    """A preset with random weights.
+
+    Args:
+        preset: KIND-SIZE, such as "goldfinch-L12-D768" (`goldfinch info` lists them).
+        dtype: of the parameters.
+        seed: of the initialisation.
+        device: where the weights go.
+        vocab_size: V; with the World tokenizer's 65536 the model gets that tokenizer.
+
+    Raises:
+        UserError: an unknown preset or dtype.
+    """
+    config = model_config(preset, vocab_size)
+    with torch.device("meta"):
+        model = Decoder(config)
+    model = model.to(_dtype(dtype)).to_empty(device=device).eval()
+    initialize(model, seed)
+    return LanguageModel(model, WorldTokenizer() if vocab_size == WORLD_VOCABULARY else None)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"unknown dtype {name!r}; use float32, bfloat16, float16 or float64")
+    return dtype

@@ -1,0 +1,85 @@
+"""Choosing the next token."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from goldfinch.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. The steps apply in the order of the fields, penalties first."""
+
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that was written before (RWKV's alpha_presence)."""
+    frequency_penalty: float = 0.0
+    """Taken from it once more per occurrence (RWKV's alpha_frequency)."""
+    penalty_decay: float = 0.996
+    """Occurrences fade by this factor at every token (RWKV's alpha_decay); 1 to never forget."""
+    temperature: float = 1.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Keep only this many of the likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the likeliest."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("penalty_decay", 0 <= self.penalty_decay <= 1, "between 0 and 1"),
+        )
+        for name, holds, wanted in rules:
+            if not holds:
+                raise UserError(f"{name} must be {wanted}, not {getattr(self, name)}")
+
+
+class Sampler:
+    """Draws one token after the other for one sequence; remembers what it drew for the penalties.
+
+    Args:
+        sampling: the settings.
+        seed: the same seed, settings and logits give the same tokens; None draws differently each time.
+    """
+
+    def __init__(self, sampling: Sampling, seed: int | None) -> None:
+        self._sampling = sampling
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self._occurrences: dict[int, float] = {}
+
+    def draw(self, logits: Tensor) -> int:
+        """(V,) logits of any float dtype and device -> a token id."""
+        token = self._choose(logits.float().cpu())
+        decay = self._sampling.penalty_decay
+        self._occurrences = {seen: count * decay for seen, count in self._occurrences.items()}
+        self._occurrences[token] = self._occurrences.get(token, 0.0) + 1.0
+        return token
+
+    def _choose(self, logits: Tensor) -> int:
+        settings = self._sampling
+        if self._occurrences and (settings.presence_penalty or settings.frequency_penalty):
+            seen = torch.tensor(list(self._occurrences))
+            counts = torch.tensor(list(self._occurrences.values()))
+            penalty = settings.presence_penalty + counts * settings.frequency_penalty
+            logits = logits.index_add(0, seen, -penalty)
+        if settings.temperature == 0:
+            return int(logits.argmax())
+        probabilities, order = torch.softmax(logits / settings.temperature, dim=-1).sort(descending=True, stable=True)
+        keep = torch.ones_like(probabilities, dtype=torch.bool)
+        if settings.top_k:
+            keep[settings.top_k :] = False
+        # A token stays while those before it have not yet reached top_p: the likeliest one always does.
+        keep &= probabilities.cumsum(0) - probabilities < settings.top_p
+        keep &= probabilities >= settings.min_p * probabilities[0]
+        choice = torch.multinomial(probabilities * keep, 1, generator=self._generator)
+        return int(order[choice])

@@ -1,0 +1,1 @@
+"""Training: the paper's recipe, exact resume, and everything a run writes."""

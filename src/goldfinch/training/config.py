@@ -1,0 +1,119 @@
+"""All settings of a training run, as plain frozen data."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from goldfinch.config import ModelConfig, from_plain
+from goldfinch.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule (SPEC 8)."""
+
+    learning_rate: float = 6e-4
+    """After the warm-up."""
+    final_learning_rate: float = 2e-4
+    """At the last step; a quarter cosine leads there."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up."""
+    warmup_start: float = 0.2
+    """Fraction of the learning rate at the first step."""
+    beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: float = 0.99
+    """Decay of the squared gradient's running mean."""
+    eps: float = 1e-8
+    """Added to the root of the squared gradient's mean."""
+    weight_decay: float = 0.001
+    """On matrices only: not on loras, mixing vectors, norms, the bonus and the decay."""
+    decay_rate_multiplier: float = 2.0
+    """The recurrent layers' base decay learns this many times faster."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Stored as `training.json` in its output folder, which `--config` reads again."""
+
+    model: ModelConfig
+    """What to train."""
+    data: Path
+    """Folder made by `goldfinch data prepare`."""
+    output: Path
+    """Folder of the run: weights, checkpoints, metrics, samples."""
+    steps: int = 0
+    """Optimizer steps; 0 for `epochs` passes over the data."""
+    epochs: float = 1.0
+    """Passes over the training tokens, where `steps` is 0."""
+    context: int = 1024
+    """Tokens in one sequence."""
+    batch_size: int = 64
+    """Sequences in one optimizer step."""
+    micro_batch_size: int = 0
+    """Sequences that go through the model at once; 0 for the whole batch. Gradients add up to the same step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    precision: Precision = "auto"
+    """bf16: autocast with fp32 weights; fp32; auto: bf16 where the hardware multiplies it natively."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto: a GPU if there is one."""
+    seed: int = 0
+    """Of the initial weights and the order of the data."""
+    validate_every: int = 200
+    """Steps between validations; there is always one at the end."""
+    validation_tokens: int = 262_144
+    """Most tokens of a validation, from the start of the split; the last one reads all of it. 0 for all always."""
+    save_every: int = 200
+    """Steps between checkpoints; there is always one at the end."""
+    keep_checkpoints: int = 2
+    """Older checkpoints are removed once a newer one is whole."""
+    sample_every: int = 200
+    """Steps between generated samples; 0 for none."""
+    sample_prompt: str = ""
+    """What samples go on from; the first words of the validation text if empty."""
+    sample_tokens: int = 100
+    """Length of a sample."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("context", "batch_size", "validate_every", "save_every", "keep_checkpoints", "sample_tokens")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("steps", "micro_batch_size", "validation_tokens", "sample_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative: {getattr(self, name)}")
+        if self.steps == 0 and not self.epochs > 0:
+            raise UserError(f"epochs must be above 0, not {self.epochs}, or give steps")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.precision not in get_args(Precision):
+            raise UserError(f"unknown precision {self.precision!r}; known: {', '.join(get_args(Precision))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the inverse of `from_dict`."""
+        values = dataclasses.asdict(self)
+        return values | {"model": self.model.to_dict(), "data": str(self.data), "output": str(self.output)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Build from plain JSON types; see `goldfinch.config.from_plain` for what is refused."""
+        return from_plain(cls, values)
+
+
+def recipe(model: ModelConfig) -> dict[str, Any]:
+    """Settings that suit a model of this size, as fields of `TrainConfig`: the paper's (SPEC 8) from D = 768 on."""
+    if model.width >= 2048:
+        rates = OptimizerConfig(learning_rate=3e-4, final_learning_rate=1e-4)
+        return {"context": 2048, "batch_size": 64, "optimizer": rates}
+    if model.width >= 768:
+        return {"context": 1024, "batch_size": 64, "optimizer": OptimizerConfig()}
+    rates = OptimizerConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=50)
+    return {"context": 256, "batch_size": 8, "optimizer": rates}

@@ -1,0 +1,52 @@
+"""The loss, and what a model achieves on held-out text."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from goldfinch.model import Decoder
+
+
+def next_token_loss(model: Decoder, windows: Tensor) -> Tensor:
+    """Sum of the cross entropy of each next token, in nats, in fp32.
+
+    Args:
+        model: takes the first T tokens of each window from an empty state.
+        windows: (B, T + 1) int64.
+    """
+    logits, _ = model(windows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Loss on held-out text."""
+
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    """The same, per byte of text: comparable between tokenizers."""
+    tokens: int
+    """How many were predicted."""
+
+
+@torch.inference_mode()
+def validate(model: Decoder, windows: Iterable[Tensor], token_bytes: Tensor) -> Validation:
+    """Average over windows of held-out text.
+
+    Args:
+        model: reads each window from an empty state.
+        windows: (B, T + 1) int64 each, on the model's device.
+        token_bytes: (V,), bytes of text that each token id stands for.
+    """
+    nats, tokens, text_bytes = 0.0, 0, 0
+    for window in windows:
+        nats += float(next_token_loss(model, window))
+        tokens += window[:, 1:].numel()
+        text_bytes += int(token_bytes[window[:, 1:].cpu()].sum())
+    bits = nats / math.log(2)
+    return Validation(loss=nats / tokens, bits_per_byte=bits / text_bytes, tokens=tokens)

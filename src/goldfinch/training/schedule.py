@@ -1,0 +1,21 @@
+"""The learning rate over a run."""
+
+import math
+
+from goldfinch.training.config import OptimizerConfig
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Quarter cosine with a linear warm-up (SPEC 8): final + (initial - final) cos(pi/2 progress).
+
+    Args:
+        step: 0 for the first optimizer step.
+        steps: of the whole run.
+        config: rates and warm-up.
+    """
+    progress = min(step / steps, 1.0)
+    initial, final = config.learning_rate, config.final_learning_rate
+    rate = final + (initial - final) * math.cos(math.pi / 2 * progress)
+    if step < config.warmup_steps:
+        rate *= config.warmup_start + (1 - config.warmup_start) * step / config.warmup_steps
+    return rate

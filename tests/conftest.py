@@ -1,0 +1,112 @@
+"""Small models whose every part works: the shared ground of the tests."""
+
+import dataclasses
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from goldfinch.config import ModelConfig
+from goldfinch.mixers.finch import Decay
+from goldfinch.model import Decoder
+
+# Examples are the same in every run, so that a failure can be repeated; no time limit per example on shared cores.
+settings.register_profile("goldfinch", deadline=None, derandomize=True, database=None, max_examples=3)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "goldfinch"))
+# Tests run side by side; threads that share the cores with them only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """small_config(*plan, **fields) -> ModelConfig with 4 heads of 16 and 41 token ids."""
+
+    def make(*plan: str, **fields) -> ModelConfig:
+        channel_mix = "swiglu" if plan[0] == "llama" else "rwkv"
+        defaults = {"vocab_size": 41, "width": 64, "head_size": 16, "channel_mix": channel_mix}
+        return ModelConfig(time_mixes=plan, **defaults | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def randomized():
+    """randomized(module) fills every parameter, those that start at zero too, and returns the module, without grads.
+
+    Nothing stays neutral: mixing vectors are about a half, norms about 1, decays reach from slow to fast. Matrices are
+    of PyTorch's default size: with larger ones six layers make more of a rounding error than fp32 tests allow.
+    """
+
+    @torch.no_grad()
+    def fill(module: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+        module.to(dtype)
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.rand(like.shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+        for name, parameter in module.named_parameters():
+            last = name.rpartition(".")[2]
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.3 * noise(parameter))
+            elif last in ("bias", "bonus"):
+                parameter.copy_(0.3 * noise(parameter))
+            elif parameter.ndim == 1 or last == "mu":
+                parameter.copy_(0.5 + 0.5 * noise(parameter))
+            elif last in ("a", "b"):  # (in, out), (outputs, in, out)
+                parameter.copy_(math.sqrt(1 / parameter.shape[-2]) * noise(parameter))
+            else:  # a Linear's (out, in), or the embedding
+                parameter.copy_(math.sqrt(1 / parameter.shape[-1]) * noise(parameter))
+        for part in module.modules():
+            if isinstance(part, Decay):
+                part.base.copy_(torch.linspace(-6, 1, part.base.numel()))
+        return module.requires_grad_(False)
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def small_model(randomized):
+    """small_model(config, dtype=float64) -> a Decoder, randomized."""
+
+    def make(config: ModelConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> Decoder:
+        return randomized(Decoder(config), dtype, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tensors_of():
+    """tensors_of(state) -> {path: tensor} of every tensor in nested dataclasses, lists and tuples."""
+
+    def collect(value, path="state") -> dict[str, Tensor]:
+        if isinstance(value, Tensor):
+            return {path: value}
+        if isinstance(value, (list, tuple)):
+            parts = {f"{path}[{index}]": part for index, part in enumerate(value)}
+        elif dataclasses.is_dataclass(value):
+            parts = {f"{path}.{field.name}": getattr(value, field.name) for field in dataclasses.fields(value)}
+        else:
+            assert value is None, f"{path} is a {type(value).__name__}: states hold tensors only"
+            parts = {}
+        return {name: tensor for part, inner in parts.items() for name, tensor in collect(inner, part).items()}
+
+    return collect
+
+
+@pytest.fixture(scope="session")
+def assert_same(tensors_of):
+    """assert_same(actual, expected, tolerance): the same tensors in the same places, to an absolute tolerance."""
+
+    def check(actual, expected, tolerance: float) -> None:
+        actual, expected = tensors_of(actual), tensors_of(expected)
+        assert actual.keys() == expected.keys()
+        for path, tensor in expected.items():
+            torch.testing.assert_close(
+                actual[path], tensor, rtol=0, atol=tolerance, msg=lambda text, path=path: f"{path}: {text}"
+            )
+
+    return check

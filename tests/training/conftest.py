@@ -1,0 +1,76 @@
+"""A tiny corpus and a tiny run."""
+
+import random
+
+import pytest
+
+from goldfinch.config import ModelConfig
+from goldfinch.data.prepare import prepare
+from goldfinch.data.tokenizers import ByteTokenizer
+from goldfinch.training.config import OptimizerConfig, TrainConfig
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A prepared folder of sentences that can be learned in a few steps."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0)
+    text = "\n\n".join(
+        " ".join(words.choice(["the whale", "the ship", "swims", "sinks", "and"]) for _ in range(40)) for _ in range(60)
+    )
+    (folder / "text.txt").write_text(text)
+    prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
+    return folder / "data"
+
+
+@pytest.fixture
+def settings(data, tmp_path):
+    """settings(**fields) -> TrainConfig of a run of six steps in tmp_path/run."""
+
+    def make(**fields) -> TrainConfig:
+        plan = ("finch_c2", "gold")
+        model = ModelConfig(vocab_size=257, width=32, head_size=16, time_mixes=plan, latent_ratio=4)
+        defaults = {
+            "model": model,
+            "data": data,
+            "output": tmp_path / "run",
+            "steps": 6,
+            "context": 16,
+            "batch_size": 4,
+            "precision": "fp32",
+            "device": "cpu",
+            "optimizer": OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2),
+            "validate_every": 4,
+            "validation_tokens": 64,
+            "save_every": 2,
+            "sample_every": 3,
+            "sample_tokens": 5,
+        }
+        return TrainConfig(**defaults | fields)
+
+    return make
+
+
+class Silent:
+    """A reporter that remembers."""
+
+    def __init__(self):
+        self.losses, self.samples, self.validations = [], [], []
+
+    def start(self, config, step, steps):
+        self.started = (step, steps)
+
+    def step(self, record):
+        self.losses.append(record["loss"])
+
+    def validation(self, step, result):
+        self.validations.append((step, result))
+
+    def sample(self, step, text):
+        self.samples.append((step, text))
+
+
+@pytest.fixture
+def silent():
+    """The class of a reporter that prints nothing and remembers everything."""
+    return Silent

@@ -1,0 +1,183 @@
+"""What a run does and writes, and that it can be stopped, resumed and trusted."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch.nn import functional as F
+
+import goldfinch as gf
+from goldfinch.checkpoint import native
+from goldfinch.data.batches import sequential_windows
+from goldfinch.data.shards import TokenDataset
+from goldfinch.errors import UserError
+from goldfinch.training.checkpoint import list_checkpoints
+from goldfinch.training.trainer import Diverged, Interrupted, Trainer, read_settings
+
+
+def test_a_run_learns_and_writes_everything_it_promises(settings, silent):
+    config, seen = settings(steps=30, validate_every=10), silent()
+    result = Trainer(config, seen).train()
+    run = config.output
+    assert seen.losses[0] > 5.0
+    assert seen.losses[-1] < 3.2
+    assert [step for step, _ in seen.validations] == [10, 20, 30]
+    assert [step for step, _ in seen.samples] == list(range(3, 31, 3))
+    assert read_settings(run) == config
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert seen.samples[-1][1] in (run / "samples.txt").read_text()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["loss"] for record in records if "loss" in record] == seen.losses
+    assert records[-1]["validation_loss"] == result.loss
+    lm = gf.load(run)
+    assert "".join(lm.read("the whale").generate(max_tokens=5, temperature=0))
+
+
+def test_validation_is_the_mean_loss_of_the_whole_split_per_token_and_per_byte(settings, silent):
+    config = settings(steps=2, validation_tokens=0)
+    result = Trainer(config, silent()).train()
+    model = gf.load(config.output).model
+    dataset = TokenDataset.open(config.data, "validation")
+    nats, text_bytes = [], 0
+    with torch.no_grad():
+        for window in sequential_windows(dataset, config.context, 1):
+            nats.append(F.cross_entropy(model(window[:, :-1])[0][0], window[0, 1:], reduction="none"))
+            text_bytes += int((window[0, 1:] < 256).sum())  # a byte each, but for the end of text
+    nats = torch.cat(nats)
+    assert result.tokens == len(dataset) - 1 == len(nats)
+    assert result.loss == pytest.approx(nats.mean().item(), rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(nats.sum().item() / text_bytes / 0.6931471805599453, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(settings, silent, tmp_path, precision):
+    whole, parts = silent(), silent()
+    Trainer(settings(output=tmp_path / "whole", precision=precision), whole).train()
+    config = settings(output=tmp_path / "parts", precision=precision)
+    with pytest.raises(Interrupted, match="--resume"):
+        Trainer(config, _StopAfter(3, parts)).train()
+    Trainer(config, parts, resume=True).train()
+    assert parts.losses == whole.losses
+    weights = [gf.load(tmp_path / name).model.state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_killed_run_resumes_from_the_last_checkpoint_and_logs_each_step_once(settings, silent):
+    seen = silent()
+
+    class Crash(_StopAfter):
+        def step(self, record):
+            super().step(record)
+            if record["step"] == 5:
+                raise RuntimeError("power failure")
+
+    with pytest.raises(RuntimeError, match="power"):
+        Trainer(settings(), Crash(None, silent())).train()
+    Trainer(settings(), seen, resume=True).train()
+    assert seen.started == (4, 6)
+    lines = (settings().output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "learning_rate" in line] == [1, 2, 3, 4, 5, 6]
+
+
+class _StopAfter:
+    """Passes everything on, and sends this process Ctrl-C after a step."""
+
+    def __init__(self, step, reporter):
+        self._step, self._reporter = step, reporter
+
+    def __getattr__(self, name):
+        return getattr(self._reporter, name)
+
+    def step(self, record):
+        self._reporter.step(record)
+        if record["step"] == self._step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_accumulated_micro_batches_give_the_same_losses(settings, silent, tmp_path):
+    whole, micro = silent(), silent()
+    Trainer(settings(), whole).train()
+    Trainer(settings(micro_batch_size=1, output=tmp_path / "micro"), micro).train()
+    assert micro.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_culprit_and_saves_what_was_good(settings, silent):
+    class Poison(_StopAfter):
+        def step(self, record):
+            self._reporter.step(record)
+            if record["step"] == 3:
+                with torch.no_grad():
+                    trainer._model.blocks[1].time_mix.key_adapter.b[0, 0, 0] = float("nan")
+
+    seen = silent()
+    trainer = Trainer(settings(), Poison(None, seen))
+    with pytest.raises(Diverged, match=r"step 4: loss nan.*the weight blocks\.1\.time_mix\.key_adapter\.b.*batch 3"):
+        trainer.train()
+    assert len(seen.losses) == 3
+    assert list_checkpoints(settings().output)[-1].name == "step-00000003.safetensors"
+
+
+def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
+    class Grow(_StopAfter):
+        def step(self, record):
+            self._reporter.step(record)
+            with torch.no_grad():
+                trainer._model.blocks[0].channel_mix.key.weight.fill_(1e30)
+
+    trainer = Trainer(settings(), Grow(None, silent()))
+    with pytest.raises(Diverged, match=r"the output of blocks\.0\.channel_mix"):
+        trainer.train()
+
+
+def test_old_checkpoints_go_once_a_newer_one_is_whole(settings, silent):
+    Trainer(settings(keep_checkpoints=2), silent()).train()
+    names = [path.name for path in list_checkpoints(settings().output)]
+    assert names == ["step-00000004.safetensors", "step-00000006.safetensors"]
+
+
+def test_a_half_written_checkpoint_is_refused_by_name_and_nothing_is_lost(settings, silent):
+    Trainer(settings(), silent()).train()
+    newest = list_checkpoints(settings().output)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"{newest.name} is no whole checkpoint.*remove it"):
+        Trainer(settings(steps=8), silent(), resume=True)
+    newest.unlink()
+    seen = silent()
+    Trainer(settings(steps=8), seen, resume=True).train()
+    assert seen.started == (4, 8)
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silent, monkeypatch):
+    real = native.save_file
+
+    def full(tensors, path, metadata=None):
+        if "00000006" in path.name:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(native, "save_file", full)
+    with pytest.raises(UserError, match=r"step-00000006\.safetensors.*No space left"):
+        Trainer(settings(), silent()).train()
+    folder = settings().output / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002.safetensors", "step-00000004.safetensors"]
+
+
+def test_a_run_is_never_overwritten(settings, silent):
+    Trainer(settings(), silent()).train()
+    with pytest.raises(UserError, match="--resume"):
+        Trainer(settings(), silent())
+
+
+def test_data_of_a_larger_vocabulary_is_refused(settings, silent):
+    model = dataclasses.replace(settings().model, vocab_size=100)
+    with pytest.raises(UserError, match=r"257 ids, the model only 100: set --model\.vocab-size 257"):
+        Trainer(settings(model=model), silent())
+
+
+def test_a_text_shorter_than_the_context_is_refused(settings, silent):
+    with pytest.raises(UserError, match="context"):
+        Trainer(settings(context=10**6), silent())
