@@ -98,14 +98,17 @@ class _StopAfter:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_accumulated_micro_batches_give_the_same_losses(settings, silent, tmp_path):
-    whole, micro = silent(), silent()
-    Trainer(settings(), whole).train()
-    Trainer(settings(micro_batch_size=1, output=tmp_path / "micro"), micro).train()
-    assert micro.losses == pytest.approx(whole.losses, rel=1e-5)
+def test_accumulated_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(settings, silent, tmp_path):
+    first = []
+    for name, size in (("whole", 0), ("micro", 1)):
+        config = settings(steps=1, micro_batch_size=size, output=tmp_path / name)
+        Trainer(config, silent()).train()
+        first.append(json.loads((config.output / "metrics.jsonl").read_text().splitlines()[0]))
+    assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-6)
+    assert first[1]["gradient_norm"] == pytest.approx(first[0]["gradient_norm"], rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_culprit_and_saves_what_was_good(settings, silent):
+def test_broken_weights_stop_the_run_with_the_culprit_and_are_not_saved(settings, silent):
     class Poison(_StopAfter):
         def step(self, record):
             self._reporter.step(record)
@@ -114,11 +117,17 @@ def test_a_loss_that_is_no_number_stops_with_the_culprit_and_saves_what_was_good
                     trainer._model.blocks[1].time_mix.key_adapter.b[0, 0, 0] = float("nan")
 
     seen = silent()
-    trainer = Trainer(settings(), Poison(None, seen))
-    with pytest.raises(Diverged, match=r"step 4: loss nan.*the weight blocks\.1\.time_mix\.key_adapter\.b.*batch 3"):
+    trainer = Trainer(settings(sample_every=0), Poison(None, seen))
+    message = r"step 4: loss nan.*the weight blocks\.1\.time_mix\.key_adapter\.b.*batch 3.*step-00000002"
+    with pytest.raises(Diverged, match=message):
         trainer.train()
     assert len(seen.losses) == 3
-    assert list_checkpoints(settings().output)[-1].name == "step-00000003.safetensors"
+    assert list_checkpoints(settings().output)[-1].name == "step-00000002.safetensors"
+    # The same at a step that saves: the newest file stays the good one.
+    trainer = Trainer(settings(save_every=1), Poison(None, seen), resume=True)
+    with pytest.raises(Diverged, match="step-00000002"):
+        trainer.train()
+    assert all(parameter.isfinite().all() for parameter in gf.load(settings().output).model.parameters())
 
 
 def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
@@ -128,8 +137,8 @@ def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
             with torch.no_grad():
                 trainer._model.blocks[0].channel_mix.key.weight.fill_(1e30)
 
-    trainer = Trainer(settings(), Grow(None, silent()))
-    with pytest.raises(Diverged, match=r"the output of blocks\.0\.channel_mix"):
+    trainer = Trainer(settings(sample_every=0), Grow(None, silent()))
+    with pytest.raises(Diverged, match=r"the output of blocks\.0\.channel_mix.*weights before this step are in"):
         trainer.train()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, load_model, save_description, save_weights
@@ -200,11 +199,10 @@ def _writing(output: Path) -> Iterator[None]:
     """Turn what the disk refuses (no space, no permission) into a UserError."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save hides the system's reason behind a RuntimeError of its own.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(f"cannot write {output}: {_one_line(reason)}") from error
+    except (OSError, RuntimeError, UserError) as error:
+        # torch.save hides the system's reason behind an error of its own; save_weights names the temporary file.
+        raise UserError(f"cannot write {output}: {_one_line(error.__context__ or error)}") from error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

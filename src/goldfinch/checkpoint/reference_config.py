@@ -156,6 +156,7 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
         UserError: a layer is not Finch, or a tensor that tells a size is missing or has other dimensions; then a
             config file must say what the model is.
     """
+    kind: TimeMixKind = "finch"
     numbers = [re.match(r"blocks\.(\d{1,4})\.", name) for name in tensors]
     layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
     # `gate` tells Finch from Finch-C2, the other two tell it from GPTAlpha, GOLD and Llama.
@@ -171,7 +172,7 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
                 return ModelConfig(
                     vocab_size=vocab_size,
                     width=width,
-                    time_mixes=plan,
+                    time_mixes=(kind,) * layers,
                     channel_width=channel_width,
                     head_size=head_size,
                     shift_rank=shift_ranks // 5,

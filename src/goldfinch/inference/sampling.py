@@ -58,8 +58,15 @@ class Sampler:
         self._occurrences: dict[int, float] = {}
 
     def draw(self, logits: Tensor) -> int:
-        """(V,) logits of any float dtype and device -> a token id."""
-        token = self._choose(logits.float().cpu())
+        """(V,) logits of any float dtype and device -> a token id.
+
+        Raises:
+            UserError: a logit is NaN.
+        """
+        logits = logits.float().cpu()
+        if logits.isnan().any():
+            raise UserError("the model's logits are no numbers: its weights are broken, or overflow in this dtype")
+        token = self._choose(logits)
         decay = self._sampling.penalty_decay
         self._occurrences = {seen: count * decay for seen, count in self._occurrences.items()}
         self._occurrences[token] = self._occurrences.get(token, 0.0) + 1.0

@@ -154,10 +154,10 @@ class Trainer:
                 step, last = self._progress.step, self._progress.step == self._steps
                 if step % config.validate_every == 0 and not last:
                     self._validate(config.validation_tokens)
-                if config.sample_every and (step % config.sample_every == 0 or last):
-                    self._sample()
                 if stop.is_set() or step % config.save_every == 0 or last:
                     self._save()
+                if config.sample_every and (step % config.sample_every == 0 or last):
+                    self._sample()
                 if stop.is_set() and not last:
                     raise Interrupted(
                         f"stopped after step {step} of {self._steps}, all saved; "
@@ -209,13 +209,19 @@ class Trainer:
         with self._autocast():
             culprit = first_bad_tensor(self._model, windows)
         self._optimizer.zero_grad()
-        path = self._save()
+        if self._weights_are_finite():
+            kept = f"the weights before this step are in {self._save()}"
+        else:
+            kept = f"the last good weights are in {next(iter(list_checkpoints(self._run)[::-1]), 'no checkpoint yet')}"
         starts = ", ".join(str(start) for start in self._batches.window_starts(step)[:4])
         raise Diverged(
             f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; first bad tensor: {culprit}; "
             f"batch {step} of {self._config.data} (windows at tokens {starts}, ...); "
-            f"the weights before this step are in {path}; resume with a lower --optimizer.learning-rate"
+            f"{kept}; resume with a lower --optimizer.learning-rate"
         )
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self._model.parameters())
 
     def _validate(self, most_tokens: int) -> Validation:
         config, step = self._config, self._progress.step
@@ -250,7 +256,9 @@ class Trainer:
         return self._tokenizer.decode(ids)
 
     def _save(self) -> Path:
-        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them."""
+        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them; never weights that are broken."""
+        if not self._weights_are_finite():
+            self._diverged(self._batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
         keep = self._config.keep_checkpoints
         path = save_checkpoint(self._run, self._model, self._optimizer, self._progress, keep)
         save_weights(self._run, self._model.state_dict())

@@ -1,0 +1,163 @@
+"""What a model costs: parameters, FLOPs and bytes (SPEC 4-6), from its module tree on the meta device.
+
+FLOPs: a multiply-add is 2. Counted are products with weights, WKV6 and attention; norms, activations and interpolations
+are not (below 1%). Bytes: bf16 numbers, except S of the recurrent layers, which is fp32.
+"""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.errors import UserError
+from goldfinch.layers.channel_mix import RwkvChannelMix
+from goldfinch.layers.low_rank import LowRank
+from goldfinch.mixers import Finch, FinchC2, Gold, GptAlpha, LlamaAttention
+from goldfinch.model.block import Block
+from goldfinch.model.decoder import Decoder
+
+UNUSED_BONUS: tuple[TimeMixKind, ...] = ("finch_c2", "finch_c2_no_one_minus_w")
+"""Kinds for which the published checkpoints store Finch's bonus u, D numbers a layer, and never use it."""
+_BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
+# y = r S: a multiply-add per entry of S. S = diag(w) S + k^T v: a multiplication and a multiply-add.
+_WKV6_FLOPS_PER_ENTRY = 2 + 1 + 2
+# Scores and weighted sum: a multiply-add per channel each, for every pair of query and key.
+_ATTENTION_FLOPS_PER_CHANNEL = 2 + 2
+# Forward 1, backward 2: gradients of the inputs and of the weights.
+_TRAINING_PASSES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accounting:
+    """What one model costs. FLOPs and bytes per token are those of one sequence."""
+
+    context_length: int
+    """Tokens of the sequence that the FLOPs below are for."""
+    parameters: int
+    """All parameters, as we store them."""
+    parameters_as_published: int
+    """The same with what the published checkpoints store and never use."""
+    embedding_parameters: int
+    """Embedding and head, both V x D."""
+    training_flops_per_token: int
+    """Forward and backward, mean over a sequence of `context_length` (attention sees half of it on average)."""
+    prefill_flops_per_token: int
+    """Reading a prompt of `context_length`, mean: every layer below the GOLD layers and W_KD. Not in it, because they
+    are paid once per prompt: the last 2G tokens through the GOLD layers, and the head (SPEC 5)."""
+    decode_flops_per_token: int
+    """Writing token number `context_length`, when keys and values of all tokens before it are kept."""
+    decode_rebuilding_flops_per_token: int
+    """The same when GOLD layers rebuild them all from the compressed key memory; equal in models without GOLD."""
+    cache_bytes_per_token: int
+    """What each token adds to the memory: GOLD's latent and id, once for all layers; keys and values of every other
+    attention layer. 0 in recurrent models."""
+    state_bytes: int
+    """What does not grow: S of the recurrent layers, and the last inputs that token shifts reach back to."""
+    transformer_bytes_per_token: int
+    """Keys and values of a Transformer of this depth and width in bf16, 2 * 2 D L."""
+
+    @property
+    def cache_ratio(self) -> float | None:
+        """How many times smaller than a Transformer's the cache is, the state left out; None where nothing grows."""
+        return self.transformer_bytes_per_token / self.cache_bytes_per_token if self.cache_bytes_per_token else None
+
+    def total_bytes(self, tokens: int) -> int:
+        """Everything remembered of a sequence of `tokens`: the cache and the state."""
+        return tokens * self.cache_bytes_per_token + self.state_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One layer's part, per token."""
+
+    flops: int
+    """Forward, without what grows with the context."""
+    attends: bool
+    """Whether attention comes on top of `flops`."""
+    expansion_flops: int = 0
+    """The part of `flops` that GOLD repeats for every token that it rebuilds."""
+    cache_bytes: int = 0
+    """Without the key memory, which belongs to no layer."""
+    state_bytes: int
+
+
+def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) -> Accounting:
+    """Count what a model costs; takes no memory, whatever its size.
+
+    Args:
+        config: the model.
+        context_length: tokens, for the FLOPs.
+        id_bytes: what the key memory stores a token id in: 4, as in the paper's figures, or 2 for up to 65536 ids.
+
+    Raises:
+        UserError: `context_length` below 1, or `id_bytes` that cannot hold the ids.
+    """
+    if context_length < 1:
+        raise UserError(f"the context length must be at least 1 token, not {context_length}")
+    if id_bytes not in (2, 4) or config.vocab_size > 2 ** (8 * id_bytes):
+        raise UserError(f"{config.vocab_size} token ids do not fit {id_bytes} bytes each; store them in 4")
+    with torch.device("meta"):
+        model = Decoder(config)
+    layers = [_layer(block, config) for block in model.blocks]
+    lower = layers[: config.first_gold_layer]
+    compress = expand = latent_bytes = 0
+    if model.token_cat is not None:
+        compress, expand = _product_flops(model.token_cat.down), _product_flops(model.token_cat.up)
+        latent_bytes = config.latent_width * _BF16 + id_bytes
+    per_token = sum(layer.flops for layer in layers) + compress + expand + _product_flops(model.head)
+    rebuilding = sum(layer.expansion_flops for layer in layers) + expand
+
+    def attention(layers: list[_Layer], keys: float) -> int:
+        """FLOPs of one query per attention layer, on `keys` keys."""
+        return round(_ATTENTION_FLOPS_PER_CHANNEL * config.width * keys) * sum(layer.attends for layer in layers)
+
+    mean_keys = (context_length + 1) / 2
+    decode = per_token + attention(layers, context_length)
+    parameters = _parameters(model)
+    return Accounting(
+        context_length=context_length,
+        parameters=parameters,
+        parameters_as_published=parameters + config.width * sum(kind in UNUSED_BONUS for kind in config.time_mixes),
+        embedding_parameters=_parameters(model.embedding) + _parameters(model.head),
+        training_flops_per_token=_TRAINING_PASSES * (per_token + attention(layers, mean_keys)),
+        prefill_flops_per_token=sum(layer.flops for layer in lower) + compress + attention(lower, mean_keys),
+        decode_flops_per_token=decode,
+        decode_rebuilding_flops_per_token=decode + (context_length - 1) * rebuilding,
+        cache_bytes_per_token=sum(layer.cache_bytes for layer in layers) + latent_bytes,
+        state_bytes=sum(layer.state_bytes for layer in layers),
+        transformer_bytes_per_token=2 * _BF16 * config.width * config.layers,
+    )
+
+
+def _layer(block: Block, config: ModelConfig) -> _Layer:
+    """Count one layer; what a mixer does besides one product per weight stands here."""
+    width, flops = config.width, _product_flops(block)
+    shift_bytes = _BF16 * width if isinstance(block.channel_mix, RwkvChannelMix) else 0
+    mixer = block.time_mix
+    if isinstance(mixer, FinchC2):
+        # v and v2 share W_V; the ablation without v2 keeps the weights of its low-rank part unused.
+        flops += _product_flops(mixer.value) if mixer.bonus is None else -_product_flops(mixer.second_value)
+    match mixer:
+        case Finch() | FinchC2():
+            entries = width * config.head_size
+            state_bytes = _FP32 * entries + _BF16 * width + shift_bytes
+            return _Layer(flops=flops + _WKV6_FLOPS_PER_ENTRY * entries, attends=False, state_bytes=state_bytes)
+        case Gold():
+            expansion = sum(map(_product_flops, (mixer.shift_low_rank, mixer.key_adapter, mixer.value_adapter)))
+            state_bytes = _BF16 * width + shift_bytes
+            return _Layer(flops=flops, attends=True, expansion_flops=expansion, state_bytes=state_bytes)
+        case GptAlpha() | LlamaAttention():
+            state_bytes = shift_bytes + (_BF16 * width if isinstance(mixer, GptAlpha) else 0)
+            return _Layer(flops=flops, attends=True, cache_bytes=2 * _BF16 * width, state_bytes=state_bytes)
+        case _:
+            raise TypeError(f"accounting does not know the time mix {type(mixer).__name__}")
+
+
+def _product_flops(module: nn.Module) -> int:
+    """FLOPs per token of all matrices in a module, each used once."""
+    return 2 * sum(_parameters(part) for part in module.modules() if isinstance(part, (nn.Linear, LowRank)))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

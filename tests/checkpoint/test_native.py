@@ -1,0 +1,145 @@
+"""Our own folder format: what is saved comes back, and nothing broken is believed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from goldfinch.checkpoint import native
+from goldfinch.checkpoint.native import (
+    load_model,
+    read_config,
+    read_tokenizer,
+    save_description,
+    save_weights,
+)
+from goldfinch.config import RopeConfig
+from goldfinch.data.tokenizers import ByteTokenizer
+from goldfinch.errors import UserError
+
+
+@pytest.fixture
+def model(small_config, small_model):
+    return small_model(small_config("finch_c2", "gold", rope=RopeConfig(rescale=2)), dtype=torch.float32)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    folder = tmp_path / "model"
+    save_description(folder, model.config, None)
+    save_weights(folder, model.state_dict())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [("finch", "finch"), ("finch_c2", "finch_c2_no_v2", "gold"), ("gptalpha",), ("llama", "llama")],
+    ids=lambda plan: plan[-1],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_what_is_saved_comes_back(plan, dtype, small_config, small_model, tmp_path, same_bits):
+    model = small_model(small_config(*plan), dtype=dtype)
+    save_description(tmp_path, model.config, ByteTokenizer())
+    save_weights(tmp_path, model.state_dict())
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert same_bits(loaded.state_dict(), model.state_dict())
+    assert isinstance(read_tokenizer(tmp_path, small_config(*plan, vocab_size=257)), ByteTokenizer)
+
+
+def test_the_dtype_can_be_another_than_on_disk(folder, model, same_bits):
+    wanted = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    assert same_bits(load_model(folder, torch.bfloat16).state_dict(), wanted)
+    save_weights(folder, wanted)
+    assert {tensor.dtype for tensor in load_model(folder).state_dict().values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_model(folder, torch.float32).state_dict().values()} == {torch.float32}
+
+
+def test_a_loaded_model_computes_and_trains(folder, model):
+    loaded = load_model(folder)
+    ids = torch.arange(12).reshape(2, 6)
+    logits, _ = loaded(ids)
+    assert torch.equal(logits, model(ids)[0])
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("share", [0, 4, 8, 9, 100, 0.3, 0.9, -1])
+def test_half_written_weights_are_refused(share, folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole)) if isinstance(share, float) else share])
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+        load_model(folder)
+
+
+def test_one_error_lists_all_that_does_not_fit(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["head.weight"]
+    tensors |= {"extra": torch.ones(1), "output_norm.bias": torch.ones(3)}
+    save_file(tensors, path)
+    with pytest.raises(UserError) as caught:
+        load_model(folder)
+    for wanted in ("head.weight is missing", "extra is left over", "output_norm.bias is (3,), not (64,)", str(path)):
+        assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot read"),
+        (b'{"format": "goldf', "cannot read"),
+        (b"\xff\xfe", "cannot read"),
+        (b"[]", "is no GoldFinch config; `goldfinch convert`"),
+        (b'{"model_type": "llama"}', "is no GoldFinch config"),
+        (b'{"format": "goldfinch", "version": 1}', "is no GoldFinch config"),
+        (b'{"format": "goldfinch", "version": 2, "model": {}}', "has version 2, this program reads 1: update"),
+        (b'{"format": "goldfinch", "model": {}}', "has version None"),
+        (b'{"format": "goldfinch", "version": 1, "model": {"widht": 3}}', "widht; did you mean width"),
+        (b'{"format": "goldfinch", "version": 1, "model": {"width": 64}}', "lacks vocab_size, time_mixes"),
+    ],
+)
+def test_configs_that_are_none(content, message, folder):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere holds no model: config\.json is missing"):
+        read_config(tmp_path / "nowhere")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights yet: model\.safetensors is missing"):
+        load_model(folder)
+    assert read_tokenizer(folder, read_config(folder)) is None
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder, model):
+    save_description(folder, model.config, ByteTokenizer())
+    with pytest.raises(UserError, match=r"tokenizer\.json has 257 ids, the model only 41"):
+        read_tokenizer(folder, model.config)
+
+
+@pytest.mark.parametrize(("error", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, UserError)])
+def test_a_save_that_is_killed_leaves_the_old_weights(error, seen, folder, model, same_bits, monkeypatch):
+    def write_half(_, path, *__):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(native, "save_file", write_half)
+    with pytest.raises(seen):
+        save_weights(folder, {name: tensor + 1 for name, tensor in model.state_dict().items()})
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert same_bits(load_model(folder).state_dict(), model.state_dict())
+
+
+def test_the_config_on_disk_is_plain_json(folder, model):
+    content = json.loads((folder / "config.json").read_text())
+    assert content["format"] == "goldfinch"
+    assert content["model"]["time_mixes"] == ["finch_c2", "gold"]
+    assert content["model"]["rope"] == {"base": 10000.0, "rescale": 2.0, "rebase": 1.0}
+    assert read_config(folder) == model.config

@@ -1,0 +1,19 @@
+"""Causal attention, its mask aligned to the end of the keys."""
+
+import pytest
+import torch
+
+from goldfinch.ops.attention import causal_attention
+
+
+@pytest.mark.parametrize(("length", "total"), [(1, 1), (1, 7), (2, 7), (5, 6), (7, 7), (33, 70)])
+def test_each_query_sees_the_keys_up_to_its_own_position(length, total):
+    torch.manual_seed(0)
+    q = torch.randn(2, 3, length, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 3, total, 8, dtype=torch.float64)
+    expected = torch.empty_like(q)
+    for t in range(length):
+        visible = total - length + t + 1
+        scores = (k[:, :, :visible] @ q[:, :, t, :, None]).squeeze(-1) / 8**0.5
+        expected[:, :, t] = (scores.softmax(-1)[:, :, None] @ v[:, :, :visible]).squeeze(-2)
+    torch.testing.assert_close(causal_attention(q, k, v), expected, rtol=0, atol=1e-12)

@@ -1,0 +1,127 @@
+"""Every WKV6 implementation against the definition, written out here in fp64."""
+
+import pytest
+import torch
+
+from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
+
+ALL = list(IMPLEMENTATIONS)
+LENGTHS = [1, 2, 3, 5, 31, 32, 33, 67, 130]
+NAMES = ("r", "k", "v", "log_w", "u", "state")
+BATCH, HEADS, SIZE = 2, 3, 4
+
+
+def definition(r, k, v, log_w, u=None, state=None):
+    """y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);  S[t] = diag(w[t]) S[t-1] + k[t]^T v[t], entry by entry."""
+    if state is None:
+        state = torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3], dtype=r.dtype)
+    y = []
+    for t in range(r.shape[1]):
+        written = torch.einsum("bhi,bhj->bhij", k[:, t], v[:, t])
+        seen = state if u is None else state + torch.einsum("hi,bhij->bhij", u, written)
+        y.append(torch.einsum("bhi,bhij->bhj", r[:, t], seen))
+        state = torch.einsum("bhi,bhij->bhij", log_w[:, t].exp(), state) + written
+    return torch.stack(y, dim=1), state
+
+
+def inputs(length, dtype=torch.float64, with_u=True, with_state=True, size=SIZE):
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    sequence = (BATCH, length, HEADS, size)
+    values = {name: normal(*sequence) for name in ("r", "k", "v")}
+    values["log_w"] = -torch.exp(normal(*sequence) * 2 - 2)
+    values["u"] = normal(HEADS, size) if with_u else None
+    values["state"] = normal(BATCH, HEADS, size, size) if with_state else None
+    return {name: None if value is None else value.to(dtype) for name, value in values.items()}
+
+
+def run_with_gradients(function, values):
+    """y, the state, and the gradients of both for every input, in fp64 for comparison."""
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items() if value is not None}
+    y, state = function(**leaves)
+    generator = torch.Generator().manual_seed(0)
+    loss = sum(
+        (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)).sum()
+        for out in (y, state)
+    )
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    results = {"y": y, "final state": state} | dict(zip(leaves, gradients, strict=True))
+    return {name: result.detach().double() for name, result in results.items()}
+
+
+def assert_agree(actual, expected, tolerance):
+    """Largest difference, relative to the largest entry of the tensor."""
+    assert actual.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert torch.isfinite(actual[name]).all(), name
+        assert (actual[name] - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1e-30), name
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_outputs_state_and_all_gradients_equal_the_definition(implementation, dtype, tolerance, length):
+    for with_u, with_state in ((True, True), (False, False)):
+        values = inputs(length, dtype, with_u, with_state)
+        wide = {name: None if value is None else value.double() for name, value in values.items()}
+        expected = run_with_gradients(definition, wide)
+        actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation=implementation), values)
+        assert_agree(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("mixed", [True, False], ids=["mixed", "one decay at a time"])
+def test_extreme_decays_stay_finite_and_exact_with_their_gradients(implementation, dtype, tolerance, mixed):
+    extremes = torch.tensor([-torch.inf, -1e4, -100.0, -20.0, -1.0, -1e-8, 0.0], dtype=torch.float64)
+    length = 35
+    for extreme in [None] if mixed else extremes:
+        values = inputs(length, dtype)
+        if extreme is None:
+            chosen = torch.randint(len(extremes), values["log_w"].shape, generator=torch.Generator().manual_seed(1))
+            values["log_w"] = extremes[chosen].to(dtype)
+        else:
+            values["log_w"] = torch.full_like(values["log_w"], extreme)
+        expected = run_with_gradients(definition, {name: value.double() for name, value in values.items()})
+        actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation=implementation), values)
+        assert_agree(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_bf16_inputs_are_computed_in_fp32_and_only_rounded_at_the_end(implementation):
+    values = inputs(33)
+    low = {name: value.bfloat16() if name in ("r", "k", "v") else value.float() for name, value in values.items()}
+    y, state = definition(**{name: value.double() for name, value in low.items()})
+    low_y, low_state = wkv6(**low, implementation=implementation)
+    assert low_y.dtype == torch.bfloat16
+    assert low_state.dtype == torch.float32
+    torch.testing.assert_close(low_y.double(), y, rtol=2**-8, atol=1e-5 * y.abs().max().item())
+    torch.testing.assert_close(low_state.double(), state, rtol=0, atol=1e-5 * state.abs().max().item())
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_autocast_does_not_lower_the_precision(implementation):
+    values = inputs(33, torch.float32)
+    expected = wkv6(**values, implementation=implementation)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = wkv6(**values, implementation=implementation)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_inputs_are_left_as_they_were(implementation):
+    values = inputs(33, torch.float32)
+    before = {name: value.clone() for name, value in values.items()}
+    wkv6(**values, implementation=implementation)
+    assert all(torch.equal(values[name], before[name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_gradients_agree_with_finite_differences(implementation):
+    values = [inputs(5, size=2)[name].requires_grad_() for name in NAMES]
+    assert torch.autograd.gradcheck(lambda *args: wkv6(*args, implementation=implementation), values, fast_mode=True)

@@ -1,0 +1,110 @@
+"""A reader sees the old content or the new one, never half of either."""
+
+import os
+import threading
+
+import pytest
+
+from goldfinch.files import atomic_directory, atomic_file, write_text
+
+
+class Killed(BaseException):
+    """As KeyboardInterrupt: no `except Exception` sees it."""
+
+
+@pytest.fixture
+def umask():
+    """A strict umask for the time of one test."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def write_half(path, error):
+    path.write_bytes(b"half")
+    raise error
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_new_after_the_block_and_not_before(tmp_path):
+    path = tmp_path / "new" / "deep" / "file"
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"content")
+        assert not path.exists()
+        assert temporary.parent == path.parent, "a rename over a file system's border is no rename"
+    assert path.read_bytes() == b"content"
+    assert names(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, Killed])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_file_is_as_it_was_when_the_block_raises(error, old, tmp_path):
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises(error), atomic_file(path) as temporary:
+        write_half(temporary, error)
+    assert names(tmp_path) == ([] if old is None else ["file"])
+    assert old is None or path.read_bytes() == old
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path, size, done = tmp_path / "file", 200_000, threading.Event()
+    write_text(path, "a" * size)
+    seen = set()
+
+    def read():
+        while not done.is_set():
+            seen.add(path.read_text(encoding="utf-8"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for letter in "bcdefghij":
+        write_text(path, letter * size)
+    done.set()
+    reader.join()
+    assert seen <= {letter * size for letter in "abcdefghij"}
+
+
+def test_text_is_utf8(tmp_path):
+    write_text(tmp_path / "file", "é\n你好\n")
+    assert (tmp_path / "file").read_bytes() == "é\n你好\n".encode()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.usefixtures("umask")
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    write_text(tmp_path / "file", "x")
+    with atomic_directory(tmp_path / "folder") as temporary:
+        (temporary / "inside").write_text("x")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"file": 0o640, "folder": 0o750, "inside": 0o640}
+
+
+def test_a_directory_appears_whole(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with atomic_directory(path) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_text("x")
+        assert not path.exists()
+    assert (path / "sub" / "file").read_text() == "x"
+    assert names(path.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [ValueError, Killed])
+def test_a_directory_is_not_there_when_the_block_raises(error, tmp_path):
+    with pytest.raises(error), atomic_directory(tmp_path / "folder") as temporary:
+        write_half(temporary / "file", error)
+    assert names(tmp_path) == []
+
+
+def test_a_directory_that_exists_is_not_touched(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    with pytest.raises(FileExistsError, match="folder exists"), atomic_directory(tmp_path / "folder"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "folder" / "old").read_text() == "old"
+    assert names(tmp_path) == ["folder"]
