@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from goldfinch.config import ModelConfig, RopeConfig, TimeMixKind, did_you_mean
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind, did_you_mean
 from goldfinch.errors import UserError
 
 WORLD_VOCABULARY = 65536
@@ -40,20 +40,15 @@ def _goldfinch(inverse_fraction: int = 3, latent_ratio: int = 16, rope: RopeConf
     )
 
 
-def _uniform(kind: TimeMixKind, rope: RopeConfig | None = None) -> "_Kind":
+def _uniform(kind: TimeMixKind, rope: RopeConfig | None = None, channel_mix: ChannelMixKind = "rwkv") -> "_Kind":
     return lambda layers, width, vocab_size: ModelConfig(
-        vocab_size=vocab_size, width=width, time_mixes=(kind,) * layers, rope=rope
+        vocab_size=vocab_size, width=width, time_mixes=(kind,) * layers, channel_mix=channel_mix, rope=rope
     )
 
 
 def _finch_c2_gptalpha(layers: int, width: int, vocab_size: int) -> ModelConfig:
     plan = split_plan("finch_c2", "gptalpha", layers, 3)
     return ModelConfig(vocab_size=vocab_size, width=width, time_mixes=plan)
-
-
-def _llama(layers: int, width: int, vocab_size: int) -> ModelConfig:
-    plan: tuple[TimeMixKind, ...] = ("llama",) * layers
-    return ModelConfig(vocab_size=vocab_size, width=width, time_mixes=plan, channel_mix="swiglu", rope=RopeConfig())
 
 
 _Kind = Callable[[int, int, int], ModelConfig]
@@ -69,7 +64,7 @@ KINDS: dict[str, _Kind] = {
     "finch_c2_no_v2": _uniform("finch_c2_no_v2"),
     "finch_c2_gptalpha": _finch_c2_gptalpha,
     "gptalpha": _uniform("gptalpha", rope=RopeConfig()),
-    "llama": _llama,
+    "llama": _uniform("llama", rope=RopeConfig(), channel_mix="swiglu"),
 }
 
 

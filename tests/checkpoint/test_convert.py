@@ -135,10 +135,10 @@ def test_code_in_a_pickle_is_not_run(raw, tmp_path, save_pth):
     ("content", "message"),
     [
         ({}, "holds an empty dict"),
-        ([torch.ones(1)], "holds a list: a flat dict of floating-point tensors was expected"),
+        ([torch.ones(1)], "holds a value of type list: a flat dict of floating-point tensors was expected"),
         (torch.ones(1), "holds a tensor of torch.float32"),
         ({"state_dict": {"emb.weight": torch.ones(1)}}, "holds a dict under 'state_dict'.* save that inner dict alone"),
-        ({"emb.weight": torch.ones(1), "step": 3}, "holds a int under 'step'"),
+        ({"emb.weight": torch.ones(1), "step": 3}, "holds a value of type int under 'step'"),
         ({"emb.weight": torch.ones(1, dtype=torch.int8)}, "holds a tensor of torch.int8.* under 'emb.weight'"),
         ({"emb.weight": torch.eye(2).to_sparse()}, "holds a tensor of .*sparse_coo under 'emb.weight'"),
         ({"emb.weight": torch.ones(1, device="meta")}, "holds a tensor .* under 'emb.weight'"),

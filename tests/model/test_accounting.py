@@ -162,7 +162,6 @@ def test_impossible_questions_are_refused():
         account(dataclasses.replace(TINY["goldfinch"], vocab_size=70_000), id_bytes=2)
 
 
-@pytest.mark.xfail(strict=True, reason="nn.Embedding draws its weights on the meta device, which imports torch._dynamo")
 def test_accounting_does_not_load_the_compiler():
     """It takes longer to load than all the rest of `goldfinch info`."""
     program = (

@@ -96,7 +96,6 @@ def test_the_state_passed_in_is_left_as_it_was(config, small_model, assert_same)
     assert torch.equal(first, again)
 
 
-@pytest.mark.xfail(strict=True, reason="states are views of the activations of the whole piece that was read")
 def test_a_state_keeps_no_activations_alive(small_model, tensors_of):
     _, state = small_model(GOLDFINCH)(random_ids(1, 50))
     for path, tensor in tensors_of(state).items():

@@ -116,7 +116,8 @@ def read_tensors(pth: Path) -> dict[str, Tensor]:
             f"{pth} holds {what}, which could run any code, and was not loaded: save its state dict alone"
         ) from error
     except Exception as error:  # torch raises all kinds for a file that is cut off or damaged
-        raise UserError(f"{pth} is broken or cut off ({_one_line(error)}): fetch or save it again") from error
+        reason = _one_line(error).partition(". ")[0]
+        raise UserError(f"{pth} is broken or cut off ({reason}): fetch or save it again") from error
     return _flat_tensors(pth, content)
 
 
@@ -139,7 +140,11 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _kind(value: object) -> str:
-    return f"a tensor of {value.dtype}, {value.layout}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"a tensor of {value.dtype}, {value.layout}"
+        if isinstance(value, Tensor)
+        else f"a value of type {type(value).__name__}"
+    )
 
 
 def _untie(weights: dict[str, Tensor]) -> dict[str, Tensor]:

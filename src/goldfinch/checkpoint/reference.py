@@ -1,6 +1,7 @@
 """The published tensor names (SPEC 9), in both directions. This is the only place that knows them."""
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from goldfinch.config import ModelConfig, TimeMixKind
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
+from goldfinch.model.accounting import UNUSED_BONUS
 from goldfinch.model.initialization import bonus
 
 # published name under `blocks.{l}.att.` -> our name under `blocks.{l}.time_mix.`; `[i]` is row i of our tensor.
@@ -82,8 +84,6 @@ _CHANNEL_MIX = {
     | {f"{name}.weight": f"{name}.weight" for name in ("key", "receptance", "value")},
     "swiglu": {"w1.weight": "gate.weight", "w2.weight": "down.weight", "w3.weight": "up.weight"},
 }
-# The reference's Finch-C2 stores Finch's bonus and never uses it.
-_UNUSED_BONUS: tuple[TimeMixKind, ...] = ("finch_c2", "finch_c2_no_one_minus_w")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,7 @@ class TensorName:
 
 def tensor_names(config: ModelConfig) -> list[TensorName]:
     """Every tensor that a published checkpoint of this model must hold."""
-    with torch.device("meta"):
-        ours = Decoder(config).state_dict()
+    ours = _our_shapes(config)
     pairs = {"emb.weight": "embedding.weight", "head.weight": "head.weight"}
     for part in ("weight", "bias"):
         pairs[f"blocks.0.ln0.{part}"] = f"embedding_norm.{part}"
@@ -119,9 +118,15 @@ def tensor_names(config: ModelConfig) -> list[TensorName]:
     for reference, our in pairs.items():
         name, _, index = our.rstrip("]").partition("[")
         row = int(index) if index else None
-        shape = tuple(ours[name].shape if row is None else ours[name][row].shape)
+        shape = ours[name] if row is None else ours[name][1:]
         names.append(TensorName(reference, name, row, _reference_shape(reference, shape)))
     return names
+
+
+@functools.lru_cache(maxsize=8)  # each conversion asks more than once, and building all those modules takes its time
+def _our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
 
 
 def _reference_shape(reference: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -158,12 +163,10 @@ def from_reference(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str,
         raise UserError("the checkpoint does not fit the model config (check --config): " + "; ".join(problems))
     rows: dict[str, dict[int, Tensor]] = {}
     ours: dict[str, Tensor] = {}
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
     for name in names:
         tensor = tensors[name.reference]
         if name.row is None:
-            ours[name.ours] = tensor.reshape(shapes[name.ours])
+            ours[name.ours] = tensor.reshape(_our_shapes(config)[name.ours])
         else:
             rows.setdefault(name.ours, {})[name.row] = tensor.flatten()
     ours |= {name: torch.stack([parts[row] for row in sorted(parts)]) for name, parts in rows.items()}
@@ -185,5 +188,5 @@ def _unused(config: ModelConfig) -> dict[str, Tensor]:
     return {
         f"blocks.{layer}.att.time_faaaa": bonus(layer, config.layers, config.heads, config.head_size)
         for layer, kind in enumerate(config.time_mixes)
-        if kind in _UNUSED_BONUS
+        if kind in UNUSED_BONUS
     }

@@ -165,7 +165,6 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     sizes += [f"blocks.0.att.{name}" for name in ("time_maa_w1", "time_decay_w1", "time_faaaa")]
     lacking = [name for name in marks + sizes if name not in tensors]
     shapes = [tuple(tensors[name].shape) for name in sizes if name in tensors]
-    plan: tuple[TimeMixKind, ...] = ("finch",) * layers
     if not lacking:
         match shapes:
             case [(vocab_size, width), (channel_width, _), (_, shift_ranks), (_, decay_rank), (_, head_size)]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from goldfinch.layers.token_shift import lerp, token_shift
+from goldfinch.layers.token_shift import last_token, lerp, token_shift
 
 
 class RwkvChannelMix(nn.Module):
@@ -23,7 +23,7 @@ class RwkvChannelMix(nn.Module):
         before = token_shift(x, last)
         r = self.receptance(lerp(x, before, self.mu_r))
         k = self.key(lerp(x, before, self.mu_k))
-        return torch.sigmoid(r) * self.value(torch.relu(k).square()), x[:, -1]
+        return torch.sigmoid(r) * self.value(torch.relu(k).square()), last_token(x)
 
 
 class SwiGlu(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class LowRank(nn.Module):
-    """tanh(z A) B, for one or several outputs (P2, P16).
+    """tanh(z A) B, for one or several outputs (in P1-3 and P16).
 
     The paper's lora(z) = lambda + tanh(z A) B and loradapt(z) = z + tanh(z C) E are this plus their own first term,
     which stands where it is used.

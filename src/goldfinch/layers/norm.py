@@ -1,5 +1,6 @@
 """Normalisations that are not PyTorch's own."""
 
+import torch
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-5
@@ -16,4 +17,6 @@ def rms_normalize(x: Tensor) -> Tensor:
     Not `F.rms_norm`, whose eps stands inside the root: near zero the two differ.
     """
     wide = x.float() if x.itemsize < 4 else x
-    return (wide / (wide.square().mean(-1, keepdim=True).sqrt() + 1e-8)).to(x.dtype)
+    # The norm's gradient is 0 where x is 0; that of a square root would be NaN.
+    rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+    return (wide / (rms + 1e-8)).to(x.dtype)

@@ -7,8 +7,8 @@ from goldfinch.layers.low_rank import LowRank
 
 
 def lerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """a + (b - a) * weight (P1). Not `torch.lerp`, which wants one dtype and so fails under autocast."""
-    return a + (b - a) * weight
+    """a + (b - a) * weight (P1-3). Not `torch.lerp`, which wants one dtype and so fails under autocast."""
+    return torch.addcmul(a, b - a, weight)
 
 
 def token_shift(x: Tensor, last: Tensor | None) -> Tensor:
@@ -22,8 +22,13 @@ def token_shift(x: Tensor, last: Tensor | None) -> Tensor:
     return torch.cat([before, x[:, :-1]], dim=1)
 
 
+def last_token(x: Tensor) -> Tensor:
+    """(B, T, D) -> (B, D), what the next `token_shift` needs; a copy, so that a state keeps no activations alive."""
+    return x[:, -1].clone()
+
+
 class DataDependentLerp(nn.Module):
-    """ddlerp (P3): mixes each token with the one before it, per channel and per use, by weights that the data choose.
+    """ddlerp (P1-3): mixes each token with the one before it, per channel and per use, by weights that the data choose.
 
     ddlerp_s(a, b) = a + (b - a) * (mu_s + tanh((a + (b - a) * mu_x) A_s) B_s)
     """
@@ -39,5 +44,5 @@ class DataDependentLerp(nn.Module):
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
         """Two of (B, T, D) -> one (B, T, D) per use."""
         difference = before - x
-        weights = self.low_rank(x + difference * self.mu_x)
-        return tuple(x + difference * (mu + weight) for mu, weight in zip(self.mu, weights, strict=True))
+        weights = self.low_rank(torch.addcmul(x, difference, self.mu_x))
+        return tuple(torch.addcmul(x, difference, mu + weight) for mu, weight in zip(self.mu, weights, strict=True))

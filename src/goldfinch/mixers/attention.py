@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
-from goldfinch.layers.token_shift import DataDependentLerp, token_shift
+from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
 from goldfinch.ops.attention import causal_attention
 from goldfinch.state import AttentionState
 
@@ -48,7 +48,7 @@ class GptAlpha(nn.Module):
         k = self.key_norm(self.key(x_k))
         v = self.value_norm(self.value(x_v))
         y, keys, values = _attend(q, k, v, self.heads, self.rope, state)
-        return self.output(self.norm(y)), AttentionState(last=x[:, -1], keys=keys, values=values)
+        return self.output(self.norm(y)), AttentionState(last=last_token(x), keys=keys, values=values)
 
 
 class LlamaAttention(nn.Module):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from goldfinch.config import ModelConfig
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
-from goldfinch.layers.token_shift import DataDependentLerp, token_shift
+from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
 from goldfinch.ops.wkv6 import wkv6
 from goldfinch.state import RecurrentState
 
@@ -15,7 +15,7 @@ HEAD_NORM_EPS = 64e-5
 
 
 class Decay(nn.Module):
-    """The data-dependent decay w = exp(-exp(d)), d = lambda_d + tanh(x A_d) B_d (P5, F17)."""
+    """The data-dependent decay w = exp(-exp(d)), d = lambda_d + tanh(x A_d) B_d (P4-13, F14-22)."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Finch(nn.Module):
         )
         y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None)
         y = self.norm(y.flatten(0, 1).flatten(-2)).view(x.shape)
-        return self.output(y * F.silu(self.gate(x_g))), RecurrentState(last=x[:, -1], wkv=wkv)
+        return self.output(y * F.silu(self.gate(x_g))), RecurrentState(last=last_token(x), wkv=wkv)
 
 
 class FinchC2(nn.Module):
@@ -101,4 +101,4 @@ class FinchC2(nn.Module):
         y = y.flatten(-2)
         if self.bonus is None:
             y = y + self.value(x_v2) + self.second_value(x_v2)[0]
-        return self.output(self.norm(y)), RecurrentState(last=x[:, -1], wkv=wkv)
+        return self.output(self.norm(y)), RecurrentState(last=last_token(x), wkv=wkv)

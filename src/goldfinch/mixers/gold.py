@@ -9,7 +9,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
-from goldfinch.layers.token_shift import DataDependentLerp, lerp, token_shift
+from goldfinch.layers.token_shift import DataDependentLerp, last_token, lerp, token_shift
 from goldfinch.ops.attention import causal_attention
 from goldfinch.state import GoldState
 
@@ -61,10 +61,10 @@ class Gold(nn.Module):
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         q, k = rotate(q, k.shape[2] - q.shape[2], self.rope), rotate(k, 0, self.rope)
         y = causal_attention(q, k, v).transpose(1, 2).flatten(-2)
-        return self.output(self.norm(y)), GoldState(last=x[:, -1])
+        return self.output(self.norm(y)), GoldState(last=last_token(x))
 
     def expand(self, memory: ExpandedMemory) -> tuple[Tensor, Tensor]:
-        """This layer's keys and values (P18-20): two of (B, S, D), before the rotation."""
+        """This layer's keys and values (P17-21): two of (B, S, D), before the rotation."""
         keys, embeddings = memory.keys, memory.embeddings
         keys_before, embeddings_before = token_shift(keys, None), token_shift(embeddings, None)
         shift_k, shift_v = self.shift_low_rank(lerp(embeddings, embeddings_before, self.memory_mu))

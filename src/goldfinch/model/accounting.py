@@ -5,6 +5,7 @@ are not (below 1%). Bytes: bf16 numbers, except S of the recurrent layers, which
 """
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import nn
@@ -99,7 +100,7 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
         raise UserError(f"{config.vocab_size} token ids do not fit {id_bytes} bytes each; store them in 4")
     with torch.device("meta"):
         model = Decoder(config)
-    layers = [_layer(block, config) for block in model.blocks]
+    layers = [_layer(cast(Block, block), config) for block in model.blocks]
     lower = layers[: config.first_gold_layer]
     compress = expand = latent_bytes = 0
     if model.token_cat is not None:

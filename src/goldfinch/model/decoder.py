@@ -19,7 +19,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        # From a tensor: nn.Embedding itself draws numbers, which on the meta device loads all of torch's compiler.
+        weight = torch.empty(config.vocab_size, config.width)
+        self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
         self.embedding_norm = layer_norm(config.width)
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.time_mixes)
         self.token_cat = TokenCat(config) if config.gold_layers else None

@@ -256,7 +256,7 @@ class Trainer:
         return self._tokenizer.decode(ids)
 
     def _save(self) -> Path:
-        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them; never weights that are broken."""
+        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them; never broken ones."""
         if not self._weights_are_finite():
             self._diverged(self._batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
         keep = self._config.keep_checkpoints

@@ -29,7 +29,7 @@ def wkv6(
     state: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The matrix-valued recurrence of Finch (F19-20) and Finch-C2 (P10-11), per head:
+    """The matrix-valued recurrence of Finch (F14-22) and Finch-C2 (P4-13), per head:
 
         y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);    S[t] = diag(w[t]) S[t-1] + k[t]^T v[t]
 
@@ -53,7 +53,7 @@ def wkv6(
         implementation = "recurrent" if length < SHORTEST_CHUNKED else "chunked"
     compute = IMPLEMENTATIONS[implementation]
     bonus = None if u is None else u.to(dtype)
-    # Autocast would run the products in bf16; the recurrence needs fp32.
-    with torch.autocast(r.device.type, enabled=False):
+    # Autocast would run the products in bf16; the recurrence needs fp32. (The meta device knows no autocast.)
+    with torch.autocast("cpu" if r.is_meta else r.device.type, enabled=False):
         y, state = compute(r.to(dtype), k.to(dtype), v.to(dtype), log_w.to(dtype), bonus, state.to(dtype))
     return y.to(r.dtype), state

@@ -63,22 +63,13 @@ def _within_chunks(r: Tensor, k: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor,
     total = log_w.view(*lead, length, 1, size)
     block = 1
     while block < length:
-        pairs = length // (2 * block)
+        r_right, k_left = _halves(r.unflatten(-2, (-1, block)))[1], _halves(k.unflatten(-2, (-1, block)))[0]
+        scores_left, scores_right = _halves(scores)
+        prefix_left, prefix_right = _halves(prefix)
+        suffix_left, suffix_right = _halves(suffix)
+        total_left, total_right = _halves(total)
 
-        def left_right(x: Tensor, pairs: int = pairs) -> tuple[Tensor, Tensor]:
-            """Every other block: (..., 2 pairs, m, n) -> two of (..., pairs, m, n)."""
-            x = x.view(*lead, pairs, 2, *x.shape[-2:])
-            return x[..., 0, :, :], x[..., 1, :, :]
-
-        r_right = left_right(r.view(*lead, 2 * pairs, block, size))[1]
-        k_left = left_right(k.view(*lead, 2 * pairs, block, size))[0]
-        prefix_left, prefix_right = left_right(prefix)
-        suffix_left, suffix_right = left_right(suffix)
-        total_left, total_right = left_right(total)
-        scores_left, scores_right = left_right(scores)
-
-        queries, keys = r_right * prefix_right.exp(), k_left * suffix_left.exp()
-        across = queries @ keys.transpose(-1, -2)
+        across = (r_right * prefix_right.exp()) @ (k_left * suffix_left.exp()).transpose(-1, -2)
         upper = torch.cat([scores_left, torch.zeros_like(across)], dim=-1)
         scores = torch.cat([upper, torch.cat([across, scores_right], dim=-1)], dim=-2)
         prefix = torch.cat([prefix_left, prefix_right + total_left], dim=-2)
@@ -86,3 +77,11 @@ def _within_chunks(r: Tensor, k: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor,
         total = total_left + total_right
         block *= 2
     return scores.squeeze(-3), prefix.squeeze(-3), suffix.squeeze(-3), total.squeeze(-3)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, ...]:
+    """Left and right blocks of each pair: (..., 2 pairs, m, n) -> two of (..., pairs, m, n).
+
+    Unbound rather than indexed: the gradient of an index is a zero tensor to be filled and added, twice.
+    """
+    return x.unflatten(-3, (-1, 2)).unbind(-3)
