@@ -1,5 +1,6 @@
 """A reader sees the old content or the new one, never half of either."""
 
+import contextlib
 import os
 import threading
 
@@ -107,4 +108,18 @@ def test_a_directory_that_exists_is_not_touched(tmp_path):
     with pytest.raises(FileExistsError, match="folder exists"), atomic_directory(tmp_path / "folder"):
         pytest.fail("the block must not run")
     assert (tmp_path / "folder" / "old").read_text() == "old"
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [None, ValueError, Killed])
+def test_a_directory_is_replaced_only_by_a_whole_one(error, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    with pytest.raises(error) if error else contextlib.nullcontext():  # noqa: SIM117 (the order matters)
+        with atomic_directory(tmp_path / "folder", replace=True) as temporary:
+            (temporary / "new").write_text("new")
+            assert names(tmp_path / "folder") == ["old"]
+            if error:
+                raise error
+    assert names(tmp_path / "folder") == (["old"] if error else ["new"])
     assert names(tmp_path) == ["folder"]

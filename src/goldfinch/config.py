@@ -182,6 +182,17 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     raise UserError(f"{name} must be {wanted}, not {value!r}")
 
 
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over settings: `above` wins, mappings inside are merged likewise."""
+    both = {
+        name: merge(below[name], value)
+        if isinstance(value, Mapping) and isinstance(below.get(name), Mapping)
+        else value
+        for name, value in above.items()
+    }
+    return {**below, **both}
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """The nearest of the known words as a hint, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)

@@ -2,32 +2,19 @@
 
 import contextlib
 import os
-import shutil
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable (a no-op where directories cannot be opened, as on Windows)."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Ask the operating system to put `path`'s content on the disk before anything depends on it."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    """Put a file's content, or a directory's names, on the disk before anything depends on them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -37,44 +24,46 @@ def atomic_file(path: Path) -> Iterator[Path]:
     When the block raises, the temporary file is removed and `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        # mkstemp makes files private to their owner; give what a plain open() would have given.
-        temporary.chmod(0o666 & ~_umask())
-        sync_file(temporary)
+        _sync(temporary)
         temporary.replace(path)
-        _sync_directory(path.parent)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary directory beside `path`; when the block ends well, sync its files and rename it to `path`.
+def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Give a new directory beside `path`; when the block ends well, sync all that is in it and rename it to `path`.
 
-    `path` must not exist yet: a directory cannot be replaced in one step, so callers that keep several versions
-    name each anew. When the block raises, the temporary directory is removed.
+    When the block raises, the new directory is removed and `path` is as it was. With `replace`, a `path` that exists
+    stays until the new one is whole and then makes place for it: two renames, as the system knows no single one.
 
     Raises:
-        FileExistsError: `path` exists.
+        FileExistsError: `path` exists, without `replace`.
     """
-    if path.exists():
+    path = path.resolve()
+    if path.exists() and not replace:
         raise FileExistsError(f"{path} exists")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync_file(file)
-        temporary.rename(path)
-        _sync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as name:
+        new, old = Path(name) / "new", Path(name) / "old"
+        new.mkdir()
+        yield new
+        for written in (*new.rglob("*"), new):
+            _sync(written)
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

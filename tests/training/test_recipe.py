@@ -61,9 +61,9 @@ def test_learning_rate_is_a_quarter_cosine_after_ten_steps_of_warm_up():
 def test_the_papers_sizes_get_the_papers_settings():
     small, large = recipe(model_config("goldfinch-L12-D768")), recipe(model_config("finch-L24-D2048"))
     assert (small["context"], small["batch_size"]) == (1024, 64)
-    assert (small["optimizer"].learning_rate, small["optimizer"].final_learning_rate) == (6e-4, 2e-4)
+    assert (small["optimizer"]["learning_rate"], small["optimizer"]["final_learning_rate"]) == (6e-4, 2e-4)
     assert large["context"] * large["batch_size"] == 128 * 1024
-    assert (large["optimizer"].learning_rate, large["optimizer"].final_learning_rate) == (3e-4, 1e-4)
+    assert (large["optimizer"]["learning_rate"], large["optimizer"]["final_learning_rate"]) == (3e-4, 1e-4)
 
 
 def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import pickle
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def import_reference(
             f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} ids, the model of {pth} only "
             f"{config.vocab_size}: give its own with --tokenizer"
         )
-    with _writing(output), _new_directory(output) as folder:
+    with _writing(output), atomic_directory(output, replace=overwrite) as folder:
         save_description(folder, config, tokenizer)
         save_weights(folder, _untie(weights))
     return _describe(config, weights, tokenizer)
@@ -178,25 +177,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
     others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER})
     if others:
         raise UserError(f"{output} also holds {others[0]}, so it is not replaced: give another name")
-
-
-@contextlib.contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
-    """As `atomic_directory`, but an `output` that exists is replaced, after the new one is whole."""
-    if not output.exists():
-        with atomic_directory(output) as folder:
-            yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as name:
-        new, old = Path(name) / "new", Path(name) / "old"
-        with atomic_directory(new) as folder:
-            yield folder
-        output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            old.rename(output)
-            raise
 
 
 @contextlib.contextmanager

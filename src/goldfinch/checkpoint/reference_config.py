@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind, did_you_mean, from_plain
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind, did_you_mean, from_plain, merge
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, split_plan
 
@@ -47,7 +47,7 @@ def read_reference_config(paths: list[Path]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged = _merge(merged, _read_section(path))
+        merged = merge(merged, _read_section(path))
     return merged
 
 
@@ -63,14 +63,6 @@ def _read_section(path: Path) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"{path} must hold a mapping of model settings, or a `model:` section with one")
     return {str(key): value for key, value in section.items()}
-
-
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
-    for key, value in new.items():
-        both = isinstance(old.get(key), dict) and isinstance(value, dict)
-        merged[key] = _merge(old[key], value) if both else value
-    return merged
 
 
 def ignored_keys(values: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,14 @@ import tyro
 import yaml
 
 from goldfinch.cli.progress import TrainingDisplay
-from goldfinch.config import RopeConfig, from_plain
+from goldfinch.config import RopeConfig, from_plain, merge
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, model_config
 from goldfinch.training.config import TrainConfig, recipe
 
 DEFAULT_PRESET = "goldfinch-L6-D256"
+# Settings without a default: the flags must give them where no file does.
+_REQUIRED: dict[str, Any] = {"data": "", "output": ""}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,16 +61,24 @@ def parse(args: list[str]) -> tuple[TrainConfig, bool]:
     """
     args = ["--output" if arg == "-o" else arg for arg in args]
     preset = args[0] if args and not args[0].startswith("-") else DEFAULT_PRESET
+    files = [(Path(path), _read_file(Path(path))) for path in _values(args, "--config")]
     resume = _values(args, "--resume")
     if resume:
         from goldfinch.training.trainer import read_settings
 
-        default = dataclasses.replace(read_settings(Path(resume[-1])), output=Path(resume[-1]))
+        values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:
-        model = model_config(preset, _vocabulary(_values(args, "--data")))
-        default = TrainConfig(model=model, data=tyro.MISSING, output=tyro.MISSING, **recipe(model))
-    for path in _values(args, "--config"):
-        default = _overlay(default, Path(path))
+        data = [content["data"] for _, content in files if "data" in content] + _values(args, "--data")
+        model = model_config(preset, _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY)
+        values = _REQUIRED | {"model": model.to_dict(), **recipe(model)}
+    for path, content in files:
+        values = merge(values, content)
+        try:
+            from_plain(TrainConfig, values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    required = {name: tyro.MISSING for name in _REQUIRED if not values[name]}
+    default = dataclasses.replace(from_plain(TrainConfig, values), **required)
     train = tyro.cli(
         Train,
         prog="goldfinch train",
@@ -85,36 +95,22 @@ def _values(args: list[str], flag: str) -> list[str]:
     return following + [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
 
 
-def _vocabulary(data: list[str]) -> int:
+def _vocabulary(data: Path) -> int:
     """The data's vocabulary, which the model takes over unless told otherwise."""
-    if not data:
-        return WORLD_VOCABULARY
     from goldfinch.data.shards import TokenDataset
 
-    return TokenDataset.open(Path(data[-1]), "train").vocab_size
+    return TokenDataset.open(data, "train").vocab_size
 
 
-def _overlay(config: TrainConfig, path: Path) -> TrainConfig:
-    """`config` with the settings of a yaml or json file over it."""
+def _read_file(path: Path) -> dict[str, Any]:
+    """The settings in a yaml or json file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of settings, such as `steps: 1000`")
-    try:
-        return from_plain(TrainConfig, _merge(dataclasses.asdict(config), content))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mappings inside them merged likewise."""
-    both = {
-        name: _merge(below[name], value) if isinstance(below.get(name), dict) and isinstance(value, dict) else value
-        for name, value in above.items()
-    }
-    return below | both
+    return content
 
 
 def _rope_on_one_line() -> tyro.constructors.ConstructorRegistry:

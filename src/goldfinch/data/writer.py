@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -142,10 +140,8 @@ def write_dataset(
         UserError: see `check_output`.
     """
     check_output(output, overwrite=overwrite)
-    output = output.resolve()
-    fresh = output.with_name(f".{output.name}.{os.getpid()}.new") if output.exists() else output
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    with atomic_directory(fresh) as directory:
+    with atomic_directory(output, replace=overwrite) as directory:
         writers = {split: SplitWriter(directory, split, dtype, tokenizer.end_of_text, shard_tokens) for split in SPLITS}
         try:
             yield writers
@@ -160,17 +156,3 @@ def write_dataset(
             dtype=dtype,
             splits={str(split): written for split, written in shards.items()},
         ).save(directory)
-    if fresh != output:
-        _replace(output, fresh)
-
-
-def _replace(old: Path, new: Path) -> None:
-    """Put `new` in the place of `old`: two renames, as a directory cannot be replaced in one step."""
-    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
-        raise
-    shutil.rmtree(aside)

@@ -109,11 +109,13 @@ class TrainConfig:
 
 
 def recipe(model: ModelConfig) -> dict[str, Any]:
-    """Settings that suit a model of this size, as fields of `TrainConfig`: the paper's (SPEC 8) from D = 768 on."""
+    """Settings that suit a model of this size, as `TrainConfig.from_dict` takes them: the paper's from D = 768
+    on, smaller steps at a higher rate below."""
     if model.width >= 2048:
-        rates = OptimizerConfig(learning_rate=3e-4, final_learning_rate=1e-4)
+        rates = {"learning_rate": 3e-4, "final_learning_rate": 1e-4}
         return {"context": 2048, "batch_size": 64, "optimizer": rates}
     if model.width >= 768:
-        return {"context": 1024, "batch_size": 64, "optimizer": OptimizerConfig()}
-    rates = OptimizerConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=50)
+        rates = {"learning_rate": 6e-4, "final_learning_rate": 2e-4}
+        return {"context": 1024, "batch_size": 64, "optimizer": rates}
+    rates = {"learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup_steps": 50}
     return {"context": 256, "batch_size": 8, "optimizer": rates}

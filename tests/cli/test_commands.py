@@ -1,0 +1,169 @@
+"""The command line as users meet it: what works, and what each mistake is answered with."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from goldfinch.cli.main import COMMANDS, run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with a text file and the data prepared from it."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text("\n\n".join(f"The whale number {i} swims past the ship." for i in range(300)))
+    prepared = ["data", "prepare", str(folder / "text.txt"), "-o", str(folder / "data"), "--tokenizer", "bytes"]
+    assert run([*prepared, "--validation-fraction", "0.1"]) == 0
+    return folder
+
+
+SMALL = ["--steps", "4", "--context", "16", "--batch-size", "2", "--sample-every", "0", "--validation-tokens", "64"]
+
+
+@pytest.fixture(scope="session")
+def trained(corpus):
+    """A run made by `goldfinch train`."""
+    folder = corpus / "run"
+    args = ["train", "goldfinch-L3-D64", "--data", str(corpus / "data"), "-o", str(folder), *SMALL]
+    assert run(args) == 0
+    return folder
+
+
+def fails(capsys, *args):
+    """Run a command that must fail; returns its message, which must be one line."""
+    capsys.readouterr()
+    code = run([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.err.startswith("goldfinch: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["--version"]])
+def test_the_first_help_needs_no_torch(args):
+    code = f"import sys; from goldfinch.cli.main import run; run({args!r}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run([command, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert f"goldfinch {command}" in text
+    assert "(required)" in text or "default:" in text
+
+
+def test_training_prints_the_next_command_which_works(trained, capsys):
+    assert run(["generate", str(trained), "The whale", "--max-tokens", "5", "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("The whale")
+    run(["generate", str(trained), "The whale", "--max-tokens", "5", "--seed", "1"])
+    assert capsys.readouterr().out == first
+
+
+def test_generation_reads_standard_input_and_stops_at_stop_strings(trained, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.read", lambda: "whale", raising=False)
+    args = ["generate", str(trained), "-", "--max-tokens", "40", "--seed", "0", "--temperature", "5", "--top-p", "1"]
+    assert run(args) == 0
+    written = capsys.readouterr().out
+    stop = written[len("whale") + 3]
+    assert run([*args, "--stop", stop]) == 0
+    assert capsys.readouterr().out == written.partition("whale")[1] + written[5:].partition(stop)[0] + "\n"
+
+
+def test_flags_override_files_and_files_override_the_preset(corpus, trained, tmp_path):
+    (tmp_path / "a.yaml").write_text("model: {latent_ratio: 8}\nsteps: 3\noptimizer: {learning_rate: 1e-3}\n")
+    (tmp_path / "b.json").write_text('{"seed": 7}')
+    args = ["train", "finch_c2-L2-D64", "--data", str(corpus / "data"), "-o", str(tmp_path / "run"), *SMALL]
+    args += ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.json"), "--steps", "2"]
+    args += ["--model.time-mixes", "finch", "gold", "--model.rope", "rescale=2"]
+    assert run(args) == 0
+    stored = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (stored["steps"], stored["seed"], stored["optimizer"]["learning_rate"]) == (2, 7, 0.001)
+    assert (stored["model"]["latent_ratio"], stored["model"]["time_mixes"]) == (8, ["finch", "gold"])
+    assert stored["model"]["rope"] == {"base": 10000.0, "rescale": 2.0, "rebase": 1.0}
+    assert stored["model"]["vocab_size"] == 257
+
+
+def test_a_runs_own_settings_start_the_same_run_again(corpus, trained, tmp_path):
+    settings = trained / "training.json"
+    assert run(["train", "--config", str(settings), "--data", str(corpus / "data"), "-o", str(tmp_path / "again")]) == 0
+    losses = [
+        [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (trained, tmp_path / "again")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_resuming_goes_on_with_more_steps(corpus, tmp_path):
+    args = ["train", "finch-L1-D64", "--data", str(corpus / "data"), "-o", str(tmp_path / "run"), *SMALL]
+    assert run(args) == 0
+    assert run(["train", "--resume", str(tmp_path / "run"), "--steps", "6"]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in lines) == 6
+
+
+def test_info_speaks_of_presets_and_runs(trained, capsys):
+    assert run(["info", "goldfinch-L24-D2048"]) == 0
+    table = capsys.readouterr().out
+    assert "1,445,257,216" in table
+    assert "756x" in table
+    assert run(["info", str(trained), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["vocab_size"] == 257
+
+
+def test_a_conversation_in_turns(trained, capsys, monkeypatch):
+    lines = iter(["The whale", "The ship"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
+    assert run(["chat", str(trained), "--plain", "--max-tokens", "5", "--seed", "0"]) == 0
+    assert capsys.readouterr().out.count("\n\n") >= 2
+
+
+def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_path, capsys):
+    data, out = corpus / "data", tmp_path / "out"
+    (tmp_path / "bad.yaml").write_text("optimizer: {learning_rat: 1}")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\x00\x01\x02" * 100)
+    cases = {
+        ("trian",): "did you mean train",
+        ("info", "goldfish-L12-D768"): "did you mean goldfinch",
+        ("info", "goldfinch-12-768"): "L<layers>-D<width>",
+        ("train", "goldfinch-L3-D100", "--data", data, "-o", out): "multiple of head_size",
+        ("train", "--config", tmp_path / "bad.yaml", "--data", data, "-o", out): "did you mean learning_rate",
+        ("train", "--data", tmp_path / "nothing", "-o", out): "nothing",
+        ("train", "--data", data, "-o", trained): "--resume",
+        ("train", "--resume", tmp_path / "nothing"): "holds no training run",
+        ("train", "finch-L1-D64", "--data", data, "-o", out, "--model.vocab-size", 100): "--model.vocab-size 257",
+        ("train", "finch-L1-D64", "--data", data, "-o", out, "--context", 10**6): "context",
+        ("generate", tmp_path, "x"): "holds no model",
+        ("generate", trained, ""): "prompt is empty",
+        ("generate", trained, "x", "--top-p", 2): "top_p",
+        ("data", "prepare", tmp_path / "empty.txt", "-o", out): "empty",
+        ("data", "prepare", tmp_path / "binary.txt", "-o", out): "binary",
+        ("data", "prepare", corpus / "text.txt", "-o", data): "exists",
+        ("convert", tmp_path / "binary.txt", "-o", out): "binary.txt",
+        ("quickstart", "-o", trained): "exists",
+    }
+    for args, remedy in cases.items():
+        assert remedy in fails(capsys, *args), args
+        assert not out.exists(), args
+
+
+@pytest.mark.parametrize("args", [["train", "--stepz", "4"], ["train", "--steps", "many"], ["generate"]])
+def test_flags_that_do_not_exist_or_fit_exit_with_2(args):
+    with pytest.raises(SystemExit) as exit_:
+        run(args)
+    assert exit_.value.code == 2
+
+
+def test_half_written_weights_are_refused(trained, tmp_path, capsys):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    whole = (trained / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors" in fails(capsys, "generate", tmp_path, "x")
