@@ -60,7 +60,7 @@ class Silent:
     def start(self, config, step, steps):
         self.started = (step, steps)
 
-    def step(self, record):
+    def step(self, record, done):
         self.losses.append(record["loss"])
 
     def validation(self, step, result):

@@ -51,11 +51,11 @@ def test_matrices_decay_and_the_base_decay_learns_twice_as_fast(small_config):
 
 def test_learning_rate_is_a_quarter_cosine_after_ten_steps_of_warm_up():
     config = OptimizerConfig(learning_rate=6e-4, final_learning_rate=2e-4)
-    assert learning_rate(0, 1000, config) == pytest.approx(0.2 * 6e-4)
-    assert learning_rate(5, 1000, config) == pytest.approx(0.6 * (2e-4 + 4e-4 * math.cos(math.pi / 2 * 0.005)))
-    assert learning_rate(10, 1000, config) == pytest.approx(2e-4 + 4e-4 * math.cos(math.pi / 2 * 0.01))
-    assert learning_rate(500, 1000, config) == pytest.approx(2e-4 + 4e-4 * math.sqrt(0.5))
-    assert learning_rate(1000, 1000, config) == pytest.approx(2e-4)
+    assert learning_rate(0, 0, config) == pytest.approx(0.2 * 6e-4)
+    assert learning_rate(5, 0.005, config) == pytest.approx(0.6 * (2e-4 + 4e-4 * math.cos(math.pi / 2 * 0.005)))
+    assert learning_rate(10, 0.01, config) == pytest.approx(2e-4 + 4e-4 * math.cos(math.pi / 2 * 0.01))
+    assert learning_rate(500, 0.5, config) == pytest.approx(2e-4 + 4e-4 * math.sqrt(0.5))
+    assert learning_rate(1000, 1, config) == pytest.approx(2e-4)
 
 
 def test_the_papers_sizes_get_the_papers_settings():

@@ -70,8 +70,8 @@ def test_a_killed_run_resumes_from_the_last_checkpoint_and_logs_each_step_once(s
     seen = silent()
 
     class Crash(_StopAfter):
-        def step(self, record):
-            super().step(record)
+        def step(self, record, done):
+            super().step(record, done)
             if record["step"] == 5:
                 raise RuntimeError("power failure")
 
@@ -92,10 +92,21 @@ class _StopAfter:
     def __getattr__(self, name):
         return getattr(self._reporter, name)
 
-    def step(self, record):
-        self._reporter.step(record)
+    def step(self, record, done):
+        self._reporter.step(record, done)
         if record["step"] == self._step:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_by_the_clock_ends_in_time_at_its_final_learning_rate(settings, silent):
+    config = settings(steps=10**6, minutes=0.02, sample_every=0, validate_every=10**6, save_every=10**6)
+    seen = silent()
+    Trainer(config, seen).train()
+    assert 1 < len(seen.losses) < 10**4
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["learning_rate"] for record in records if "learning_rate" in record]
+    assert rates[-1] < 0.3 * max(rates)
+    assert gf.load(config.output)
 
 
 def test_accumulated_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(settings, silent, tmp_path):
@@ -110,8 +121,8 @@ def test_accumulated_micro_batches_give_the_loss_and_gradient_of_the_whole_batch
 
 def test_broken_weights_stop_the_run_with_the_culprit_and_are_not_saved(settings, silent):
     class Poison(_StopAfter):
-        def step(self, record):
-            self._reporter.step(record)
+        def step(self, record, done):
+            self._reporter.step(record, done)
             if record["step"] == 3:
                 with torch.no_grad():
                     trainer._model.blocks[1].time_mix.key_adapter.b[0, 0, 0] = float("nan")
@@ -132,8 +143,8 @@ def test_broken_weights_stop_the_run_with_the_culprit_and_are_not_saved(settings
 
 def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
     class Grow(_StopAfter):
-        def step(self, record):
-            self._reporter.step(record)
+        def step(self, record, done):
+            self._reporter.step(record, done)
             with torch.no_grad():
                 trainer._model.blocks[0].channel_mix.key.weight.fill_(1e30)
 

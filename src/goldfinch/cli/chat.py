@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import parse
 from goldfinch.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def main(args: list[str]) -> None:
     """Take turns until the user ends it."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (gives input() line editing and history)
-    command = tyro.cli(Chat, prog="goldfinch chat", args=args)
+    command = parse(Chat, "chat", args)
 
     from goldfinch import load
     from goldfinch.inference.context import Context

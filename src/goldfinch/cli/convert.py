@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import parse
+
 if TYPE_CHECKING:
     from goldfinch.checkpoint.convert import Converted
     from goldfinch.config import ModelConfig
@@ -102,4 +104,4 @@ def _print_summary(converted: "Converted") -> None:
 
 def main(args: list[str]) -> None:
     """Parse `args` and run."""
-    tyro.cli(Convert, args=args, prog="goldfinch convert").run()
+    parse(Convert, "convert", args).run()

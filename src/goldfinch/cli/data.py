@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import parse
+
 if TYPE_CHECKING:
     from goldfinch.data.prepare import PrepareReport
     from goldfinch.data.tokenizers import Tokenizer
@@ -141,4 +143,4 @@ class Data:
 
 def main(args: list[str]) -> None:
     """Parse `args` and run."""
-    tyro.cli(Data, args=args, prog="goldfinch data").command.run()
+    parse(Data, "data", args).command.run()

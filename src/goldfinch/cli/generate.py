@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import parse
 from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
 
@@ -35,7 +36,7 @@ class Generate:
 
 def main(args: list[str]) -> None:
     """Print the prompt and what the model adds, piece by piece."""
-    command = tyro.cli(Generate, prog="goldfinch generate", args=args)
+    command = parse(Generate, "generate", args)
     prompt = _standard_input() if command.prompt == "-" else command.prompt
     if not prompt:
         raise UserError("the prompt is empty: give the model at least one character to go on from")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from goldfinch.cli.arguments import parse
+
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
     from goldfinch.model.accounting import Accounting
@@ -156,4 +158,4 @@ def _size(count: int) -> str:
 
 def main(args: list[str]) -> None:
     """Parse `args` and run."""
-    tyro.cli(Info, args=args, prog="goldfinch info").run()
+    parse(Info, "info", args).run()

@@ -23,7 +23,7 @@ class TrainingDisplay:
         self._console = Console(highlight=False)
         self._samples = samples
         self._bar = Progress(
-            TextColumn("step {task.completed:,}/{task.total:,}"),
+            TextColumn("step {task.fields[step]:,}"),
             BarColumn(),
             TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]} tokens/s "),
             TimeElapsedColumn(),
@@ -33,10 +33,9 @@ class TrainingDisplay:
             disable=not self._console.is_terminal,
             speed_estimate_period=60,
         )
-        self._task = self._bar.add_task("training", total=None, start=False, visible=False, loss="-", speed="-")
-        self._first_step = 0
-        self._steps = 0
+        self._task = self._bar.add_task("training", total=1.0, start=False, visible=False, step=0, loss="-", speed="-")
         self._started = self._last_line = time.monotonic()
+        self._done_before = 0.0
 
     def __enter__(self) -> "TrainingDisplay":
         self._bar.start()
@@ -49,26 +48,23 @@ class TrainingDisplay:
 
     def start(self, config: "TrainConfig", step: int, steps: int) -> None:
         """Show the bar."""
-        self._first_step, self._steps = step, steps
         self._started = time.monotonic()
-        self._bar.update(self._task, total=steps, completed=step, visible=True)
+        self._done_before = step / steps
+        self._bar.update(self._task, completed=self._done_before, step=step, visible=True)
         self._bar.start_task(self._task)
         verb = f"resuming after step {step:,} of" if step else "training"
         tokens = config.batch_size * config.context
         self._console.print(f"{verb} {steps:,} steps of {tokens:,} tokens each -> {config.output}")
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: dict[str, Any], done: float) -> None:
         """Move the bar."""
         loss, speed = f"{record['loss']:.3f}", f"{record['tokens_per_second']:,.0f}"
-        self._bar.update(self._task, completed=record["step"], loss=loss, speed=speed)
+        self._bar.update(self._task, completed=done, step=record["step"], loss=loss, speed=speed)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = (now - self._started) / (record["step"] - self._first_step) * (self._steps - record["step"])
-            print(
-                f"step {record['step']:,}/{self._steps:,}  loss {loss}  {speed} tokens/s  {clock(left)} left",
-                flush=True,
-            )
+            left = (now - self._started) / (done - self._done_before) * (1 - done)
+            print(f"step {record['step']:,}  {done:.0%}  loss {loss}  {speed} tokens/s  {clock(left)} left", flush=True)
 
     def validation(self, step: int, result: "Validation") -> None:
         """Print a line above the bar."""

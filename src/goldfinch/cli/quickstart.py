@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import parse
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
 PROMPT = "The whale"
 # What was found best for Moby-Dick in four minutes on two cores.
-PRESET = "goldfinch-L6-D192"
+PRESET = "goldfinch-L3-D256"
 VOCABULARY = 2048
-STEPS = 700
+STEPS = 440
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,15 @@ class Quickstart:
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/quickstart")
     """Folder for everything: data, weights, metrics, samples."""
-    minutes: float = 3.3
-    """Longest time to train; on a slow machine fewer steps are made."""
+    minutes: float = 3.2
+    """Longest time for the training steps; on a slow machine fewer are made."""
     seed: int = 0
     """Of the initial weights and the order of the data."""
 
 
 def main(args: list[str]) -> None:
     """Prepare, train, show."""
-    command = tyro.cli(Quickstart, prog="goldfinch quickstart", args=args)
+    command = parse(Quickstart, "quickstart", args)
     if command.output.exists():
         raise UserError(f"{command.output} exists: remove it, or choose another folder with -o")
     run = command.output
@@ -55,7 +56,7 @@ def main(args: list[str]) -> None:
         f'  goldfinch generate {run} "Call me Ishmael."\n'
         f"  goldfinch chat {run} --plain\n"
         f"  goldfinch info {run}\n"
-        f"  goldfinch train --resume {run} --steps {2 * config.steps}"
+        f"  goldfinch train --resume {run} --steps {2 * config.steps} --minutes {2 * config.minutes:g}"
     )
 
 
@@ -73,14 +74,14 @@ def _prepare(data: Path, seed: int) -> None:
 
 def _settings(command: Quickstart) -> "TrainConfig":
     from goldfinch.presets import model_config
-    from goldfinch.training.budget import seconds_per_step
     from goldfinch.training.config import OptimizerConfig, TrainConfig
 
-    config = TrainConfig(
+    return TrainConfig(
         model=model_config(PRESET, VOCABULARY),
         data=command.output / "data",
         output=command.output,
         steps=STEPS,
+        minutes=command.minutes,
         context=256,
         batch_size=4,
         optimizer=OptimizerConfig(learning_rate=4e-3, final_learning_rate=2e-4, warmup_steps=30),
@@ -94,16 +95,13 @@ def _settings(command: Quickstart) -> "TrainConfig":
         sample_prompt=PROMPT,
         sample_tokens=40,
     )
-    fitting = int(command.minutes * 60 / seconds_per_step(config))
-    return dataclasses.replace(config, steps=max(1, min(STEPS, fitting)))
 
 
 def _parameters(config: "TrainConfig") -> str:
     from goldfinch.model.accounting import account
 
-    return (
-        f"{account(config.model, config.context).parameters / 1e6:.1f} million parameters, for {config.steps:,} steps"
-    )
+    millions = account(config.model, config.context).parameters / 1e6
+    return f"{millions:.1f} million parameters, for {config.minutes:g} minutes at most"
 
 
 def _write(run: Path) -> str:

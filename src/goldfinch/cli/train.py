@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
+from goldfinch.cli.arguments import parse
 from goldfinch.cli.progress import TrainingDisplay
 from goldfinch.config import RopeConfig, from_plain, merge
 from goldfinch.errors import UserError
@@ -39,7 +40,7 @@ class Train:
 
 def main(args: list[str]) -> None:
     """Parse, train, and name the next command."""
-    config, resume = parse(args)
+    config, resume = resolve(args)
 
     from goldfinch.training.trainer import Trainer
 
@@ -53,7 +54,7 @@ def main(args: list[str]) -> None:
     )
 
 
-def parse(args: list[str]) -> tuple[TrainConfig, bool]:
+def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
     """The settings that the arguments ask for, and whether to resume.
 
     Tyro parses the flags; what stands before them (run to resume, or preset and files) is looked up first, because it
@@ -79,13 +80,8 @@ def parse(args: list[str]) -> tuple[TrainConfig, bool]:
             raise UserError(f"{path}: {error}") from error
     required = {name: tyro.MISSING for name in _REQUIRED if not values[name]}
     default = dataclasses.replace(from_plain(TrainConfig, values), **required)
-    train = tyro.cli(
-        Train,
-        prog="goldfinch train",
-        args=args,
-        default=Train(preset=preset, settings=default),
-        registry=_rope_on_one_line(),
-    )
+    options = {"default": Train(preset=preset, settings=default), "registry": _rope_on_one_line()}
+    train = parse(Train, "train", args, **options)
     return train.settings, train.resume is not None
 
 

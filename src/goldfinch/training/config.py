@@ -51,6 +51,9 @@ class TrainConfig:
     """Optimizer steps; 0 for `epochs` passes over the data."""
     epochs: float = 1.0
     """Passes over the training tokens, where `steps` is 0."""
+    minutes: float = 0.0
+    """Longest time for the steps; 0 for no limit. Where the clock is ahead of the steps, the schedule follows it, so
+    that the run ends at its final learning rate all the same; such a run does not repeat to the bit."""
     context: int = 1024
     """Tokens in one sequence."""
     batch_size: int = 64
@@ -85,7 +88,7 @@ class TrainConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("steps", "micro_batch_size", "validation_tokens", "sample_every", "seed"):
+        for name in ("steps", "minutes", "micro_batch_size", "validation_tokens", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name)}")
         if self.steps == 0 and not self.epochs > 0:

@@ -39,8 +39,8 @@ class Reporter(Protocol):
     def start(self, config: TrainConfig, step: int, steps: int) -> None:
         """The run starts, or resumes after `step` of `steps`."""
 
-    def step(self, record: dict[str, Any]) -> None:
-        """One optimizer step is done; `record` is its line of metrics.jsonl."""
+    def step(self, record: dict[str, Any], done: float) -> None:
+        """One optimizer step is done; `record` is its line of metrics.jsonl, `done` the part of the run, up to 1."""
 
     def validation(self, step: int, result: Validation) -> None:
         """A validation is done."""
@@ -149,9 +149,9 @@ class Trainer:
         config = self._config
         self._reporter.start(config, self._progress.step, self._steps)
         with _stop_signals() as stop:
-            while self._progress.step < self._steps:
+            while self._done() < 1:
                 self._step()
-                step, last = self._progress.step, self._progress.step == self._steps
+                step, last = self._progress.step, self._done() >= 1
                 if step % config.validate_every == 0 and not last:
                     self._validate(config.validation_tokens)
                 if stop.is_set() or step % config.save_every == 0 or last:
@@ -167,11 +167,17 @@ class Trainer:
         self._metrics.plot()
         return result
 
+    def _done(self) -> float:
+        """Part of the run that is done: of its steps, or of its time where that is ahead."""
+        by_steps = self._progress.step / self._steps
+        by_clock = self._progress.seconds / (60 * self._config.minutes) if self._config.minutes else 0.0
+        return min(max(by_steps, by_clock), 1.0)
+
     def _step(self) -> None:
         config, step = self._config, self._progress.step
         started = time.monotonic()
         windows = self._batches.batch(step).to(self._device)
-        rate = learning_rate(step, self._steps, config.optimizer)
+        rate = learning_rate(step, self._done(), config.optimizer)
         set_learning_rate(self._optimizer, rate)
         loss = self._accumulate(windows)
         norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.optimizer.clip))
@@ -191,7 +197,7 @@ class Trainer:
             "tokens_per_second": round(tokens / seconds, 1),
         }
         self._metrics.add(**record)
-        self._reporter.step(record)
+        self._reporter.step(record, self._done())
 
     def _accumulate(self, windows: Tensor) -> float:
         """Add up the gradients of the mean loss over a batch, (B, T + 1); returns that loss, nats per token."""
