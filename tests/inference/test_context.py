@@ -57,6 +57,20 @@ def test_forks_go_on_independently(lm):
     assert torch.equal(again.logits, lm.read("It was the").read(" worst").logits)
 
 
+def test_a_read_that_is_broken_off_leaves_the_context_as_it_was(lm, monkeypatch):
+    context = lm.read("It was the")
+    before = context.logits
+    monkeypatch.setattr("goldfinch.inference.context.READ_CHUNK", 4)
+    calls = iter([lm.model.hidden])
+    monkeypatch.setattr(lm.model, "hidden", lambda *args: next(calls)(*args))
+    with pytest.raises(StopIteration):
+        context.read(" best of times")
+    monkeypatch.undo()
+    assert len(context) == 10
+    assert torch.equal(context.logits, before)
+    torch.testing.assert_close(context.read("!").logits, lm.read("It was the!").logits, rtol=0, atol=1e-4)
+
+
 def test_the_end_of_text_ends_the_writing(lm):
     context = lm.read("x")
     logits = torch.full((300,), -100.0)
@@ -84,7 +98,7 @@ def test_stop_strings_are_found_across_pieces_and_nothing_else_is_lost(pieces, s
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no tokens"), ([], "no tokens"), ([1, 300], "300 is outside"), ([-1], "-1 is outside"), ([0.5], "integers")],
+    [("", "no tokens"), ("\udc80", "no valid Unicode"), ([], "no tokens"), ([1, 300], "300 is outside"), ([-1], "-1 is outside"), ([0.5], "integers")],
 )
 def test_input_that_cannot_be_read_is_refused(lm, text, message):
     with pytest.raises(UserError, match=message):

@@ -56,7 +56,8 @@ def main(args: list[str]) -> None:
     from goldfinch import load
     from goldfinch.inference.context import Context
 
-    context = Context(load(command.run, command.dtype, command.device))
+    lm = load(command.run, command.dtype, command.device)
+    context = Context(lm.model, lm.tokenizer)
     while line := _ask("> " if command.plain else f"{command.user}: "):
         turn = line if command.plain else f"{command.user}: {line}{TURN_END}{command.assistant}:"
         context.read(turn)

@@ -1,27 +1,31 @@
 """A text that a model has read, and what it writes after it."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.inference.sampling import Sampler, Sampling
+from goldfinch.inference.token_ids import require_tokenizer, token_ids
+from goldfinch.model import Decoder
 from goldfinch.state import ModelState
-
-if TYPE_CHECKING:
-    from goldfinch.inference.language_model import LanguageModel
 
 # Tokens that go through the layers at once while reading: bounds the memory of activations.
 READ_CHUNK = 2048
 
 
 class Context:
-    """The state of one sequence: made by `LanguageModel.read`, grown by `read` and `generate`."""
+    """The state of one sequence: made by `LanguageModel.read`, grown by `read` and `generate`.
 
-    def __init__(self, lm: "LanguageModel") -> None:
-        self._lm = lm
+    Args:
+        model: what reads and writes.
+        tokenizer: None where texts are given as ids.
+    """
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer | None) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
         self._state: ModelState | None = None
         self._length = 0
         self._logits: Tensor | None = None
@@ -47,16 +51,18 @@ class Context:
         Raises:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
-        ids = self._lm.encode(text)[None]
-        for chunk in ids.split(READ_CHUNK, dim=1):
-            hidden, self._state = self._lm.model.hidden(chunk, self._state)
-        self._length += ids.shape[1]
-        self._logits = self._lm.model.head(hidden[0, -1]).float()
+        ids = token_ids(text, self._tokenizer, self._model.config.vocab_size).to(self._model.head.weight.device)
+        state = self._state
+        for chunk in ids.split(READ_CHUNK):
+            hidden, state = self._model.hidden(chunk[None], state)
+        logits = self._model.head(hidden[0, -1]).float()
+        # All at once at the end: a read that is broken off leaves the context as it was.
+        self._state, self._length, self._logits = state, self._length + len(ids), logits
         return self
 
     def fork(self) -> "Context":
         """A second context with the same past; the two go on independently."""
-        other = Context(self._lm)
+        other = Context(self._model, self._tokenizer)
         # No call changes a state in place, so that both may hold the same one.
         other._state, other._length, other._logits = self._state, self._length, self._logits
         return other
@@ -86,7 +92,7 @@ class Context:
             UserError: as `read`, or a sampling setting out of range.
         """
         sampler = Sampler(Sampling(**sampling), seed)  # type: ignore[arg-type]
-        tokenizer = self._lm.require_tokenizer()
+        tokenizer = require_tokenizer(self._tokenizer)
         if text is not None:
             self.read(text)
         return stop_before(self._pieces(sampler, tokenizer, max_tokens), stop)

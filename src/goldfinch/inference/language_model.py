@@ -11,6 +11,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
+from goldfinch.inference.token_ids import check_token_ids, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
@@ -30,38 +31,13 @@ class LanguageModel:
         """Sizes and the layer plan."""
         return self.model.config
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.head.weight.device
-
-    def require_tokenizer(self) -> Tokenizer:
-        """The tokenizer, or a UserError that says how to get one."""
-        if self.tokenizer is None:
-            raise UserError("this model has no tokenizer: pass token ids, or put a tokenizer.json beside its weights")
-        return self.tokenizer
-
     def encode(self, text: str | Sequence[int] | Tensor) -> Tensor:
-        """Text or ids -> checked (T,) int64 ids on the model's device.
+        """Text or ids -> checked (T,) int64 ids.
 
         Raises:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
-        ids = torch.as_tensor(self.require_tokenizer().encode(text) if isinstance(text, str) else text)
-        if ids.numel() == 0:
-            raise UserError("the text has no tokens: give at least one character")
-        if ids.dim() != 1:
-            raise UserError(f"token ids must be one sequence, not of shape {tuple(ids.shape)}")
-        self._check_ids(ids)
-        return ids.to(self.device, torch.int64)
-
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise UserError(f"token ids must be integers, not {ids.dtype}")
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self.config.vocab_size:
-            wrong = lowest if lowest < 0 else highest
-            raise UserError(f"token id {wrong} is outside this model's vocabulary, 0 to {self.config.vocab_size - 1}")
+        return token_ids(text, self.tokenizer, self.config.vocab_size)
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
@@ -73,13 +49,13 @@ class LanguageModel:
         ids = torch.as_tensor(ids)
         if ids.dim() != 2 or ids.numel() == 0:
             raise UserError(f"token ids must be a (batch, tokens) tensor with tokens in it, not {tuple(ids.shape)}")
-        self._check_ids(ids)
-        logits, _ = self.model(ids.to(self.device, torch.int64))
+        check_token_ids(ids, self.config.vocab_size)
+        logits, _ = self.model(ids.to(self.model.head.weight.device, torch.int64))
         return logits.float()
 
     def read(self, text: str | Sequence[int] | Tensor) -> Context:
         """Read a text, or token ids, into a new context."""
-        return Context(self).read(text)
+        return Context(self.model, self.tokenizer).read(text)
 
 
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:
