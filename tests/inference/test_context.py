@@ -98,7 +98,14 @@ def test_stop_strings_are_found_across_pieces_and_nothing_else_is_lost(pieces, s
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no tokens"), ("\udc80", "no valid Unicode"), ([], "no tokens"), ([1, 300], "300 is outside"), ([-1], "-1 is outside"), ([0.5], "integers")],
+    [
+        ("", "no tokens"),
+        ("\udc80", "no valid Unicode"),
+        ([], "no tokens"),
+        ([1, 300], "300 is outside"),
+        ([-1], "-1 is outside"),
+        ([0.5], "integers"),
+    ],
 )
 def test_input_that_cannot_be_read_is_refused(lm, text, message):
     with pytest.raises(UserError, match=message):

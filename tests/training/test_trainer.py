@@ -190,6 +190,9 @@ def test_a_run_is_never_overwritten(settings, silent):
     Trainer(settings(), silent()).train()
     with pytest.raises(UserError, match="--resume"):
         Trainer(settings(), silent())
+    (settings().output / "training.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json is in the way"):
+        Trainer(settings(), silent())
 
 
 def test_data_of_a_larger_vocabulary_is_refused(settings, silent):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import TOKENIZER, read_config, save_description, save_weights
+from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description, save_weights
 from goldfinch.data.batches import Batches, sequential_windows
 from goldfinch.data.shards import TokenDataset
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
@@ -22,10 +22,11 @@ from goldfinch.files import write_text
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
-from goldfinch.training.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from goldfinch.training.checkpoint import FOLDER, Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import first_bad_tensor
 from goldfinch.training.loss import Validation, next_token_loss, validate
+from goldfinch.training.metrics import FILE as METRICS
 from goldfinch.training.metrics import Metrics
 from goldfinch.training.optimizer import build_optimizer, set_learning_rate
 from goldfinch.training.schedule import learning_rate
@@ -123,8 +124,9 @@ class Trainer:
     def _begin(self) -> Progress:
         if (self._run / SETTINGS).exists():
             raise UserError(f"{self._run} holds a run already: go on with `goldfinch train --resume {self._run}`")
-        if self._run.exists() and (not self._run.is_dir() or any(self._run.iterdir())):
-            raise UserError(f"{self._run} exists and is not empty: choose another output folder")
+        taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, FOLDER, METRICS) if (self._run / name).exists()]
+        if taken or self._run.is_file():
+            raise UserError(f"{self._run / ''.join(taken[:1])} is in the way: choose another output folder")
         save_description(self._run, self._config.model, self._tokenizer)
         write_text(self._run / SETTINGS, json.dumps(self._config.to_dict(), indent=2) + "\n")
         return Progress()
