@@ -78,7 +78,9 @@ def test_text_is_utf8(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
 @pytest.mark.usefixtures("umask")
 def test_permissions_are_those_of_any_new_file(tmp_path):
-    write_text(tmp_path / "file", "x")
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
     with atomic_directory(tmp_path / "folder") as temporary:
         (temporary / "inside").write_text("x")
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}

@@ -41,7 +41,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         with atomic_file(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from error
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -26,7 +26,7 @@ class Quickstart:
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/quickstart")
     """Folder for everything: data, weights, metrics, samples."""
-    minutes: float = 3.2
+    minutes: float = 3.3
     """Longest time for the training steps; on a slow machine fewer are made."""
     seed: int = 0
     """Of the initial weights and the order of the data."""
