@@ -16,7 +16,9 @@ from goldfinch.data.batches import sequential_windows
 from goldfinch.data.shards import TokenDataset
 from goldfinch.errors import UserError
 from goldfinch.training.checkpoint import list_checkpoints
-from goldfinch.training.trainer import Diverged, Interrupted, Trainer, read_settings
+from goldfinch.training.divergence import Diverged
+from goldfinch.training.interruption import Interrupted
+from goldfinch.training.trainer import Trainer, read_settings
 
 
 def test_a_run_learns_and_writes_everything_it_promises(settings, silent):

@@ -63,7 +63,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
     precision: Precision = "auto"
-    """bf16: autocast with fp32 weights; fp32; auto: bf16 where the hardware multiplies it natively."""
+    """bf16: autocast with fp32 weights; fp32; auto: bf16 where the hardware multiplies it natively.
+    A run stores which one it was."""
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU if there is one."""
     seed: int = 0

@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from goldfinch.errors import UserError
 from goldfinch.model import Decoder
+
+
+class Diverged(UserError):
+    """A loss or a gradient was not finite; the weights before that step are saved."""
 
 
 def first_bad_tensor(model: Decoder, windows: Tensor) -> str:

@@ -1,12 +1,9 @@
 """The training loop."""
 
-import contextlib
+import dataclasses
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +21,8 @@ from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.training.checkpoint import FOLDER, Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from goldfinch.training.config import TrainConfig
-from goldfinch.training.divergence import first_bad_tensor
+from goldfinch.training.divergence import Diverged, first_bad_tensor
+from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, next_token_loss, validate
 from goldfinch.training.metrics import FILE as METRICS
 from goldfinch.training.metrics import Metrics
@@ -48,16 +46,6 @@ class Reporter(Protocol):
 
     def sample(self, step: int, text: str) -> None:
         """The model has written a sample, its prompt included."""
-
-
-class Diverged(UserError):
-    """A loss or a gradient was not finite; the weights before that step are saved."""
-
-
-class Interrupted(UserError):
-    """The user stopped the run (Ctrl-C, SIGTERM); its state is saved."""
-
-    exit_code = 130
 
 
 def read_settings(run: Path) -> TrainConfig:
@@ -99,10 +87,12 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, reporter: Reporter, resume: bool = False) -> None:
+        self._device, self._dtype = resolve_device(config)
+        # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
+        config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
         self._config = config
         self._reporter = reporter
         self._run = config.output
-        self._device, self._dtype = resolve_device(config)
         self._tokenizer = load_tokenizer(config.data / TOKENIZER)
         self._train = TokenDataset.open(config.data, "train")
         self._validation = TokenDataset.open(config.data, "validation")
@@ -150,7 +140,7 @@ class Trainer:
         """
         config = self._config
         self._reporter.start(config, self._progress.step, self._steps)
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             while self._done() < 1:
                 self._step()
                 step, last = self._progress.step, self._done() >= 1
@@ -282,27 +272,3 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
             f"the tokenizer of {config.data} has {tokenizer.vocab_size} ids, the model only "
             f"{config.model.vocab_size}: set --model.vocab-size {tokenizer.vocab_size}"
         )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, instead of breaking off in the middle of a step.
-
-    A second Ctrl-C breaks off at once. Outside the main thread, where signals cannot be caught, it is never set.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, _frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
