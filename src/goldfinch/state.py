@@ -46,6 +46,11 @@ class BlockState:
     channel_mix: Tensor | None
     """(B, D): the channel mix's input at the last token; None for SwiGLU, which has no token shift."""
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, for counting and saving."""
+        values = [*vars(self.time_mix).values(), self.channel_mix]
+        return [value for value in values if value is not None]
+
 
 @dataclasses.dataclass(kw_only=True)
 class KeyMemory:

@@ -27,7 +27,7 @@ def test_logits_after_reading_are_those_of_the_whole_forward(lm):
 
 def test_a_long_text_is_read_in_chunks_without_changing_anything(lm, monkeypatch):
     once = lm.read("Call me Ishmael.").logits
-    monkeypatch.setattr("goldfinch.inference.context.READ_CHUNK", 3)
+    monkeypatch.setattr("goldfinch.inference.prefill.CHUNK", 3)
     torch.testing.assert_close(lm.read("Call me Ishmael.").logits, once, rtol=0, atol=1e-4)
 
 
@@ -60,16 +60,16 @@ def test_forks_go_on_independently(lm):
 def test_a_read_that_is_broken_off_leaves_the_context_as_it_was(lm, monkeypatch):
     context = lm.read("It was the")
     before = context.logits
-    monkeypatch.setattr("goldfinch.inference.context.READ_CHUNK", 4)
-    real, calls = lm.model.hidden, []
+    monkeypatch.setattr("goldfinch.inference.prefill.CHUNK", 4)
+    real, calls = lm.model.lower, []
 
-    def hidden(*args):
+    def lower(*args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(lm.model, "hidden", hidden)
+    monkeypatch.setattr(lm.model, "lower", lower)
     with pytest.raises(KeyboardInterrupt):
         context.read(" best of times")
     monkeypatch.undo()

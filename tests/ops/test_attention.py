@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldfinch.ops.attention import causal_attention
+from goldfinch.ops.attention import blockwise_causal_attention, causal_attention
 
 
 @pytest.mark.parametrize(("length", "total"), [(1, 1), (1, 7), (2, 7), (5, 6), (7, 7), (33, 70)])
@@ -17,3 +17,14 @@ def test_each_query_sees_the_keys_up_to_its_own_position(length, total):
         scores = (k[:, :, :visible] @ q[:, :, t, :, None]).squeeze(-1) / 8**0.5
         expected[:, :, t] = (scores.softmax(-1)[:, :, None] @ v[:, :, :visible]).squeeze(-2)
     torch.testing.assert_close(causal_attention(q, k, v), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(1, [7]), (1, [3, 4]), (5, [4, 4, 1]), (9, [1, 2, 3, 2, 1]), (4, [9])])
+def test_attention_over_blocks_is_attention_over_all(length, blocks):
+    torch.manual_seed(0)
+    total = sum(blocks)
+    q = 5 * torch.randn(2, 3, length, 8, dtype=torch.float64)
+    k, v = 5 * torch.randn(2, 2, 3, total, 8, dtype=torch.float64)
+    pieces = zip(k.split(blocks, dim=2), v.split(blocks, dim=2), strict=True)
+    expected = causal_attention(q, k, v)
+    torch.testing.assert_close(blockwise_causal_attention(q, pieces, total), expected, rtol=0, atol=1e-12)

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
+from goldfinch.inference.key_memory import BlockedKeyMemory
+from goldfinch.inference.prefill import LayerStates, prefill
 from goldfinch.inference.sampling import Sampler, Sampling
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
 from goldfinch.model import Decoder
-from goldfinch.state import ModelState
-
-# Tokens that go through the layers at once while reading: bounds the memory of activations.
-READ_CHUNK = 2048
 
 
 class Context:
@@ -21,12 +19,16 @@ class Context:
     Args:
         model: what reads and writes.
         tokenizer: None where texts are given as ids.
+        latent_dtype: what the compressed keys are stored in; None for the model's own type, which rounds nothing.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: Decoder, tokenizer: Tokenizer | None, latent_dtype: torch.dtype | None = None) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._state: ModelState | None = None
+        self._states: LayerStates | None = None
+        self._memory = (
+            BlockedKeyMemory(model, latent_dtype or model.head.weight.dtype) if model.config.gold_layers else None
+        )
         self._length = 0
         self._logits: Tensor | None = None
 
@@ -43,7 +45,7 @@ class Context:
 
     @torch.inference_mode()
     def read(self, text: str | Sequence[int] | Tensor) -> "Context":
-        """Append a text, or token ids. Nothing of the past is computed again in the recurrent layers.
+        """Append a text, or token ids: constant work for each token (see `goldfinch.inference.prefill`).
 
         Returns:
             self.
@@ -52,19 +54,25 @@ class Context:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
         ids = token_ids(text, self._tokenizer, self._model.config.vocab_size).to(self._model.head.weight.device)
-        state = self._state
-        for chunk in ids.split(READ_CHUNK):
-            hidden, state = self._model.hidden(chunk[None], state)
-        logits = self._model.head(hidden[0, -1]).float()
-        # All at once at the end: a read that is broken off leaves the context as it was.
-        self._state, self._length, self._logits = state, self._length + len(ids), logits
+        hidden, states = prefill(self._model, ids, self._states, self._memory)
+        self._states, self._length, self._logits = states, self._length + len(ids), self._model.head(hidden).float()
         return self
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes held, measured from the tensors: the key memory, and the states of all layers."""
+        states = (*self._states.lower, *self._states.upper) if self._states else ()
+        return {
+            "memory": self._memory.nbytes if self._memory is not None else 0,
+            "state": sum(tensor.nbytes for state in states for tensor in state.tensors()),
+        }
 
     def fork(self) -> "Context":
         """A second context with the same past; the two go on independently."""
         other = Context(self._model, self._tokenizer)
-        # No call changes a state in place, so that both may hold the same one.
-        other._state, other._length, other._logits = self._state, self._length, self._logits
+        # No call changes a state in place, so that both may hold the same ones.
+        other._states, other._length, other._logits = self._states, self._length, self._logits
+        other._memory = self._memory.fork() if self._memory is not None else None
         return other
 
     def generate(

@@ -53,9 +53,17 @@ class LanguageModel:
         logits, _ = self.model(ids.to(self.model.head.weight.device, torch.int64))
         return logits.float()
 
-    def read(self, text: str | Sequence[int] | Tensor) -> Context:
-        """Read a text, or token ids, into a new context."""
-        return Context(self.model, self.tokenizer).read(text)
+    def read(self, text: str | Sequence[int] | Tensor, latent_dtype: str | None = None) -> Context:
+        """Read a text, or token ids, into a new context: linear pre-fill.
+
+        Args:
+            text: what to read.
+            latent_dtype: what the compressed keys are stored in, such as "bfloat16"; None for the model's own type.
+
+        Raises:
+            UserError: no tokens, ids outside the vocabulary, a text where the model has no tokenizer, unknown dtype.
+        """
+        return Context(self.model, self.tokenizer, _dtype(latent_dtype) if latent_dtype else None).read(text)
 
 
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:

@@ -7,9 +7,9 @@ from torch import nn
 from goldfinch.config import ModelConfig, TimeMixKind
 from goldfinch.mixers.attention import GptAlpha, LlamaAttention
 from goldfinch.mixers.finch import Finch, FinchC2
-from goldfinch.mixers.gold import ExpandedMemory, Gold
+from goldfinch.mixers.gold import ExpandedMemory, Gold, KeyValueSource
 
-__all__ = ["TIME_MIXES", "ExpandedMemory", "Finch", "FinchC2", "Gold", "GptAlpha", "LlamaAttention"]
+__all__ = ["TIME_MIXES", "ExpandedMemory", "Finch", "FinchC2", "Gold", "GptAlpha", "KeyValueSource", "LlamaAttention"]
 
 TIME_MIXES: dict[TimeMixKind, Callable[[ModelConfig], nn.Module]] = {
     "finch": Finch,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from goldfinch.config import ModelConfig, TimeMixKind
 from goldfinch.layers.channel_mix import RwkvChannelMix, SwiGlu
 from goldfinch.layers.norm import layer_norm
-from goldfinch.mixers import TIME_MIXES, ExpandedMemory
+from goldfinch.mixers import TIME_MIXES, KeyValueSource
 from goldfinch.state import BlockState
 
 CHANNEL_MIXES = {"rwkv": RwkvChannelMix, "swiglu": SwiGlu}
@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.channel_mix = CHANNEL_MIXES[config.channel_mix](config.width, config.channel_mix_width)
 
     def forward(
-        self, x: Tensor, state: BlockState | None = None, memory: ExpandedMemory | None = None
+        self, x: Tensor, state: BlockState | None = None, memory: KeyValueSource | None = None
     ) -> tuple[Tensor, BlockState]:
         """(B, T, D) -> (B, T, D); `memory` is for GOLD layers only."""
         shared = () if memory is None else (memory,)

@@ -1,10 +1,13 @@
 """The whole stack, as in the paper's figure (SPEC 1)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
 from goldfinch.layers.norm import layer_norm
+from goldfinch.mixers import KeyValueSource
 from goldfinch.model.block import Block
 from goldfinch.model.token_cat import TokenCat
 from goldfinch.state import BlockState, KeyMemory, ModelState
@@ -43,13 +46,8 @@ class Decoder(nn.Module):
 
     def hidden(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """As `forward`, without the head: (B, T, D), normalised."""
-        past = state.blocks if state else [None] * len(self.blocks)
-        blocks: list[BlockState] = []
         x0 = self.embed(ids)
-        x = x0
-        for block, before in zip(self.blocks[: self.config.first_gold_layer], past, strict=False):
-            x, after = block(x, before)
-            blocks.append(after)
+        x, blocks = self.lower(x0, state.blocks if state else None)
         memory = None
         if self.token_cat is not None:
             memory = KeyMemory(ids=ids, latents=self.token_cat.compress(x))
@@ -57,14 +55,39 @@ class Decoder(nn.Module):
                 memory = _join(state.memory, memory)
                 x0 = self.embed(memory.ids)
             expanded = self.token_cat.expand(x0, memory.latents)
-            for block, before in zip(self.blocks[len(blocks) :], past[len(blocks) :], strict=True):
-                x, after = block(x, before, expanded)
-                blocks.append(after)
+            x, upper = self.upper(x, state.blocks[len(blocks) :] if state else None, expanded)
+            blocks += upper
         return self.output_norm(x), ModelState(blocks=blocks, memory=memory)
 
     def embed(self, ids: Tensor) -> Tensor:
         """x0: (B, T) ids -> (B, T, D) embeddings after ln0."""
         return self.embedding_norm(self.embedding(ids))
+
+    def lower(self, x0: Tensor, states: Sequence[BlockState] | None) -> tuple[Tensor, list[BlockState]]:
+        """The layers below GOLD: (B, T, D) -> (B, T, D), and their states; `states` of more layers are left alone."""
+        return self._run(range(self.config.first_gold_layer), x0, states)
+
+    def upper(
+        self, x: Tensor, states: Sequence[BlockState | None] | None, memory: KeyValueSource
+    ) -> tuple[Tensor, list[BlockState]]:
+        """The GOLD layers: the newest T tokens, (B, T, D) -> (B, T, D), and the states of these layers.
+
+        A state may be None where what a token shift reaches back to does not matter.
+        """
+        return self._run(range(self.config.first_gold_layer, self.config.layers), x, states, memory)
+
+    def _run(
+        self,
+        layers: range,
+        x: Tensor,
+        states: Sequence[BlockState | None] | None,
+        memory: KeyValueSource | None = None,
+    ) -> tuple[Tensor, list[BlockState]]:
+        after = []
+        for number, layer in enumerate(layers):
+            x, state = self.blocks[layer](x, states[number] if states else None, memory)
+            after.append(state)
+        return x, after
 
 
 def _join(past: KeyMemory, new: KeyMemory) -> KeyMemory:
