@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goldfinch.config import ModelConfig
@@ -61,7 +61,10 @@ def read_config(folder: Path) -> ModelConfig:
         raise UserError(f"{path} is no GoldFinch config; `goldfinch convert` brings published checkpoints here")
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
         raise UserError(f"{path} has version {content.get('version')}, this program reads {VERSION}: update goldfinch")
-    return ModelConfig.from_dict(content["model"])
+    try:
+        return ModelConfig.from_dict(content["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
@@ -97,26 +100,26 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, device: torch.dev
     with torch.device("meta"):
         model = Decoder(config)
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            check_weights(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, model)  # noqa: SIM118 (safe_open is no dict)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = load_file(path, str(device))
     except FileNotFoundError:
         raise UserError(f"{folder} has no weights yet: {WEIGHTS} is missing; train it with `goldfinch train`") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no whole safetensors file: {error}") from error
+    check_weights(path, weights, model)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     return model
 
 
-def check_weights(path: Path, shapes: dict[str, tuple[int, ...]], model: Decoder) -> None:
-    """Raise one UserError that lists every tensor that is missing, left over or of another shape than the model's."""
+def check_weights(path: Path, weights: dict[str, Tensor], model: Decoder) -> None:
+    """Raise one UserError that lists every tensor that is missing, left over or of another kind than the model's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in wanted.keys() - shapes.keys()]
-    problems += [f"{name} is left over" for name in shapes.keys() - wanted.keys()]
-    problems += [
-        f"{name} is {shape}, not {wanted[name]}"
-        for name, shape in shapes.items()
-        if name in wanted and shape != wanted[name]
-    ]
+    problems = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
+    problems += [f"{name} is left over" for name in weights.keys() - wanted.keys()]
+    for name in wanted.keys() & weights.keys():
+        tensor = weights[name]
+        if tuple(tensor.shape) != wanted[name]:
+            problems.append(f"{name} is {tuple(tensor.shape)}, not {wanted[name]}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
     if problems:
         raise UserError(f"{path} does not fit its config: {'; '.join(sorted(problems))}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from goldfinch.checkpoint.native import check_weights, write_safetensors
@@ -55,13 +56,13 @@ def load_checkpoint(path: Path, model: Decoder, optimizer: torch.optim.Optimizer
         UserError: the file is broken, or of another model.
     """
     try:
-        with safe_open(path, "pt", device=str(model.head.weight.device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        tensors = load_file(path, str(model.head.weight.device))
+        with safe_open(path, "pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no whole checkpoint ({error}); remove it to resume from the one before") from error
     weights = _below(_MODEL, tensors)
-    check_weights(path, {name: tuple(tensor.shape) for name, tensor in weights.items()}, model)
+    check_weights(path, weights, model)
     model.load_state_dict(weights)
     states = _below(_OPTIMIZER, tensors)
     for name, parameter in _trained(model).items():
