@@ -76,7 +76,7 @@ def test_hidden_states_and_all_states_are_exact_in_fp64_around_the_length_of_the
     tail = prefill.tail_length(model)
     for length in range(1, tail + 4):
         ids = text(length + 3, seed=length)
-        memory = BlockedKeyMemory(model, torch.float64)
+        memory = BlockedKeyMemory(model, torch.float64, 0)
         with torch.no_grad():
             hidden, states = prefill.prefill(model, ids[:length], None, memory)
             whole, state = model.hidden(ids[None, :length])
@@ -95,7 +95,7 @@ def test_a_tail_one_token_shorter_is_wrong(plan, model_of, monkeypatch):
         whole = model.hidden(ids[None])[0][0, -1]
         for length, exact in ((tail, True), (tail - 1, False)):
             monkeypatch.setattr(prefill, "tail_length", lambda model, length=length: length)
-            hidden, _ = prefill.prefill(model, ids, None, BlockedKeyMemory(model, torch.float64))
+            hidden, _ = prefill.prefill(model, ids, None, BlockedKeyMemory(model, torch.float64, 0))
             assert ((hidden - whole).abs().max() <= 1e-9) == exact
 
 
@@ -111,13 +111,13 @@ def test_a_token_takes_the_bytes_that_the_paper_promises(vocab_size, bytes_per_t
     monkeypatch.setattr(key_memory, "BLOCK", 1024)
     with torch.device("meta"):
         model = Decoder(model_config("goldfinch-L24-D2048", vocab_size))
-        memory = BlockedKeyMemory(model, torch.bfloat16)
+        memory = BlockedKeyMemory(model, torch.bfloat16, 0)
         memory.append(torch.zeros(4096, dtype=torch.int64), torch.zeros(4096, 128))
     assert memory.nbytes == 4096 * bytes_per_token
 
 
 def test_the_memory_grows_without_copying_the_past(model_of):
-    memory = BlockedKeyMemory(model_of("one GOLD layer"), torch.float32)
+    memory = BlockedKeyMemory(model_of("one GOLD layer"), torch.float32, 0)
     memory.append(text(6), torch.randn(6, 4))
     before = [block.latents.data_ptr() for block in memory._blocks]
     memory.append(text(9), torch.randn(9, 4))
@@ -137,6 +137,36 @@ def test_forks_share_what_they_have_in_common_and_nothing_else(model_of):
     assert len(shared & {block.ids.data_ptr() for block in context._memory._blocks}) == 2
 
 
+@pytest.mark.parametrize("plan", ["two GOLD layers", "RoPE"])
+def test_keeping_keys_and_values_changes_nothing_but_the_work(plan, model_of):
+    model = model_of(plan)
+    one = 2 * 4 * 64 * 8  # bytes of keys and values of one block in one layer, fp64
+    after = {}
+    for budget in (0, 3 * one, 10**9):
+        context = Context(model, None, budget=budget)
+        after[budget] = []
+        for piece in text(21).split([9, 1, 1, 7, 3]):
+            context.read(piece)
+            after[budget].append(context.logits)
+        forked = context.fork().read(text(4))
+        context._memory.truncate(10)
+        assert context.nbytes["expanded"] <= min(budget, 4 * one)
+        after[budget] += [forked.logits]
+        assert forked.nbytes["expanded"] == min(budget, 2 * 6 * one)
+    for budget in (3 * one, 10**9):
+        assert all(torch.equal(a, b) for a, b in zip(after[0], after[budget], strict=True))
+
+
+def test_kept_blocks_are_not_rebuilt(model_of, monkeypatch):
+    model, expanded = model_of("one GOLD layer"), []
+    context = Context(model, None).read(text(10))
+    real = model.token_cat.expand
+    monkeypatch.setattr(model.token_cat, "expand", lambda x0, z: (expanded.append(x0.shape[1]), real(x0, z))[1])
+    context.read([1]).read([2]).read([3])
+    # Of blocks of four only the last, partial one, with the token before it, until it is whole and kept as well.
+    assert expanded == [4, 5, 2]
+
+
 def test_rounded_latents_take_half_the_memory_and_change_little(model_of):
     model, ids = model_of("two GOLD layers", torch.float32), text(40)
     exact, rounded = Context(model, None).read(ids), Context(model, None, torch.bfloat16).read(ids)
@@ -148,6 +178,6 @@ def test_rounded_latents_take_half_the_memory_and_change_little(model_of):
 
 def test_the_state_takes_the_bytes_that_it_should(model_of):
     context = Context(model_of("one GOLD layer", torch.float32), None)
-    assert context.nbytes == {"memory": 0, "state": 0}
+    assert context.nbytes == {"memory": 0, "state": 0, "expanded": 0}
     # Finch-C2: S of (4, 16, 16) and two tokens; GOLD: two tokens; 64 wide, 4 bytes each.
     assert context.read(text(9)).nbytes["state"] == 4 * (4 * 16 * 16 + 2 * 64 + 2 * 64)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
-from goldfinch.inference.key_memory import BlockedKeyMemory
+from goldfinch.inference.key_memory import DEFAULT_BUDGET, BlockedKeyMemory
 from goldfinch.inference.prefill import LayerStates, prefill
 from goldfinch.inference.sampling import Sampler, Sampling
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
@@ -20,15 +20,22 @@ class Context:
         model: what reads and writes.
         tokenizer: None where texts are given as ids.
         latent_dtype: what the compressed keys are stored in; None for the model's own type, which rounds nothing.
+        budget: bytes of rebuilt keys and values to keep between steps at most; the rest is rebuilt at every step.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer | None, latent_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        latent_dtype: torch.dtype | None = None,
+        budget: int = DEFAULT_BUDGET,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._states: LayerStates | None = None
-        self._memory = (
-            BlockedKeyMemory(model, latent_dtype or model.head.weight.dtype) if model.config.gold_layers else None
-        )
+        self._memory: BlockedKeyMemory | None = None
+        if model.config.gold_layers:
+            self._memory = BlockedKeyMemory(model, latent_dtype or model.head.weight.dtype, budget)
         self._length = 0
         self._logits: Tensor | None = None
 
@@ -60,11 +67,12 @@ class Context:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes held, measured from the tensors: the key memory, and the states of all layers."""
+        """Bytes held, measured from the tensors: the key memory, the states of all layers, keys and values kept."""
         states = (*self._states.lower, *self._states.upper) if self._states else ()
         return {
             "memory": self._memory.nbytes if self._memory is not None else 0,
             "state": sum(tensor.nbytes for state in states for tensor in state.tensors()),
+            "expanded": self._memory.nbytes_expanded if self._memory is not None else 0,
         }
 
     def fork(self) -> "Context":

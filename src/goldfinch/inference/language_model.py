@@ -11,6 +11,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
+from goldfinch.inference.key_memory import DEFAULT_BUDGET
 from goldfinch.inference.token_ids import check_token_ids, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -53,17 +54,20 @@ class LanguageModel:
         logits, _ = self.model(ids.to(self.model.head.weight.device, torch.int64))
         return logits.float()
 
-    def read(self, text: str | Sequence[int] | Tensor, latent_dtype: str | None = None) -> Context:
+    def read(
+        self, text: str | Sequence[int] | Tensor, latent_dtype: str | None = None, budget: int = DEFAULT_BUDGET
+    ) -> Context:
         """Read a text, or token ids, into a new context: linear pre-fill.
 
         Args:
             text: what to read.
             latent_dtype: what the compressed keys are stored in, such as "bfloat16"; None for the model's own type.
+            budget: bytes of rebuilt keys and values to keep between steps at most (1 GiB by default).
 
         Raises:
             UserError: no tokens, ids outside the vocabulary, a text where the model has no tokenizer, unknown dtype.
         """
-        return Context(self.model, self.tokenizer, _dtype(latent_dtype) if latent_dtype else None).read(text)
+        return Context(self.model, self.tokenizer, _dtype(latent_dtype) if latent_dtype else None, budget).read(text)
 
 
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:
