@@ -167,6 +167,7 @@ def test_a_half_written_checkpoint_is_refused_by_name_and_nothing_is_lost(settin
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(UserError, match=rf"{newest.name} is no whole checkpoint.*remove it"):
         Trainer(settings(steps=8), silent(), resume=True)
+    assert read_settings(settings().output).steps == 6
     newest.unlink()
     seen = silent()
     Trainer(settings(steps=8), seen, resume=True).train()

@@ -118,15 +118,19 @@ class Trainer:
         if taken or self._run.is_file():
             raise UserError(f"{self._run / ''.join(taken[:1])} is in the way: choose another output folder")
         save_description(self._run, self._config.model, self._tokenizer)
-        write_text(self._run / SETTINGS, json.dumps(self._config.to_dict(), indent=2) + "\n")
+        self._write_settings()
         return Progress()
 
     def _resume(self) -> Progress:
         if read_config(self._run) != self._config.model:
             raise UserError(f"{self._run} holds another model than these settings describe: choose another output")
         checkpoints = list_checkpoints(self._run)
+        progress = load_checkpoint(checkpoints[-1], self._model, self._optimizer) if checkpoints else Progress()
+        self._write_settings()
+        return progress
+
+    def _write_settings(self) -> None:
         write_text(self._run / SETTINGS, json.dumps(self._config.to_dict(), indent=2) + "\n")
-        return load_checkpoint(checkpoints[-1], self._model, self._optimizer) if checkpoints else Progress()
 
     def train(self) -> Validation:
         """Train to the last step.
