@@ -89,5 +89,5 @@ def test_the_tree_names_what_is_there_and_nothing_else():
     tree = README.partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
     named = set(re.findall(r"^  (\S+)", tree, flags=re.MULTILINE))
     package = ROOT / "src" / "goldfinch"
-    there = {path.name + "/" * path.is_dir() for path in package.iterdir() if not path.name.startswith("_")}
+    there = {path.name + "/" * path.is_dir() for path in package.iterdir() if not path.name.startswith(("_", "."))}
     assert named == there - {"py.typed"}
