@@ -145,7 +145,7 @@ def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a mapping of fields, not {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # `type[T]` cannot say: a dataclass
     for name in values:
         if name not in fields:
             raise UserError(f"unknown field {prefix}{name}; {did_you_mean(str(name), list(fields))}")
@@ -162,7 +162,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if origin is UnionType:  # of one type and None
         return None if value is None else _convert(get_args(hint)[0], value, name)
     if dataclasses.is_dataclass(hint):
-        return from_plain(hint, value, name + ".")  # type: ignore[arg-type]
+        return from_plain(hint, value, name + ".")  # type: ignore[arg-type]  # a class here, never an instance
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(get_args(hint)[0], item, name) for item in value)
     if origin is Literal:

@@ -1,6 +1,7 @@
 """A text that a model has read, and what it writes after it."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Context:
         max_tokens: int = 200,
         seed: int | None = None,
         stop: Sequence[str] = (),
-        **sampling: float,
+        **sampling: Any,
     ) -> Iterator[str]:
         """Read `text`, if any, and write on, piece by piece, until a stop string, the end of the text or `max_tokens`.
 
@@ -107,7 +108,7 @@ class Context:
         Raises:
             UserError: as `read`, or a sampling setting out of range.
         """
-        sampler = Sampler(Sampling(**sampling), seed)  # type: ignore[arg-type]
+        sampler = Sampler(Sampling(**sampling), seed)
         tokenizer = require_tokenizer(self._tokenizer)
         if text is not None:
             self.read(text)
