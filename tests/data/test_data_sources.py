@@ -1,7 +1,9 @@
 """Reading documents: what is kept, what is skipped and said, what is refused."""
 
 import gzip
+import io
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from goldfinch.data import sources
-from goldfinch.data.sources import input_bytes, read_documents
+from goldfinch.data.sources import STANDARD_INPUT, input_bytes, read_documents
 from goldfinch.errors import UserError
 
 
@@ -39,6 +41,21 @@ def test_each_kind_of_file_gives_its_documents_in_order(tmp_path: Path) -> None:
     positions = [d.position for d in documents]
     assert positions == sorted(positions)
     assert positions[-1] == input_bytes(paths)
+
+
+def test_any_text_and_standard_input_are_documents_where_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text("code")
+    paths = [STANDARD_INPUT, json_lines(tmp_path / "b.jsonl", ["one", "two"]), tmp_path / "a.py"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
+    documents = list(read_documents(paths, any_text=True))
+    assert [document.text for document in documents] == ["piped", "one", "two", "code"]
+    names = [Path(document.name).name for document in documents]
+    assert names == ["standard input", "b.jsonl:1", "b.jsonl:2", "a.py"]
+    for path in (STANDARD_INPUT, tmp_path / "a.py"):
+        with pytest.raises(UserError):
+            read_documents([path])
 
 
 def test_bad_lines_are_reported_with_place_and_reason_and_the_rest_is_kept(tmp_path: Path) -> None:

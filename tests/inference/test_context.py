@@ -78,11 +78,11 @@ def test_a_read_that_is_broken_off_leaves_the_context_as_it_was(lm, monkeypatch)
     torch.testing.assert_close(context.read("!").logits, lm.read("It was the!").logits, rtol=0, atol=1e-4)
 
 
-def test_the_end_of_text_ends_the_writing(lm):
+def test_the_end_of_text_ends_the_writing(lm, monkeypatch):
     context = lm.read("x")
     logits = torch.full((300,), -100.0)
     logits[256] = 100.0
-    context._logits = logits
+    monkeypatch.setattr(type(context), "logits", logits)
     assert list(context.generate(max_tokens=5)) == []
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from goldfinch.errors import UserError
-from goldfinch.inference.sampling import Sampler, Sampling
+from goldfinch.inference.sampler import Sampler
+from goldfinch.inference.sampling import Sampling
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 

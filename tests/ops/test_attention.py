@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldfinch.ops.attention import blockwise_causal_attention, causal_attention
+from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
 
 
 @pytest.mark.parametrize(("length", "total"), [(1, 1), (1, 7), (2, 7), (5, 6), (7, 7), (33, 70)])
@@ -25,6 +25,29 @@ def test_attention_over_blocks_is_attention_over_all(length, blocks):
     total = sum(blocks)
     q = 5 * torch.randn(2, 3, length, 8, dtype=torch.float64)
     k, v = 5 * torch.randn(2, 2, 3, total, 8, dtype=torch.float64)
-    pieces = zip(k.split(blocks, dim=2), v.split(blocks, dim=2), strict=True)
+    pieces = map(KeyValueBlock, k.split(blocks, dim=2), v.split(blocks, dim=2))
     expected = causal_attention(q, k, v)
     torch.testing.assert_close(blockwise_causal_attention(q, pieces, total), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", [[9], [4, 5], [2, 2, 2, 3]])
+def test_keys_that_share_values_are_as_keys_with_values_of_their_own(blocks):
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 3, 2, 8, dtype=torch.float64), torch.randn(1, 3, 9, 8, dtype=torch.float64)
+    values, rows = torch.randn(1, 3, 4, 8, dtype=torch.float64), torch.tensor([3, 0, 0, 1, 2, 3, 3, 1, 0])
+    pieces = map(KeyValueBlock, k.split(blocks, 2), [values] * len(blocks), rows.split(blocks))
+    expected = causal_attention(q, k, values[:, :, rows])
+    torch.testing.assert_close(blockwise_causal_attention(q, pieces, 9), expected, rtol=0, atol=1e-12)
+
+
+def test_queries_from_inside_the_text_see_what_lies_before_them_and_share_the_keys():
+    torch.manual_seed(0)
+    q = torch.randn(3, 2, 2, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 1, 2, 10, 8, dtype=torch.float64)
+    ends = [2, 5, 9]
+    positions = torch.tensor([[end - 1, end] for end in ends])
+    pieces = map(KeyValueBlock, k.split(4, dim=2), v.split(4, dim=2))
+    actual = blockwise_causal_attention(q, pieces, 10, positions)
+    for row, end in enumerate(ends):
+        expected = causal_attention(q[row : row + 1], k[:, :, : end + 1], v[:, :, : end + 1])
+        torch.testing.assert_close(actual[row : row + 1], expected, rtol=0, atol=1e-12)

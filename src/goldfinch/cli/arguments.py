@@ -3,11 +3,15 @@
 import contextlib
 import io
 import re
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from goldfinch.errors import UserError
+
+if TYPE_CHECKING:
+    from goldfinch.config import ModelConfig
 
 T = TypeVar("T")
 
@@ -34,3 +38,27 @@ def _one_line(framed: str) -> str:
     lines = [line.strip("│╭╮╰╯─ ") for line in framed.splitlines()[1:]]  # the first line is the frame's title
     parts = [" ".join(part.split()) for part in re.split(r"\n\n", "\n".join(lines))]
     return "; ".join(part for part in parts if part)
+
+
+def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
+    """The model config of a preset or of a folder.
+
+    Args:
+        name: of either.
+        vocab_size: of a preset; None for 65536.
+
+    Raises:
+        UserError: it is neither, or a folder that is given a vocabulary size.
+    """
+    from goldfinch.presets import WORLD_VOCABULARY, model_config
+
+    if not Path(name).is_dir():
+        try:
+            return model_config(name, WORLD_VOCABULARY if vocab_size is None else vocab_size)
+        except UserError as error:
+            raise UserError(f"{error} (nor is {name!r} a folder)") from error
+    if vocab_size is not None:
+        raise UserError(f"the model in {name} has its vocabulary: --vocab-size is for presets")
+    from goldfinch.checkpoint.native import read_config
+
+    return read_config(Path(name))

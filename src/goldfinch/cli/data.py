@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from goldfinch.data.prepare import PrepareReport
     from goldfinch.data.tokenizers import Tokenizer
 
-# Bad documents that are shown one by one; the rest is only counted.
-SHOWN_ERRORS = 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
@@ -40,16 +37,16 @@ class Prepare:
 
     def run(self) -> None:
         """Prepare, with a progress bar; bad documents on stderr; a summary on stdout."""
-        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Bar
 
+        from goldfinch.cli.progress import SkippedDocuments, errors_console
         from goldfinch.data.prepare import Progress, prepare
         from goldfinch.data.writer import check_output
 
         check_output(self.output, overwrite=self.overwrite)
-        errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-        skipped = 0
+        errors = errors_console()
+        skipped = SkippedDocuments(errors)
 
         with Bar(
             TextColumn("{task.description}"),
@@ -67,12 +64,6 @@ class Prepare:
             def show_progress(progress: Progress) -> None:
                 bar.update(task, completed=progress.bytes_read, total=progress.bytes_total)
 
-            def show_error(message: str) -> None:
-                nonlocal skipped
-                skipped += 1
-                if skipped <= SHOWN_ERRORS:
-                    errors.print(f"skipped {message}")
-
             report = prepare(
                 self.files,
                 self.output,
@@ -82,10 +73,9 @@ class Prepare:
                 text_field=self.text_field,
                 overwrite=self.overwrite,
                 on_progress=show_progress,
-                on_error=show_error,
+                on_error=skipped,
             )
-        if skipped > SHOWN_ERRORS:
-            errors.print(f"skipped {skipped - SHOWN_ERRORS:,} more")
+        skipped.finish()
         self._print_summary(report, tokenizer)
 
     def _tokenizer(self) -> "Tokenizer":

@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import named_config, parse
+from goldfinch.cli.tables import Rows, print_table
+from goldfinch.cli.units import size
 
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
@@ -39,7 +40,7 @@ class Info:
             return
         from goldfinch.model.accounting import account
 
-        config = self._config(self.preset)
+        config = named_config(self.preset, self.vocab_size)
         accounting = account(config, self.context, self.id_bytes)
         if self.json:
             content = {"model": config.to_dict(), **dataclasses.asdict(accounting)}
@@ -59,38 +60,10 @@ class Info:
         print("  KIND  " + "\n        ".join(KINDS))
         print(f"  SIZE  {', '.join(SIZES)}, or any L<layers>-D<width>")
 
-    def _config(self, name: str) -> "ModelConfig":
-        from goldfinch.errors import UserError
-        from goldfinch.presets import WORLD_VOCABULARY, model_config
-
-        if not Path(name).is_dir():
-            try:
-                return model_config(name, WORLD_VOCABULARY if self.vocab_size is None else self.vocab_size)
-            except UserError as error:
-                raise UserError(f"{error} (nor is {name!r} a folder)") from error
-        if self.vocab_size is not None:
-            raise UserError(f"the model in {name} has its vocabulary: --vocab-size is for presets")
-        from goldfinch.checkpoint.native import read_config
-
-        return read_config(Path(name))
-
 
 def _print_table(title: str, config: "ModelConfig", accounting: "Accounting") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE_HEAD)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for section in (_shape_rows(config), _parameter_rows(accounting), _flops_rows(accounting), _bytes_rows(accounting)):
-        for row in section:
-            table.add_row(*row)
-        table.add_section()
-    Console(highlight=False).print(table)
-
-
-Rows = list[tuple[str, str]]
+    sections = (_shape_rows(config), _parameter_rows(accounting), _flops_rows(accounting), _bytes_rows(accounting))
+    print_table(title, sections)
 
 
 def _shape_rows(config: "ModelConfig") -> Rows:
@@ -133,11 +106,11 @@ def _bytes_rows(accounting: "Accounting") -> Rows:
         ("cache per token", f"{accounting.cache_bytes_per_token:,} B"),
         ("  Transformer, same depth and width", f"{transformer:,} B"),
         ("  ratio", "nothing grows" if ratio is None else f"{int(ratio):,}x"),
-        ("recurrent state, at any length", _size(accounting.state_bytes)),
+        ("recurrent state, at any length", size(accounting.state_bytes)),
         *(
             (
                 f"  with the cache at {name} tokens",
-                f"{_size(accounting.total_bytes(n))} (Transformer {_size(n * transformer)})",
+                f"{size(accounting.total_bytes(n))} (Transformer {size(n * transformer)})",
             )
             for name, n in TOTALS_AT.items()
         ),
@@ -148,12 +121,6 @@ def _flops(count: int) -> str:
     """Three or four digits and a unit: 9.10 G."""
     unit = min((len(str(count)) - 1) // 3, 5)
     return f"{count / 1000**unit:.2f} {('', 'k', 'M', 'G', 'T', 'P')[unit]}FLOP"
-
-
-def _size(count: int) -> str:
-    """Bytes in binary units: 8.2 MiB."""
-    unit = min(max(count.bit_length() - 1, 0) // 10, 4)
-    return f"{count / 1024**unit:.{1 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def main(args: list[str]) -> None:

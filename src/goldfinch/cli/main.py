@@ -11,8 +11,12 @@ from goldfinch.errors import UserError
 COMMANDS = {
     "quickstart": "train a small GoldFinch on Moby-Dick in minutes and watch it write",
     "train": "train a model from a preset, a config file or both",
+    "read": "read files once and keep what the model remembers of them in a small file",
+    "ask": "ask what was read, as often as you like",
+    "cache": "look into such a file: what it holds, its text, whether it is whole",
     "generate": "let a model write on from a prompt",
     "chat": "write with a model in turns, in the terminal",
+    "bench": "measure a model on this machine",
     "info": "parameters, FLOPs and memory of a preset or a run",
     "convert": "published .pth checkpoints to our folders and back",
     "data": "prepare text for training",

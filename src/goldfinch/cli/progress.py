@@ -1,43 +1,51 @@
-"""What a person sees while a model trains."""
+"""What a person sees while a model trains or reads."""
 
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from goldfinch.cli.units import clock
 
 if TYPE_CHECKING:
     from goldfinch.training.config import TrainConfig
     from goldfinch.training.loss import Validation
 
 SECONDS_BETWEEN_LINES = 10.0
+# Bad documents that are shown one by one; the rest is only counted.
+SHOWN_ERRORS = 20
 
 
-class TrainingDisplay:
+class _Display:
     """A live bar in a terminal; a line now and then where output goes to a file or a pipe."""
 
-    def __init__(self, samples: bool = True) -> None:
-        self._console = Console(highlight=False)
-        self._samples = samples
+    def __init__(self, console: Console, *columns: ProgressColumn, transient: bool = False) -> None:
+        self._console = console
         self._bar = Progress(
-            TextColumn("step {task.fields[step]:,}"),
-            BarColumn(),
-            TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]} tokens/s "),
+            *columns,
             TimeElapsedColumn(),
             TextColumn("time left"),
             TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
+            transient=transient,
             speed_estimate_period=60,
         )
-        self._task = self._bar.add_task("training", total=1.0, start=False, visible=False, step=0, loss="-", speed="-")
         self._started = self._last_line = time.monotonic()
-        self._done_before = 0.0
 
-    def __enter__(self) -> "TrainingDisplay":
+    def _line_is_due(self) -> bool:
+        """Whether there is no bar and the last line was long ago; from then on it is that long again."""
+        now = time.monotonic()
+        due = not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES
+        if due:
+            self._last_line = now
+        return due
+
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -45,6 +53,21 @@ class TrainingDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+class TrainingDisplay(_Display):
+    """Steps, loss, validation and samples of a run."""
+
+    def __init__(self, samples: bool = True) -> None:
+        super().__init__(
+            Console(highlight=False),
+            TextColumn("step {task.fields[step]:,}"),
+            BarColumn(),
+            TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]} tokens/s "),
+        )
+        self._samples = samples
+        self._task = self._bar.add_task("training", total=1.0, start=False, visible=False, step=0, loss="-", speed="-")
+        self._done_before = 0.0
 
     def start(self, config: "TrainConfig", step: int, steps: int) -> None:
         """Show the bar."""
@@ -60,10 +83,8 @@ class TrainingDisplay:
         """Move the bar."""
         loss, speed = f"{record['loss']:.3f}", f"{record['tokens_per_second']:,.0f}"
         self._bar.update(self._task, completed=done, step=record["step"], loss=loss, speed=speed)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            left = (now - self._started) / (done - self._done_before) * (1 - done)
+        if self._line_is_due():
+            left = (time.monotonic() - self._started) / (done - self._done_before) * (1 - done)
             print(f"step {record['step']:,}  {done:.0%}  loss {loss}  {speed} tokens/s  {clock(left)} left", flush=True)
 
     def validation(self, step: int, result: "Validation") -> None:
@@ -79,8 +100,67 @@ class TrainingDisplay:
             self._console.print(f"[dim]step {step:,} writes:[/] {escape(' '.join(text.split()))}")
 
 
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+class ReadingDisplay(_Display):
+    """How far the reading of files is, on stderr.
+
+    Args:
+        total: bytes of all files; None where that is not known.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        super().__init__(
+            errors_console(),
+            TextColumn("reading"),
+            BarColumn(),
+            TextColumn("[bold]{task.fields[tokens]:,}[/] tokens  {task.fields[speed]:,.0f} tokens/s "),
+            transient=True,
+        )
+        self.tokens = 0
+        """Tokens read so far."""
+        self._total = total
+        self._task = self._bar.add_task("reading", total=total, tokens=0, speed=0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def advance(self, tokens: int, position: float) -> None:
+        """Count `tokens` more, which end at about this byte of all files."""
+        self.tokens += tokens
+        self._bar.update(self._task, completed=position, tokens=self.tokens, speed=self.speed)
+        if self._line_is_due():
+            line = f"{self.tokens:,} tokens  {self.speed:,.0f} tokens/s"
+            if self._total and position:
+                left = self.seconds / position * (self._total - position)
+                line += f"  {position / self._total:.0%}  {clock(left)} left"
+            self._console.print(line)
+
+
+class SkippedDocuments:
+    """Tells of bad documents: of the first ones each, of the rest how many (an `on_error` of `read_documents`)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._count = 0
+
+    def __call__(self, message: str) -> None:
+        """Tell of one."""
+        self._count += 1
+        if self._count <= SHOWN_ERRORS:
+            self._console.print(f"skipped {message}")
+
+    def finish(self) -> None:
+        """Tell of the rest."""
+        if self._count > SHOWN_ERRORS:
+            self._console.print(f"skipped {self._count - SHOWN_ERRORS:,} more")
+
+
+def errors_console() -> Console:
+    """stderr, for lines as they are: file names may look like markup."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)

@@ -1,19 +1,23 @@
 """Reading documents from files, lazily, a bounded piece of text at a time."""
 
 import codecs
+import contextlib
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from goldfinch.errors import UserError
 
 # Longer documents come in pieces of at most this many characters, so that no file needs memory in proportion.
 PIECE = 1 << 22
+# In place of a file, where files of any kind are read.
+STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True)
@@ -22,28 +26,38 @@ class Document:
 
     Attributes:
         text: never empty, free of lone surrogates.
-        source: the file it was read from.
+        source: the file it was read from, or "standard input".
         continues: whether the next item is a further piece of the same document.
         position: bytes of all files that were read so far, as they are stored: for progress.
+        line: its line or row, counted from 1, in files that hold many documents; 0 where the file is the document.
     """
 
     text: str
     source: str
     continues: bool = False
     position: int = 0
+    line: int = 0
+
+    @property
+    def name(self) -> str:
+        """Where it is to be found: "file", or "file:line"."""
+        return f"{self.source}:{self.line}" if self.line else self.source
 
 
 class _BadDocumentError(ValueError):
     """Why one document of a file cannot be used; the others can."""
 
 
-# What a reader yields: text, continues, position in the file.
-_Pieces = Iterator[tuple[str, bool, int]]
+# What a reader yields: text, continues, position in the file, line.
+_Pieces = Iterator[tuple[str, bool, int, int]]
 _Report = Callable[[int, str], None]
 
 
 def read_documents(
-    paths: Sequence[Path], text_field: str = "text", on_error: Callable[[str], None] | None = None
+    paths: Sequence[Path],
+    text_field: str = "text",
+    on_error: Callable[[str], None] | None = None,
+    any_text: bool = False,
 ) -> Iterator[Document]:
     """The documents of `paths`, in order, without holding a file in memory.
 
@@ -55,13 +69,14 @@ def read_documents(
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
         on_error: called with "file:line: reason" for each document that is left out: broken JSON, no such field,
             not a string, empty, not Unicode. None: the first one raises.
+        any_text: read files of other kinds too, as one document each, and `STANDARD_INPUT`.
 
     Raises:
         UserError: a file is missing, of an unknown kind, empty, binary or damaged.
     """
     if not paths:
         raise UserError(f"no files were given; give some of {', '.join(_READERS)}")
-    readers = [_reader(path) for path in paths]
+    readers = [_reader(path, any_text) for path in paths]
     return _read_all(paths, readers, text_field, on_error)
 
 
@@ -70,7 +85,20 @@ def input_bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def _reader(path: Path) -> "_Reader":
+def check_text(path: Path) -> None:
+    """Read a file that is one document to its end, for nothing but the error that reading it later would meet.
+
+    Raises:
+        UserError: it is missing, empty, binary or not UTF-8.
+    """
+    if _reader(path, any_text=True) is _read_text:
+        for _ in read_documents([path], any_text=True):
+            pass
+
+
+def _reader(path: Path, any_text: bool) -> "_Reader":
+    if any_text and path == STANDARD_INPUT:
+        return _read_text
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if not path.is_file():
@@ -78,6 +106,8 @@ def _reader(path: Path) -> "_Reader":
     for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
+    if any_text:
+        return _read_text
     raise UserError(f"{path}: files of this kind cannot be read; accepted are {', '.join(_READERS)}")
 
 
@@ -96,11 +126,15 @@ def _read_all(
     before = 0
     for path, reader in zip(paths, readers, strict=True):
         try:
-            for text, continues, position in reader(path, text_field, partial(report, path)):
-                yield Document(text, str(path), continues, before + position)
+            for text, continues, position, line in reader(path, text_field, partial(report, path)):
+                yield Document(text, _source(path), continues, before + position, line)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read: {error}; check the file or leave it out") from error
-        before += path.stat().st_size
+            raise UserError(f"{_source(path)} cannot be read: {error}; check the file or leave it out") from error
+        before += 0 if path == STANDARD_INPUT else path.stat().st_size
+
+
+def _source(path: Path) -> str:
+    return "standard input" if path == STANDARD_INPUT else str(path)
 
 
 def _in_pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -132,23 +166,23 @@ def _check(text: object, text_field: str) -> str:
 
 
 def _read_text(path: Path, text_field: str, report: _Report) -> _Pieces:
-    with path.open("rb") as file:
-        for text, continues in _in_pieces(_decoded_blocks(path, file)):
+    with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
+        for text, continues in _in_pieces(_decoded_blocks(_source(path), file)):
             if not text:
-                raise UserError(f"{path} is empty; leave it out")
-            yield text, continues, file.tell()
+                raise UserError(f"{_source(path)} is empty; leave it out")
+            yield text, continues, file.tell() if file.seekable() else 0, 0
 
 
-def _decoded_blocks(path: Path, file: BufferedReader) -> Iterator[str]:
+def _decoded_blocks(source: str, file: BinaryIO) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         while block := file.read(PIECE):
             if b"\0" in block:
-                raise UserError(f"{path} is binary, not text; leave it out, or convert it to UTF-8")
+                raise UserError(f"{source} is binary, not text; leave it out, or convert it to UTF-8")
             yield decoder.decode(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8) or leave it out") from error
+        raise UserError(f"{source} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8) or leave it out") from error
 
 
 def _read_json_lines(path: Path, text_field: str, report: _Report) -> _Pieces:
@@ -162,7 +196,7 @@ def _read_json_lines(path: Path, text_field: str, report: _Report) -> _Pieces:
                 report(number, str(error))
                 continue
             for piece, continues in _cut(text):
-                yield piece, continues, stored.tell()
+                yield piece, continues, stored.tell(), number
 
 
 def _text_of_json(line: bytes, text_field: str) -> str:
@@ -202,7 +236,7 @@ def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
                         continue
                     position = size * row // file.metadata.num_rows
                     for piece, continues in _cut(text):
-                        yield piece, continues, position
+                        yield piece, continues, position, row
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} cannot be read as parquet: {error}") from error
 

@@ -1,59 +1,97 @@
 """A text that a model has read, and what it writes after it."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
-from goldfinch.inference.key_memory import DEFAULT_BUDGET, BlockedKeyMemory
-from goldfinch.inference.prefill import LayerStates, prefill
-from goldfinch.inference.sampling import Sampler, Sampling
+from goldfinch.errors import UserError
+from goldfinch.inference.budget import AUTO, parse_budget
+from goldfinch.inference.certificate import Certificate
+from goldfinch.inference.latents import latent_format
+from goldfinch.inference.sampler import Sampler
+from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.sequence import TokenSequence
+from goldfinch.inference.stopping import stop_before
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
 from goldfinch.model import Decoder
 
+if TYPE_CHECKING:
+    from goldfinch.inference.expansion import Level
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Document:
+    """A named part of what was read: the tokens start .. stop - 1."""
+
+    name: str
+    start: int
+    stop: int
+
 
 class Context:
-    """The state of one sequence: made by `LanguageModel.read`, grown by `read` and `generate`.
+    """One text and all that the model remembers of it: grown by `read` and `generate`, made shorter by `trim`.
 
     Args:
         model: what reads and writes.
         tokenizer: None where texts are given as ids.
-        latent_dtype: what the compressed keys are stored in; None for the model's own type, which rounds nothing.
-        budget: bytes of rebuilt keys and values to keep between steps at most; the rest is rebuilt at every step.
+        latents: what the compressed keys are stored in: "bfloat16", "float32", "int8", "int4"; None for the model's own
+            type, which rounds nothing.
+        budget: bytes of rebuilt keys and values to keep between steps at most, as a number or as "2GiB"; "auto" is half
+            of the memory that is free now.
+        model_folder: where the model was loaded from, to be remembered in files.
+
+    Raises:
+        UserError: an unknown format of latents, or no amount of memory.
     """
 
     def __init__(
         self,
         model: Decoder,
         tokenizer: Tokenizer | None,
-        latent_dtype: torch.dtype | None = None,
-        budget: int = DEFAULT_BUDGET,
+        latents: str | None = None,
+        budget: int | str = AUTO,
+        model_folder: Path | None = None,
     ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._states: LayerStates | None = None
-        self._memory: BlockedKeyMemory | None = None
-        if model.config.gold_layers:
-            self._memory = BlockedKeyMemory(model, latent_dtype or model.head.weight.dtype, budget)
-        self._length = 0
-        self._logits: Tensor | None = None
+        stored = latent_format(latents, model.config.latent_width) if latents else None
+        self.model = model
+        self.tokenizer = tokenizer
+        self.model_folder = model_folder
+        self.sequence = TokenSequence(model, stored, parse_budget(budget, model.head.weight.device))
+        """The tokens and states."""
+        self.documents: list[Document] = []
+        """The named parts, in order."""
 
     def __len__(self) -> int:
         """Tokens read and written so far."""
-        return self._length
+        return len(self.sequence)
 
     @property
     def logits(self) -> Tensor:
-        """(V,) float32: what follows the last token."""
-        if self._logits is None:
-            raise ValueError("the context is empty: read a text first")
-        return self._logits
+        """(V,) float32: what follows the last token. Worked out when it is first asked for.
 
-    @torch.inference_mode()
-    def read(self, text: str | Sequence[int] | Tensor) -> "Context":
+        Raises:
+            ValueError: the context is empty.
+            UserError: the context comes from a file that is damaged.
+        """
+        return self.sequence.logits
+
+    def read(
+        self,
+        text: str | Sequence[int] | Tensor,
+        name: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> "Context":
         """Append a text, or token ids: constant work for each token (see `goldfinch.inference.prefill`).
+
+        Args:
+            text: what to read.
+            name: remembers it as a document of this name.
+            progress: called now and then with the number of tokens read since the last call.
 
         Returns:
             self.
@@ -61,28 +99,93 @@ class Context:
         Raises:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
-        ids = token_ids(text, self._tokenizer, self._model.config.vocab_size).to(self._model.head.weight.device)
-        hidden, states = prefill(self._model, ids, self._states, self._memory)
-        self._states, self._length, self._logits = states, self._length + len(ids), self._model.head(hidden).float()
+        ids = token_ids(text, self.tokenizer, self.model.config.vocab_size)
+        start = len(self)
+        self.sequence.append(ids.to(self.model.head.weight.device), progress)
+        if name is not None:
+            self.documents.append(Document(name=name, start=start, stop=len(self)))
         return self
+
+    def ids(self, start: int = 0, stop: int | None = None) -> list[int]:
+        """The token ids from `start` up to, not including, `stop`."""
+        return self.sequence.memory.ids(start, len(self) if stop is None else min(stop, len(self))).tolist()
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes held, measured from the tensors: the key memory, the states of all layers, keys and values kept."""
-        states = (*self._states.lower, *self._states.upper) if self._states else ()
-        return {
-            "memory": self._memory.nbytes if self._memory is not None else 0,
-            "state": sum(tensor.nbytes for state in states for tensor in state.tensors()),
-            "expanded": self._memory.nbytes_expanded if self._memory is not None else 0,
-        }
+        """Bytes held, measured from the tensors.
+
+        - memory: the key memory, ids and latents;
+        - state: what the layers carry on, the same at any length;
+        - expanded: what is kept rebuilt, within the budget;
+        - snapshots: states at earlier positions;
+        - unrounded: latents before rounding to integers, until `certify`.
+        """
+        return self.sequence.nbytes
+
+    @property
+    def level(self) -> "Level | None":
+        """What is kept rebuilt at the present length: "keys and values", "shared keys" or nothing, "compressed".
+
+        None in models without GOLD layers.
+        """
+        return self.sequence.expansion.level if self.sequence.expansion is not None else None
+
+    @property
+    def snapshots(self) -> dict[int, int]:
+        """Position -> bytes of each state that `trim` can go on from."""
+        return {position: state.nbytes for position, state in sorted(self.sequence.snapshots.items())}
+
+    def snapshot(self) -> None:
+        """Keep the state at the present end for as long as the context reaches up to it.
+
+        Besides, snapshots are taken by themselves, dense near the end (`goldfinch.inference.sequence.log_spaced`).
+        """
+        self.sequence.snapshot()
+
+    def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:
+        """Go back to the first `length` tokens.
+
+        Args:
+            length: 0 ... len(self).
+            progress: as in `read`, for the tokens that are read again.
+
+        Returns:
+            How many tokens were read again, from the nearest snapshot before `length` on.
+
+        Raises:
+            UserError: `length` is none of the context's.
+        """
+        if not 0 <= length <= len(self):
+            raise UserError(f"a context of {len(self)} tokens cannot be trimmed to {length}")
+        replayed = self.sequence.trim(length, progress)
+        kept = [document for document in self.documents if document.start < length]
+        self.documents = [dataclasses.replace(document, stop=min(document.stop, length)) for document in kept]
+        return replayed
 
     def fork(self) -> "Context":
-        """A second context with the same past; the two go on independently."""
-        other = Context(self._model, self._tokenizer)
-        # No call changes a state in place, so that both may hold the same ones.
-        other._states, other._length, other._logits = self._states, self._length, self._logits
-        other._memory = self._memory.fork() if self._memory is not None else None
+        """A second context with the same past, without copying it; the two go on independently."""
+        other = copy.copy(self)
+        other.sequence, other.documents = self.sequence.fork(), list(self.documents)
         return other
+
+    def certify(self) -> Certificate | None:
+        """What storing latents as integers changes, measured on this text; None where they are not integers.
+
+        It is measured once, on what was read up to then; the unrounded latents, kept so far, are dropped.
+        """
+        return self.sequence.certify()
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one file, which `LanguageModel.open` reads; all or nothing, a file there is replaced.
+
+        Integer latents are certified first.
+
+        Raises:
+            UserError: the context is empty, or the file cannot be written.
+        """
+        from goldfinch.inference.context_file import save_context
+
+        save_context(self, Path(path))
 
     def generate(
         self,
@@ -109,7 +212,7 @@ class Context:
             UserError: as `read`, or a sampling setting out of range.
         """
         sampler = Sampler(Sampling(**sampling), seed)
-        tokenizer = require_tokenizer(self._tokenizer)
+        tokenizer = require_tokenizer(self.tokenizer)
         if text is not None:
             self.read(text)
         return stop_before(self._pieces(sampler, tokenizer, max_tokens), stop)
@@ -124,31 +227,3 @@ class Context:
             self.read([token])
             yield decoder.push(token)
         yield decoder.flush()
-
-
-def stop_before(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass pieces on until one of the stop strings, also when it is spread over several pieces.
-
-    What could be the beginning of a stop string is held back until it is decided. Empty pieces are left out.
-    """
-    stop = [string for string in stop if string]
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [position for string in stop if (position := held.find(string)) >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
-            return
-        beginnings = (
-            length
-            for string in stop
-            for length in range(min(len(string) - 1, len(held)), 0, -1)
-            if held.endswith(string[:length])
-        )
-        keep = max(beginnings, default=0)
-        ready, held = held[: len(held) - keep], held[len(held) - keep :]
-        if ready:
-            yield ready
-    if held:
-        yield held

@@ -1,134 +1,146 @@
-"""The key memory of one sequence as it is stored: blocks of latents and ids, grown without copying the past.
+"""The key memory of one sequence as it is stored: token ids and latents, and nothing else of the past (SPEC 4)."""
 
-What GOLD layers read is rebuilt from it block by block. The keys and values of whole blocks never change again, so they
-are kept for the next step as long as a budget lasts; the rest is rebuilt at every step. Both give the same numbers.
-"""
-
-import dataclasses
-from collections.abc import Iterator
+import copy
+import itertools
+import zlib
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from goldfinch.mixers import ExpandedMemory, Gold
-from goldfinch.model import Decoder
+from goldfinch.config import ModelConfig
+from goldfinch.errors import UserError
+from goldfinch.inference.growing_tensor import GrowingTensor
+from goldfinch.inference.latents import LatentFormat
 
-BLOCK = 1024  # tokens
-DEFAULT_BUDGET = 1 << 30  # bytes
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Block:
-    """Room for `BLOCK` tokens."""
-
-    ids: Tensor
-    """(BLOCK,) uint16, or int32 for vocabularies that need it."""
-    latents: Tensor
-    """(BLOCK, R)."""
-    shared: bool = False
-    """Whether another memory holds this block too; then it is copied before it is written to."""
+IDS = "ids"
 
 
-class BlockedKeyMemory:
-    """What GOLD layers need of the past, R numbers and an id per token, and the keys and values rebuilt from it.
+def crc32(tensor: Tensor, value: int = 0) -> int:
+    """CRC-32 of a tensor's bytes, going on from `value`."""
+    data: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return zlib.crc32(data, value)
+
+
+def id_dtype(vocab_size: int) -> torch.dtype:
+    """What token ids are stored in: 2 bytes where they suffice, else 4."""
+    return torch.uint16 if vocab_size <= 1 << 16 else torch.int32
+
+
+def column_kinds(config: ModelConfig, latents: LatentFormat | None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Name -> (shape of a row, dtype) of everything that is stored per token."""
+    ids: dict[str, tuple[tuple[int, ...], torch.dtype]] = {IDS: ((), id_dtype(config.vocab_size))}
+    return ids | (latents.columns(config.latent_width) if latents else {})
+
+
+class KeyMemory:
+    """Per token an id and, in models with GOLD layers, R numbers.
 
     Args:
-        model: with GOLD layers.
-        dtype: the latents are stored in.
-        budget: bytes of keys and values to keep at most.
+        config: of the model.
+        latents: how they are stored; None in models without GOLD layers, whose memory holds the text alone.
+        device: where it lies.
     """
 
-    def __init__(self, model: Decoder, dtype: torch.dtype, budget: int) -> None:
-        assert model.token_cat is not None
-        self._model = model
-        self._token_cat = model.token_cat
-        self._budget = budget
-        self._kept: dict[tuple[Gold, int], tuple[Tensor, Tensor]] = {}
-        self._dtype = dtype
-        self._id_dtype = torch.uint16 if model.config.vocab_size <= 1 << 16 else torch.int32
-        self._blocks: list[_Block] = []
-        self._length = 0
+    def __init__(self, config: ModelConfig, latents: LatentFormat | None, device: torch.device) -> None:
+        self.format = latents
+        self.columns = {
+            name: GrowingTensor(shape, dtype, device) for name, (shape, dtype) in column_kinds(config, latents).items()
+        }
+        """What is stored, a row per token."""
+        self._expected: dict[int, int] = {}
+        self._source = ""
 
     def __len__(self) -> int:
         """Tokens stored."""
-        return self._length
+        return len(self.columns[IDS])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all blocks, the room in the last one included."""
-        return sum(block.ids.nbytes + block.latents.nbytes for block in self._blocks)
+        """Bytes of all blocks, the room in the last ones included."""
+        return sum(column.nbytes for column in self.columns.values())
 
-    @property
-    def nbytes_expanded(self) -> int:
-        """Bytes of the keys and values that are kept."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self._kept.values())
+    def append(self, ids: Tensor, latents: Tensor | None) -> None:
+        """Store tokens at the end: (T,) ids and, where the model has them, (T, R) latents."""
+        # The last block is written on, so that its checksum will not be what was expected of it.
+        self._check(len(self) - 1, len(self))
+        rows = {IDS: ids}
+        if self.format is not None and latents is not None:
+            rows |= self.format.encode(latents)
+        for name, column in self.columns.items():
+            column.append(rows[name])
 
-    def append(self, ids: Tensor, latents: Tensor) -> None:
-        """Store tokens at the end: (T,) ids and (T, R) latents."""
-        done = 0
-        while done < len(ids):
-            used = self._length % BLOCK
-            if used == 0:
-                self._blocks.append(self._new_block())
-            elif self._blocks[-1].shared:
-                last = self._blocks[-1]
-                self._blocks[-1] = _Block(ids=last.ids.clone(), latents=last.latents.clone())
-            count = min(BLOCK - used, len(ids) - done)
-            block = self._blocks[-1]
-            block.ids[used : used + count] = ids[done : done + count].to(self._id_dtype)
-            block.latents[used : used + count] = latents[done : done + count].to(self._dtype)
-            done += count
-            self._length += count
+    def ids(self, start: int, stop: int) -> Tensor:
+        """Ids of the tokens start .. stop - 1, (T,) int64."""
+        self._check(start, stop)
+        return self.columns[IDS].rows(start, stop).to(torch.int64)
+
+    def latents(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Latents of the tokens start .. stop - 1, (T, R)."""
+        assert self.format is not None
+        self._check(start, stop)
+        stored = {name: column.rows(start, stop) for name, column in self.columns.items() if name != IDS}
+        return self.format.decode(stored, dtype)
+
+    def spans(self, start: int = 0) -> list[tuple[int, int]]:
+        """The tokens from `start` on, cut where blocks end: (first, last + 1) of each piece."""
+        size = GrowingTensor.BLOCK
+        borders = [start, *range((start // size + 1) * size, len(self), size), len(self)]
+        return [(first, last) for first, last in itertools.pairwise(borders) if first < last]
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
-        self._length = length
-        del self._blocks[-(-length // BLOCK) :]
-        self._kept = {place: kept for place, kept in self._kept.items() if place[1] < length // BLOCK}
+        # What is left of a block must be known to be good before it is written on.
+        self._check(length - 1, length)
+        whole = length // GrowingTensor.BLOCK
+        self._expected = {block: expected for block, expected in self._expected.items() if block < whole}
+        for column in self.columns.values():
+            column.truncate(length)
 
-    def fork(self) -> "BlockedKeyMemory":
-        """A second memory of the same tokens. Both share the blocks; the last one is copied by who writes to it."""
-        for block in self._blocks[-1:]:
-            block.shared = True
-        other = BlockedKeyMemory(self._model, self._dtype, self._budget)
-        other._blocks, other._length, other._kept = list(self._blocks), self._length, dict(self._kept)
+    def fork(self) -> "KeyMemory":
+        """A second memory of the same tokens; both share the blocks."""
+        other = copy.copy(self)
+        other._expected = dict(self._expected)
+        other.columns = {name: column.fork() for name, column in self.columns.items()}
         return other
 
-    def keys_values(self, layer: Gold) -> Iterator[tuple[Tensor, Tensor]]:
-        """A GOLD layer's keys and values, two of (1, S_i, D) a block, as they are asked for."""
-        for index in range(len(self._blocks)):
-            kept = self._kept.get((layer, index))
-            if kept is None:
-                kept = layer.expand(self._expand(index))
-                size = sum(tensor.nbytes for tensor in kept)
-                if (index + 1) * BLOCK <= self._length and self.nbytes_expanded + size <= self._budget:
-                    self._kept[layer, index] = kept
-            yield kept
+    def checksum(self, block: int) -> int:
+        """CRC-32 of all that is stored for the tokens of a block."""
+        value = 0
+        for column in self.columns.values():
+            value = crc32(column.block(block), value)
+        return value
 
-    def _expand(self, index: int) -> ExpandedMemory:
-        """One block at full width, with the token before it."""
-        count = min(BLOCK, self._length - index * BLOCK)
-        block = self._blocks[index]
-        ids, latents = block.ids[:count], block.latents[:count]
-        if index == 0:
-            return self._token_cat.expand(self._embed(ids), latents[None])
-        before = self._blocks[index - 1]
-        stretch = self._token_cat.expand(
-            self._embed(torch.cat([before.ids[-1:], ids])), torch.cat([before.latents[-1:], latents])[None]
-        )
-        return ExpandedMemory(
-            keys=stretch.keys[:, 1:],
-            embeddings=stretch.embeddings[:, 1:],
-            keys_before=stretch.keys[:, 0],
-            embeddings_before=stretch.embeddings[:, 0],
-        )
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return self.columns[IDS].blocks()
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        return self._model.embed(ids[None].to(torch.int64))
+    def expect(self, checksums: Iterable[int], source: str) -> None:
+        """Take every block as untrusted until it is first used, and its checksum found to be the expected one.
 
-    def _new_block(self) -> _Block:
-        device = self._model.head.weight.device
-        return _Block(
-            ids=torch.zeros(BLOCK, dtype=self._id_dtype, device=device),
-            latents=torch.zeros(BLOCK, self._model.config.latent_width, dtype=self._dtype, device=device),
-        )
+        Args:
+            checksums: of each block.
+            source: where the blocks come from, for the message when one is damaged.
+        """
+        self._expected, self._source = dict(enumerate(checksums)), source
+
+    def verify(self) -> None:
+        """Compare the checksums of all blocks that have not been used yet.
+
+        Raises:
+            UserError: a block is damaged.
+        """
+        self._check(0, len(self))
+
+    def _check(self, start: int, stop: int) -> None:
+        size = GrowingTensor.BLOCK
+        for block in range(max(start, 0) // size, -(-stop // size)):
+            if block not in self._expected:
+                continue
+            if self.checksum(block) != self._expected[block]:
+                raise UserError(
+                    f"{self._source} is damaged: the checksum of tokens {block * size} to "
+                    f"{min((block + 1) * size, len(self)) - 1} does not match; read the text again"
+                )
+            del self._expected[block]

@@ -10,8 +10,8 @@ from goldfinch.checkpoint.native import load_model, read_tokenizer
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
+from goldfinch.inference.budget import AUTO
 from goldfinch.inference.context import Context
-from goldfinch.inference.key_memory import DEFAULT_BUDGET
 from goldfinch.inference.token_ids import check_token_ids, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -21,11 +21,13 @@ from goldfinch.presets import WORLD_VOCABULARY, model_config
 class LanguageModel:
     """Weights, config and tokenizer."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: Decoder, tokenizer: Tokenizer | None, folder: Path | None = None) -> None:
         self.model = model
         """The nn.Module."""
         self.tokenizer = tokenizer
         """None: the model takes and gives ids only."""
+        self.folder = folder
+        """Where it was loaded from."""
 
     @property
     def config(self) -> ModelConfig:
@@ -54,20 +56,44 @@ class LanguageModel:
         logits, _ = self.model(ids.to(self.model.head.weight.device, torch.int64))
         return logits.float()
 
-    def read(
-        self, text: str | Sequence[int] | Tensor, latent_dtype: str | None = None, budget: int = DEFAULT_BUDGET
-    ) -> Context:
-        """Read a text, or token ids, into a new context: linear pre-fill.
+    def context(self, latents: str | None = None, budget: int | str = AUTO) -> Context:
+        """An empty context.
 
         Args:
-            text: what to read.
-            latent_dtype: what the compressed keys are stored in, such as "bfloat16"; None for the model's own type.
-            budget: bytes of rebuilt keys and values to keep between steps at most (1 GiB by default).
+            latents: what compressed keys are stored in: "bfloat16", "float32", "int8", "int4"; None for the model's own
+                type, which rounds nothing.
+            budget: bytes of rebuilt keys and values to keep between steps at most, as a number or as "2GiB"; "auto" is
+                half of the memory that is free now.
 
         Raises:
-            UserError: no tokens, ids outside the vocabulary, a text where the model has no tokenizer, unknown dtype.
+            UserError: an unknown format, or no amount of memory.
         """
-        return Context(self.model, self.tokenizer, _dtype(latent_dtype) if latent_dtype else None, budget).read(text)
+        return Context(self.model, self.tokenizer, latents, budget, self.folder)
+
+    def read(self, text: str | Sequence[int] | Tensor, latents: str | None = None, budget: int | str = AUTO) -> Context:
+        """Read a text, or token ids, into a new context: linear pre-fill. `latents`, `budget`: as in `context`.
+
+        Raises:
+            UserError: no tokens, ids outside the vocabulary, a text where the model has no tokenizer, or as `context`.
+        """
+        return self.context(latents, budget).read(text)
+
+    def open(self, path: str | Path, budget: int | str = AUTO) -> Context:
+        """A context that `Context.save` has written, memory-mapped: ready at once, whatever its length.
+
+        The header and states are checked now, and so is everything in files up to 64 MiB; in larger ones, each block's
+        checksum is compared when the block is first used (`goldfinch cache verify` compares all).
+
+        Args:
+            path: the file.
+            budget: as in `context`.
+
+        Raises:
+            UserError: the file is missing, damaged, of a newer version, of another model or of another tokenizer.
+        """
+        from goldfinch.inference.context_file import open_context
+
+        return open_context(Path(path), self.context(budget=budget))
 
 
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:
@@ -83,7 +109,7 @@ def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Lan
     """
     folder = Path(path)
     model = load_model(folder, _dtype(dtype) if dtype else None, device).eval()
-    return LanguageModel(model, read_tokenizer(folder, model.config))
+    return LanguageModel(model, read_tokenizer(folder, model.config), folder)
 
 
 def build(

@@ -1,12 +1,13 @@
 """Linear pre-fill: every token goes through the recurrent layers, only the last ones through GOLD (SPEC 5)."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from goldfinch.inference.key_memory import BlockedKeyMemory
+from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
 from goldfinch.state import BlockState, GoldState
@@ -16,13 +17,22 @@ CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerStates:
-    """What the layers remember of a sequence, besides the key memory."""
+class LowerState:
+    """What the layers below GOLD leave behind: with the key memory, all that is needed to go on."""
 
-    lower: list[BlockState]
-    """Of the layers below GOLD."""
-    upper: list[BlockState]
-    """Of the GOLD layers."""
+    blocks: list[BlockState]
+    """Of these layers."""
+    recent: Tensor
+    """(1, t, D): their outputs for the last 2G + 1 tokens, or for all where there are fewer."""
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, for counting and saving."""
+        return [self.recent, *(tensor for block in self.blocks for tensor in block.tensors())]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors())
 
 
 def tail_length(model: Decoder) -> int:
@@ -33,60 +43,54 @@ def tail_length(model: Decoder) -> int:
     return 2 * model.config.gold_layers
 
 
-def prefill(
-    model: Decoder, ids: Tensor, states: LayerStates | None, memory: BlockedKeyMemory | None
-) -> tuple[Tensor, LayerStates]:
-    """Read tokens: constant work for each, and for the last 2G of them attention to everything in the key memory.
+def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut the tokens start .. stop - 1 at multiples of CHUNK: the same pieces, wherever a reading begins."""
+    while start < stop:
+        end = min((start // CHUNK + 1) * CHUNK, stop)
+        yield start, end
+        start = end
+
+
+def read_lower(model: Decoder, ids: Tensor, state: LowerState | None) -> tuple[Tensor, LowerState]:
+    """Tokens through the layers below GOLD: constant work for each.
 
     Args:
-        model: any plan; without GOLD layers every layer sees every token.
+        model: any plan; without GOLD layers these are all layers.
         ids: (T,) int64, T >= 1.
-        states: of the text before; None at its start. They are not changed.
-        memory: of the text before, grown by these tokens; None in models without GOLD layers. When the reading is
-            broken off, it is as it was.
+        state: of the text before; None at its start. It is not changed.
 
     Returns:
-        (D,), the normalised hidden state of the last token, and the states after it.
+        (1, T, D), the output of these layers, and the state after it.
     """
-    before = len(memory) if memory is not None else 0
-    try:
-        x, lower = _read_lower(model, ids, states, memory)
-        x, upper = _read_upper(model, x, len(ids), states, memory) if memory is not None else (x, [])
-    except BaseException:
-        if memory is not None:
-            memory.truncate(before)
-        raise
-    return model.output_norm(x[0, -1]), LayerStates(lower=lower, upper=upper)
+    x, blocks = model.lower(model.embed(ids[None]), state.blocks if state else None)
+    recent = x if state is None else torch.cat([state.recent, x], dim=1)
+    # A copy, so that the state keeps no activations alive.
+    return x, LowerState(blocks=blocks, recent=recent[:, -(tail_length(model) + 1) :].clone())
 
 
-def _read_lower(
-    model: Decoder, ids: Tensor, states: LayerStates | None, memory: BlockedKeyMemory | None
+def read_upper(
+    model: Decoder, recent: Tensor, new: int, states: list[BlockState] | None, memory: KeyValueSource
 ) -> tuple[Tensor, list[BlockState]]:
-    """All tokens through the layers below GOLD and into the memory; returns the last 2G + 1 outputs, (1, t, D)."""
-    lower = states.lower if states else None
-    recent = None
-    for chunk in ids.split(CHUNK):
-        x, lower = model.lower(model.embed(chunk[None]), lower)
-        if memory is not None and model.token_cat is not None:
-            memory.append(chunk, model.token_cat.compress(x)[0])
-        recent = x if recent is None else torch.cat([recent, x], dim=1)
-        recent = recent[:, -(tail_length(model) + 1) :].clone()
-    assert recent is not None
-    assert lower is not None
-    return recent, lower
-
-
-def _read_upper(
-    model: Decoder, x: Tensor, length: int, states: LayerStates | None, memory: BlockedKeyMemory
-) -> tuple[Tensor, list[BlockState]]:
-    """The end of what was read through the GOLD layers.
+    """The end of the text through the GOLD layers.
 
     Few tokens go on from the states before them. Of more, the last 2G do without: the token before them seeds the first
     shift, what the other shifts lack reaches one token further with each, and is gone at the last.
+
+    Args:
+        model: with GOLD layers.
+        recent: of `LowerState`, (B, t, D).
+        new: tokens since `states`; all tokens of the text where there are none.
+        states: of the GOLD layers; None where they were never run.
+        memory: of all tokens.
+
+    Returns:
+        (B, D), the normalised hidden state of the last token, and the GOLD layers' states after it.
     """
     tail = tail_length(model)
-    if length <= tail:
-        return model.upper(x[:, -length:], states.upper if states else None, memory)
-    first = cast(Block, model.blocks[model.config.first_gold_layer])
-    seed = BlockState(time_mix=GoldState(last=first.time_mix_norm(x[:, -tail - 1])), channel_mix=None)
-    return model.upper(x[:, -tail:], [seed, *[None] * (model.config.gold_layers - 1)], memory)
+    if new <= tail:
+        x, after = model.upper(recent[:, -new:], states, memory)
+    else:
+        first = cast(Block, model.blocks[model.config.first_gold_layer])
+        seed = BlockState(time_mix=GoldState(last=first.time_mix_norm(recent[:, -tail - 1])), channel_mix=None)
+        x, after = model.upper(recent[:, -tail:], [seed, *[None] * (model.config.gold_layers - 1)], memory)
+    return model.output_norm(x[:, -1]), after

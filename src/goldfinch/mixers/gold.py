@@ -12,39 +12,44 @@ from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, lerp, token_shift
-from goldfinch.ops.attention import blockwise_causal_attention
+from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention
 from goldfinch.state import GoldState
 
 
 class KeyValueSource(Protocol):
     """Where GOLD layers get keys and values: all tokens so far, at once or block by block."""
 
+    @property
+    def query_positions(self) -> Tensor | None:
+        """(B, T): where in the text the queries stand; None: they are its last tokens."""
+
     def __len__(self) -> int:
         """S, tokens so far, the new ones included."""
 
-    def keys_values(self, layer: "Gold") -> Iterable[tuple[Tensor, Tensor]]:
-        """The layer's keys and values, two of (B, S_i, D) a block, before the rotation; the S_i add up to S."""
+    def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
+        """The layer's keys and values, (B, S_i, D) a block, heads not yet apart, keys not yet rotated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpandedMemory:
-    """A stretch of the key memory rebuilt to full width, the same for all GOLD layers (the output of TokenCat)."""
+    """The key memory at full width, the same for all GOLD layers (the output of TokenCat)."""
 
     keys: Tensor
     """kD, (B, S, D), unit rms (P15)."""
     embeddings: Tensor
     """e, the embeddings of the same tokens, (B, S, D), unit rms."""
-    keys_before: Tensor | None = None
-    """kD of the token before the stretch, (B, D); None at the start of the text."""
-    embeddings_before: Tensor | None = None
-    """e of that token."""
+
+    @property
+    def query_positions(self) -> None:
+        """The queries are the last tokens."""
 
     def __len__(self) -> int:
         return self.keys.shape[1]
 
-    def keys_values(self, layer: "Gold") -> Iterable[tuple[Tensor, Tensor]]:
+    def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
         """All in one block."""
-        return (layer.expand(self),)
+        weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None))
+        return (KeyValueBlock(layer.keys(self.keys, token_shift(self.keys, None), weights), values),)
 
 
 class Gold(nn.Module):
@@ -71,38 +76,46 @@ class Gold(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, state: GoldState | None, memory: KeyValueSource) -> tuple[Tensor, GoldState]:
-        """Attend from the T new tokens to all S of the memory, whose last T are the new tokens themselves.
+        """Attend from T tokens to all of the memory up to each of them; they are its newest, unless it says otherwise.
 
         Args:
             x: (B, T, D).
             state: None at the start of the text.
-            memory: of S >= T tokens.
+            memory: of S tokens, the T among them.
         """
         (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None))
         q = self._split_heads(self.query_norm(self.query(x_q)))
-        q = rotate(q, len(memory) - q.shape[2], self.rope)
-        y = blockwise_causal_attention(q, self._rotated(memory), len(memory)).transpose(1, 2).flatten(-2)
+        positions = memory.query_positions
+        q = rotate(q, len(memory) - q.shape[2] if positions is None else positions, self.rope)
+        y = blockwise_causal_attention(q, self._rotated(memory), len(memory), positions).transpose(1, 2).flatten(-2)
         return self.output(self.norm(y)), GoldState(last=last_token(x))
 
-    def _rotated(self, memory: KeyValueSource) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys, rotated, and values, two of (B, H, S_i, N) a block."""
+    def _rotated(self, memory: KeyValueSource) -> Iterator[KeyValueBlock]:
+        """Keys, rotated, and values, (B, H, S_i, N) a block."""
         start = 0
-        for k, v in memory.keys_values(self):
-            yield rotate(self._split_heads(k), start, self.rope), self._split_heads(v)
+        for k, v, rows in memory.keys_values(self):
+            yield KeyValueBlock(rotate(self._split_heads(k), start, self.rope), self._split_heads(v), rows)
             start += k.shape[1]
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, N)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def expand(self, memory: ExpandedMemory) -> tuple[Tensor, Tensor]:
-        """This layer's keys and values (P17-21): two of (B, S, D), before the rotation."""
-        keys, embeddings = memory.keys, memory.embeddings
-        keys_before = token_shift(keys, memory.keys_before)
-        embeddings_before = token_shift(embeddings, memory.embeddings_before)
-        shift_k, shift_v = self.shift_low_rank(lerp(embeddings, embeddings_before, self.memory_mu))
-        k = lerp(keys, keys_before, self.mu_k + shift_k)
-        v = lerp(embeddings, embeddings_before, self.mu_v + shift_v)
-        k = self.key_norm(k + self.key_adapter(k)[0])
-        v = self.value_norm(v + self.value_adapter(v)[0])
-        return k, v
+    def mix(self, embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """What depends on nothing but a token and the one before it (P18-21): equal bigrams, equal results.
+
+        Args:
+            embeddings: e of the tokens, (..., D).
+            before: e of the tokens before them, zero at the start of the text.
+
+        Returns:
+            The weights that mix each token's key with the one before it, and its value, each (..., D).
+        """
+        shift_k, shift_v = self.shift_low_rank(lerp(embeddings, before, self.memory_mu))
+        v = lerp(embeddings, before, self.mu_v + shift_v)
+        return self.mu_k + shift_k, self.value_norm(v + self.value_adapter(v)[0])
+
+    def keys(self, keys: Tensor, before: Tensor, weights: Tensor) -> Tensor:
+        """This layer's keys from kD, kD of the tokens before, and `mix`'s weights (P17, P19), before the rotation."""
+        k = lerp(keys, before, weights)
+        return self.key_norm(k + self.key_adapter(k)[0])

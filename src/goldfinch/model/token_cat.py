@@ -29,3 +29,12 @@ class TokenCat(nn.Module):
         """Embeddings after ln0, (B, S, D), and latents (B, S, R) -> what every GOLD layer reads (P15)."""
         z = self.up(torch.cat([x0, latents.to(x0.dtype)], dim=-1))
         return ExpandedMemory(keys=rms_normalize(z), embeddings=rms_normalize(x0))
+
+    def embedding_part(self, x0: Tensor) -> Tensor:
+        """x0 W_a, (S, D) -> (S, D): the part of z = x0 W_a + c W_b that the token id alone decides (SPEC 6, fact 2)."""
+        return x0 @ self.up.weight[:, : x0.shape[-1]].T
+
+    def keys(self, embedding_part: Tensor, latents: Tensor) -> Tensor:
+        """kD as `expand` computes it, from x0 W_a, (S, D), and latents (S, R): only c W_b is left to do."""
+        latent_columns = self.up.weight[:, embedding_part.shape[-1] :]
+        return rms_normalize(torch.addmm(embedding_part, latents, latent_columns.T))

@@ -1,10 +1,22 @@
 """Causal attention whose mask is aligned to the end of the keys, all at once or over blocks of keys."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class KeyValueBlock(NamedTuple):
+    """Keys and values of S_i consecutive tokens."""
+
+    keys: Tensor
+    """(B, H, S_i, N)."""
+    values: Tensor
+    """(B, H, S_i, N), or (B, H, U_i, N) where several keys have the same value."""
+    rows: Tensor | None = None
+    """(S_i,) int64: the row of `values` that belongs to each key; None where each has its own."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -29,37 +41,45 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def blockwise_causal_attention(q: Tensor, blocks: Iterable[tuple[Tensor, Tensor]], total: int) -> Tensor:
+def blockwise_causal_attention(
+    q: Tensor, blocks: Iterable[KeyValueBlock], total: int, positions: Tensor | None = None
+) -> Tensor:
     """`causal_attention` over keys and values that come in blocks, with a running softmax.
 
-    Nothing larger than one block is held: the scores are (T x block), never (T x S).
+    Nothing larger than one block is held: the scores are (T x block), never (T x S). Where keys share values, what
+    attends to them is added up before the product with the values (SPEC 6, fact 1).
 
     Args:
-        q: (B, H, T, N), the last T of `total` positions.
-        blocks: keys and values, two of (B, H, S_i, N) each, in the order of the text; the S_i add up to `total`.
+        q: (B, H, T, N).
+        blocks: in the order of the text, with B or, for the same keys in all sequences, 1; the S_i add up to `total`.
         total: S, the number of keys.
+        positions: (B, T) int64, where in the text each query stands; None: they are the last T of `total`.
 
     Returns:
         (B, H, T, N) in q's dtype; computed in fp32, in fp64 where q is fp64.
     """
     first_query = total - q.shape[-2]
+    ends = torch.arange(first_query, total, device=q.device) if positions is None else positions[:, None]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scaled = q.to(wide) * q.shape[-1] ** -0.5
     highest = scaled.new_full((*q.shape[:-1], 1), -torch.inf)
     weight, weighted = torch.zeros_like(highest), torch.zeros_like(scaled)
     start = 0
-    for k, v in blocks:
-        if k.shape[-2] == total:
+    for k, v, rows in blocks:
+        count = k.shape[-2]
+        if count == total and positions is None and rows is None:
             return causal_attention(q, k, v)
         scores = scaled @ k.to(wide).transpose(-1, -2)
-        if start + k.shape[-2] > first_query + 1:
-            visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(first_query - start)
-            scores = scores.masked_fill(~visible, -torch.inf)
+        if positions is not None or start + count > first_query + 1:
+            keys = torch.arange(start, start + count, device=q.device)
+            scores = scores.masked_fill(keys > ends[..., None], -torch.inf)
         # The first block holds key 0, which every query sees: `highest` is finite from then on.
         higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
         fading, shares = (highest - higher).exp(), (scores - higher).exp()
         weight = weight * fading + shares.sum(-1, keepdim=True)
+        if rows is not None:
+            shares = shares.new_zeros(*shares.shape[:-1], v.shape[-2]).index_add_(-1, rows, shares)
         weighted = weighted * fading + shares @ v.to(wide)
         highest = higher
-        start += k.shape[-2]
+        start += count
     return (weighted / weight).to(q.dtype)

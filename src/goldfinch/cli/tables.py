@@ -1,0 +1,22 @@
+"""Tables as the commands print them."""
+
+from collections.abc import Iterable
+
+Rows = list[tuple[str, str]]
+
+
+def print_table(title: str, sections: Iterable[Rows]) -> None:
+    """Two columns, what and how much, with a line between sections."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for section in sections:
+        for row in section:
+            table.add_row(*map(escape, row))
+        table.add_section()
+    Console(highlight=False).print(table)

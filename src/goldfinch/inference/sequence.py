@@ -1,0 +1,225 @@
+"""Everything that a model holds of one sequence of token ids, and how it goes on, and back."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from goldfinch.inference.certificate import Certificate, Witness
+from goldfinch.inference.expansion import Expansion
+from goldfinch.inference.growing_tensor import GrowingTensor
+from goldfinch.inference.heap import release_freed_memory
+from goldfinch.inference.key_memory import KeyMemory
+from goldfinch.inference.latents import FloatLatents, LatentFormat
+from goldfinch.inference.prefill import LowerState, chunks, read_lower, read_upper
+from goldfinch.model import Decoder
+from goldfinch.state import BlockState, RecurrentState
+
+# Automatic snapshots lie at multiples of BLOCK, of SPACING blocks, of SPACING^2 blocks ...; of each the last two stay.
+SPACING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class _Predicted:
+    """What the GOLD layers and the head made of the end of the text."""
+
+    length: int
+    """Of that text, in tokens."""
+    upper: list[BlockState]
+    """States of the GOLD layers after it."""
+    logits: Tensor
+    """(V,) float32."""
+
+
+class TokenSequence:
+    """One sequence: the key memory, the states, what is kept rebuilt, and snapshots to go back to.
+
+    The layers below GOLD run when tokens are appended; GOLD layers and head only when logits are asked for.
+
+    Args:
+        model: any plan.
+        latents: how they are stored; None for the model's own type, which rounds nothing.
+        budget: bytes of rebuilt keys and values to keep at most.
+    """
+
+    def __init__(self, model: Decoder, latents: LatentFormat | None, budget: int) -> None:
+        weight = model.head.weight
+        has_gold = model.config.gold_layers > 0
+        self._model = model
+        self.memory = KeyMemory(
+            model.config, (latents or FloatLatents(weight.dtype)) if has_gold else None, weight.device
+        )
+        self.expansion = Expansion(model, self.memory, budget) if has_gold else None
+        self.state: LowerState | None = None
+        """After the last token; None while there is none."""
+        self.snapshots: dict[int, LowerState] = {}
+        """Position -> the state there."""
+        self.chosen: set[int] = set()
+        """Positions of snapshots that were asked for and are never dropped."""
+        self.certificate: Certificate | None = None
+        self.witness: Witness | None = None
+        """What to measure the certificate from; None once it is made, or where latents are not rounded to integers."""
+        if self.memory.format is not None and not self.memory.format.exact:
+            self.witness = Witness(model)
+        self._predicted: _Predicted | None = None
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.memory)
+
+    @torch.inference_mode()
+    def append(self, ids: Tensor, progress: Callable[[int], None] | None = None) -> None:
+        """Read (T,) int64 ids. When the reading is broken off, the sequence is as it was.
+
+        Args:
+            ids: T >= 1 of them, in the vocabulary.
+            progress: called after each chunk with the number of its tokens.
+        """
+        before, state, snapshots = len(self), self.state, self.snapshots
+        try:
+            for start, stop in chunks(before, before + len(ids)):
+                self._read(ids[start - before : stop - before])
+                if progress is not None:
+                    progress(stop - start)
+        except BaseException:
+            self._forget(before)
+            self.state, self.snapshots = state, snapshots
+            raise
+
+    def _read(self, ids: Tensor) -> None:
+        x, state = read_lower(self._model, ids, self.state)
+        latents = self._model.token_cat.compress(x)[0] if self._model.token_cat is not None else None
+        self.memory.append(ids, latents)
+        if self.witness is not None and latents is not None:
+            self.witness.observe(ids, latents, x, self.state)
+        self.state = state
+        if len(self) % GrowingTensor.BLOCK == 0:
+            release_freed_memory()
+            self._snapshot_if_small(state)
+
+    def _snapshot_if_small(self, state: LowerState) -> None:
+        """Keep the state, and drop older ones, if it is of fixed size."""
+        if all(isinstance(block.time_mix, RecurrentState) for block in state.blocks):
+            keep = self.chosen | log_spaced(len(self))
+            self.snapshots = {place: kept for place, kept in self.snapshots.items() if place in keep}
+            self.snapshots[len(self)] = state
+
+    def snapshot(self) -> None:
+        """Keep the present state, so that going back here costs nothing."""
+        if self.state is not None:
+            self.snapshots[len(self)] = self.state
+            self.chosen.add(len(self))
+
+    @property
+    def logits(self) -> Tensor:
+        """(V,) float32: what follows the last token.
+
+        Raises:
+            ValueError: there is no token yet.
+            UserError: the memory comes from a file that is damaged.
+        """
+        if self.state is None:
+            raise ValueError("the context is empty: read a text first")
+        if self._predicted is None or self._predicted.length != len(self):
+            self._predicted = self._predict(self.state.recent)
+        return self._predicted.logits
+
+    @torch.inference_mode()
+    def _predict(self, recent: Tensor) -> _Predicted:
+        upper: list[BlockState] = []
+        if self.expansion is None:
+            hidden = self._model.output_norm(recent[:, -1])
+        elif self._predicted is None:
+            hidden, upper = read_upper(self._model, recent, len(self), None, self.expansion)
+        else:
+            new = len(self) - self._predicted.length
+            hidden, upper = read_upper(self._model, recent, new, self._predicted.upper, self.expansion)
+        return _Predicted(len(self), upper, self._model.head(hidden)[0].float())
+
+    @torch.inference_mode()
+    def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:
+        """Go back to the first `length` tokens; returns how many were read again, from the nearest snapshot on.
+
+        Their latents are not computed anew: only the state of the layers below GOLD is.
+        """
+        if length == len(self):
+            return 0
+        usable = [position for position in self.snapshots if position <= length]
+        start = max(usable, default=0)
+        state = self.snapshots.get(start)
+        for first, last in chunks(start, length):
+            _, state = read_lower(self._model, self.memory.ids(first, last), state)
+            if progress is not None:
+                progress(last - first)
+        self._forget(length)
+        self.state = state
+        return length - start
+
+    def resume(
+        self,
+        memory: KeyMemory,
+        state: LowerState,
+        snapshots: dict[int, LowerState],
+        chosen: set[int],
+        certificate: Certificate | None,
+    ) -> None:
+        """Become the sequence that was saved with these parts."""
+        self.memory, self.state, self.snapshots, self.chosen = memory, state, snapshots, chosen
+        self.certificate, self.witness, self._predicted = certificate, None, None
+        if self.expansion is not None:
+            self.expansion = Expansion(self._model, memory, self.expansion.budget)
+
+    def _forget(self, length: int) -> None:
+        self.memory.truncate(length)
+        if self.expansion is not None:
+            self.expansion.truncate(length)
+        if self.witness is not None:
+            self.witness.truncate(length)
+        self.snapshots = {position: state for position, state in self.snapshots.items() if position <= length}
+        self.chosen &= self.snapshots.keys()
+        if self._predicted is not None and self._predicted.length > length:
+            self._predicted = None
+
+    def fork(self) -> "TokenSequence":
+        """A second sequence with the same past. No call changes a state in place, so that both may hold the same."""
+        other = copy.copy(self)
+        other.memory = self.memory.fork()
+        other.expansion = self.expansion.fork(other.memory) if self.expansion is not None else None
+        other.witness = self.witness.fork() if self.witness is not None else None
+        other.snapshots, other.chosen = dict(self.snapshots), set(self.chosen)
+        return other
+
+    @torch.inference_mode()
+    def certify(self) -> Certificate | None:
+        """Measure what integer latents change, once; the unrounded ones are dropped then. None without integers."""
+        if self.witness is not None:
+            self.certificate = self.witness.certify(self.memory) or self.certificate
+            self.witness = None
+        return self.certificate
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes held, measured from the tensors."""
+        upper = self._predicted.upper if self._predicted is not None else []
+        return {
+            "memory": self.memory.nbytes,
+            "state": sum(tensor.nbytes for state in upper for tensor in state.tensors())
+            + (self.state.nbytes if self.state is not None else 0),
+            "expanded": self.expansion.nbytes if self.expansion is not None else 0,
+            # One at the very end is the state itself.
+            "snapshots": sum(kept.nbytes for kept in self.snapshots.values() if kept is not self.state),
+            "unrounded": self.witness.nbytes if self.witness is not None else 0,
+        }
+
+
+def log_spaced(length: int) -> set[int]:
+    """Where snapshots of a text of `length` tokens stay: dense near its end, so that going back d tokens reads fewer
+    than max(2 BLOCK, 7 d) again.
+    """
+    levels = range(math.ceil(math.log(max(length, 1), SPACING)) + 1)
+    spacings = [GrowingTensor.BLOCK * SPACING**level for level in levels]
+    last = {length // spacing * spacing - back for spacing in spacings for back in (0, spacing)}
+    return {position for position in last if position > 0}
