@@ -92,6 +92,7 @@ def _plot(uses: dict[str, Uses], path: Path) -> None:
     # The object interface, not pyplot: no global state, and no display is looked for.
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
 
     from goldfinch.files import atomic_file
 
@@ -110,7 +111,9 @@ def _plot(uses: dict[str, Uses], path: Path) -> None:
         ticks, [f"{tick // 1024:,}k" if tick < 1 << 20 else f"{tick >> 20}M" for tick in ticks], minor=False
     )
     axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(base=16))
     axes.yaxis.set_major_formatter(lambda value, _: size(round(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     handles, _ = axes.get_legend_handles_labels()
     hollow = Line2D([], [], color="0.4", linestyle="--", marker="o", markerfacecolor="none", label="computed")

@@ -16,6 +16,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -87,13 +88,16 @@ def weights_hash(model: Decoder) -> str:
     These are the embedding, the layers below GOLD and W_KD: what they make of a text is in the file, what all others
     make of it is not.
     """
-    parts: dict[str, Tensor] = {}
     kept = ["embedding.", "embedding_norm.", "token_cat.down."]
     kept += [f"blocks.{layer}." for layer in range(model.config.first_gold_layer)]
-    for name, tensor in model.state_dict().items():
-        if name.startswith(tuple(kept)):
-            parts[name] = tensor
-    lines = [f"{name} {tensor.dtype} {tuple(tensor.shape)} {crc32(tensor)}" for name, tensor in sorted(parts.items())]
+    parts = {name: tensor for name, tensor in sorted(model.state_dict().items()) if name.startswith(tuple(kept))}
+    # In threads: of gigabytes of weights this is most of the time that opening a file takes.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        checksums = pool.map(crc32, parts.values())
+    lines = [
+        f"{name} {tensor.dtype} {tuple(tensor.shape)} {checksum}"
+        for (name, tensor), checksum in zip(parts.items(), checksums, strict=True)
+    ]
     config = model.config.to_dict() | {"time_mixes": model.config.time_mixes[: model.config.first_gold_layer]}
     if not {"gptalpha", "llama"} & set(config["time_mixes"]):
         del config["rope"]  # only GOLD layers turn anything, and they may be told to do so differently
