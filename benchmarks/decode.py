@@ -12,7 +12,7 @@ from common import moby_dick, report, spread
 
 import goldfinch as gf
 from goldfinch.inference.context import Context
-from goldfinch.inference.expansion import Level
+from goldfinch.memory.expansion import Level
 
 ID_TABLE = 512 << 20  # bytes for the table of ids, on top of what a level keeps
 

@@ -7,9 +7,12 @@ import os
 import pytest
 import torch
 from hypothesis import settings
+from plans import PLANS
 from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
+from goldfinch.inference import prefill
+from goldfinch.memory.growing_tensor import GrowingTensor
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
 
@@ -110,3 +113,33 @@ def assert_same(tensors_of):
             )
 
     return check
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Chunks and blocks so small that short texts have several."""
+    monkeypatch.setattr(prefill, "CHUNK", 5)
+    monkeypatch.setattr(GrowingTensor, "BLOCK", 4)
+    monkeypatch.setattr(GrowingTensor, "ROOM", 1)
+
+
+@pytest.fixture
+def model_of(small_config, small_model):
+    """model_of(plan name, dtype) -> a small model."""
+
+    def make(name, dtype=torch.float64):
+        plan, fields = PLANS[name]
+        return small_model(small_config(*plan, **fields), dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text():
+    """text(length) -> ids of 41, with bigrams that come again."""
+
+    def make(length, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(3, (length,), generator=generator) * torch.randint(20, (length,), generator=generator)
+
+    return make

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import goldfinch as gf
 from goldfinch.cli.main import run
 from goldfinch.inference import context_file
-from goldfinch.inference.growing_tensor import GrowingTensor
+from goldfinch.memory.growing_tensor import GrowingTensor
 
 TEXT = "Call me Ishmael. Some years ago - never mind how long précisément - I thought I would sail about a little. "
 

@@ -6,8 +6,8 @@ import torch
 import goldfinch as gf
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.context import stop_before
 from goldfinch.inference.language_model import LanguageModel
+from goldfinch.inference.stopping import stop_before
 
 
 @pytest.fixture(scope="module")

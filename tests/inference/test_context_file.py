@@ -19,8 +19,8 @@ from goldfinch.checkpoint.native import save_description, save_weights
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference import context_file, prefill
-from goldfinch.inference.growing_tensor import GrowingTensor
 from goldfinch.inference.language_model import LanguageModel
+from goldfinch.memory.growing_tensor import GrowingTensor
 
 
 @pytest.fixture(autouse=True)

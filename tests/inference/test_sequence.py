@@ -7,11 +7,11 @@ from plans import PLANS
 from goldfinch.errors import UserError
 from goldfinch.inference import prefill
 from goldfinch.inference.context import Context
-from goldfinch.inference.growing_tensor import GrowingTensor
-from goldfinch.inference.key_memory import KeyMemory
-from goldfinch.inference.latents import FORMATS
 from goldfinch.inference.prefill import read_upper
 from goldfinch.inference.sequence import log_spaced
+from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.memory.key_memory import KeyMemory
+from goldfinch.memory.latents import FORMATS
 from goldfinch.presets import model_config
 
 

@@ -126,7 +126,7 @@ def read_into(context: "Context", pieces: Iterable["sources.Document"], display:
 
     As in training, the end of text stands after each document that another one follows. Writing goes on from the last.
     """
-    from goldfinch.inference.context import Document
+    from goldfinch.inference.context_file import Document
     from goldfinch.inference.token_ids import require_tokenizer
 
     tokenizer = require_tokenizer(context.tokenizer)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from goldfinch.inference.expansion import Expansion
-from goldfinch.inference.key_memory import KeyMemory
-from goldfinch.inference.latents import FloatLatents
 from goldfinch.inference.prefill import LowerState, read_upper, tail_length
+from goldfinch.memory.expansion import Expansion
+from goldfinch.memory.key_memory import KeyMemory
+from goldfinch.memory.latents import FloatLatents
 from goldfinch.mixers import Gold
 from goldfinch.model import Decoder
 from goldfinch.ops.attention import KeyValueBlock

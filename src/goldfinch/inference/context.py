@@ -4,33 +4,23 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.budget import AUTO, parse_budget
 from goldfinch.inference.certificate import Certificate
-from goldfinch.inference.latents import latent_format
+from goldfinch.inference.context_file import Document, save_context
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.stopping import stop_before
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
+from goldfinch.memory.budget import AUTO, parse_budget
+from goldfinch.memory.expansion import Level
+from goldfinch.memory.latents import latent_format
 from goldfinch.model import Decoder
-
-if TYPE_CHECKING:
-    from goldfinch.inference.expansion import Level
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Document:
-    """A named part of what was read: the tokens start .. stop - 1."""
-
-    name: str
-    start: int
-    stop: int
 
 
 class Context:
@@ -123,7 +113,7 @@ class Context:
         return self.sequence.nbytes
 
     @property
-    def level(self) -> "Level | None":
+    def level(self) -> Level | None:
         """What is kept rebuilt at the present length: "keys and values", "shared keys" or nothing, "compressed".
 
         None in models without GOLD layers.
@@ -183,9 +173,7 @@ class Context:
         Raises:
             UserError: the context is empty, or the file cannot be written.
         """
-        from goldfinch.inference.context_file import save_context
-
-        save_context(self, Path(path))
+        save_context(Path(path), self.sequence, self.documents, self.tokenizer, self.model_folder)
 
     def generate(
         self,

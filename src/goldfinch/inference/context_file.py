@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -26,19 +26,29 @@ from torch import Tensor
 
 from goldfinch.checkpoint.native import write_safetensors
 from goldfinch.config import ModelConfig, from_plain
+from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.certificate import Certificate
-from goldfinch.inference.context import Context, Document
-from goldfinch.inference.growing_tensor import GrowingTensor
-from goldfinch.inference.key_memory import KeyMemory, crc32
-from goldfinch.inference.latents import latent_format
 from goldfinch.inference.prefill import LowerState, tail_length
+from goldfinch.inference.sequence import TokenSequence
+from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.memory.key_memory import KeyMemory, crc32
+from goldfinch.memory.latents import latent_format
 from goldfinch.model import Decoder
 from goldfinch.state import AttentionState, BlockState, RecurrentState
 
 FORMAT, VERSION = "goldfinch-context", 1
 CHECKED_AT_ONCE = 64 << 20  # bytes: the checksums of smaller files are compared when they are opened
 HEADER_LIMIT = 100_000_000  # bytes, that of the safetensors format
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Document:
+    """A named part of a text: the tokens start .. stop - 1."""
+
+    name: str
+    start: int
+    stop: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,22 +114,27 @@ def weights_hash(model: Decoder) -> str:
     return hashlib.sha256("\n".join([json.dumps(config, sort_keys=True), *lines]).encode()).hexdigest()
 
 
-def save_context(context: Context, path: Path) -> None:
+def save_context(
+    path: Path,
+    sequence: TokenSequence,
+    documents: Sequence[Document] = (),
+    tokenizer: Tokenizer | None = None,
+    model_folder: Path | None = None,
+) -> None:
     """Write a file that `open_context` reads; see `Context.save`."""
-    sequence = context.sequence
     if sequence.state is None:
         raise UserError(f"the context is empty: read a text before saving it to {path}")
-    memory = sequence.memory
+    model, memory = sequence.model, sequence.memory
     sequence.certify()
     description = Description(
-        model=context.model.config,
-        weights=weights_hash(context.model),
-        dtype=_dtype_name(context.model),
-        model_folder=_relative(context.model_folder, path.parent) if context.model_folder else "",
-        tokenizer=context.tokenizer.hash if context.tokenizer is not None else "",
+        model=model.config,
+        weights=weights_hash(model),
+        dtype=_dtype_name(model),
+        model_folder=_relative(model_folder, path.parent) if model_folder else "",
+        tokenizer=tokenizer.hash if tokenizer is not None else "",
         latents=memory.format.name if memory.format is not None else "",
         tokens=len(sequence),
-        documents=tuple(context.documents),
+        documents=tuple(documents),
         snapshots=tuple(sequence.snapshots),
         chosen=tuple(sequence.chosen),
         certificate=sequence.certificate,
@@ -143,11 +158,11 @@ def save_context(context: Context, path: Path) -> None:
     write_safetensors(path, blocks | others, metadata)
 
 
-def open_context(path: Path, context: Context) -> Context:
-    """Fill an empty context of the model that is to go on from a file; see `LanguageModel.open`."""
+def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | None = None) -> list[Document]:
+    """Fill an empty sequence from a file and return the named parts of the text; see `LanguageModel.open`."""
     description = read_description(path)
-    _check_belongs(path, description, context)
-    model, sequence = context.model, context.sequence
+    model = sequence.model
+    _check_belongs(path, description, model, tokenizer)
     device = model.head.weight.device
     tensors = {name: tensor.to(device) for name, tensor in _read_tensors(path).items()}
     memory = _take_memory(path, tensors, description, device)
@@ -161,8 +176,7 @@ def open_context(path: Path, context: Context) -> Context:
         memory.verify()
     snapshots = {position: states[position] for position in description.snapshots}
     sequence.resume(memory, states[description.tokens], snapshots, set(description.chosen), description.certificate)
-    context.documents = list(description.documents)
-    return context
+    return list(description.documents)
 
 
 def read_description(path: Path) -> Description:
@@ -204,25 +218,25 @@ def read_description(path: Path) -> Description:
         raise UserError(f"{path} is no whole context file: {error}; {again}") from error
 
 
-def _check_belongs(path: Path, description: Description, context: Context) -> None:
-    """Raise a UserError where the context's model or tokenizer is not the file's."""
-    ours, theirs = context.model.config, description.model
+def _check_belongs(path: Path, description: Description, model: Decoder, tokenizer: Tokenizer | None) -> None:
+    """Raise a UserError where the model or the tokenizer is not the file's."""
+    ours, theirs = model.config, description.model
     if (theirs.width, theirs.time_mixes) != (ours.width, ours.time_mixes):
         raise UserError(
             f"{path} was written by a model of {theirs.layers} layers ({theirs.gold_layers} GOLD) {theirs.width} wide, "
             f"not by one of {ours.layers} layers ({ours.gold_layers} GOLD) {ours.width} wide: open it with its own"
         )
-    if description.dtype != _dtype_name(context.model):
+    if description.dtype != _dtype_name(model):
         raise UserError(
-            f"{path} was written with weights in {description.dtype}, these are in {_dtype_name(context.model)}: "
+            f"{path} was written with weights in {description.dtype}, these are in {_dtype_name(model)}: "
             f"load the model with dtype={description.dtype!r} (--dtype {description.dtype})"
         )
-    if description.weights != weights_hash(context.model):
+    if description.weights != weights_hash(model):
         raise UserError(
             f"{path} was written by other weights: below the GOLD layers this model differs; open it with its own "
             "model, or read the text again"
         )
-    if context.tokenizer is not None and description.tokenizer and description.tokenizer != context.tokenizer.hash:
+    if tokenizer is not None and description.tokenizer and description.tokenizer != tokenizer.hash:
         raise UserError(f"{path} was written with another tokenizer: its ids mean other text here")
 
 

@@ -14,8 +14,7 @@ from goldfinch.checkpoint.native import TOKENIZER, read_tokenizer
 from goldfinch.config import did_you_mean
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.context import Document
-from goldfinch.inference.context_file import Description, model_folder, open_memory
+from goldfinch.inference.context_file import Description, Document, model_folder, open_memory
 
 LONGEST_CHARACTER = 4  # bytes, in UTF-8
 

@@ -10,9 +10,10 @@ from goldfinch.checkpoint.native import load_model, read_tokenizer
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.budget import AUTO
 from goldfinch.inference.context import Context
+from goldfinch.inference.context_file import open_context
 from goldfinch.inference.token_ids import check_token_ids, token_ids
+from goldfinch.memory.budget import AUTO
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
@@ -91,9 +92,9 @@ class LanguageModel:
         Raises:
             UserError: the file is missing, damaged, of a newer version, of another model or of another tokenizer.
         """
-        from goldfinch.inference.context_file import open_context
-
-        return open_context(Path(path), self.context(budget=budget))
+        context = self.context(budget=budget)
+        context.documents = open_context(Path(path), context.sequence, self.tokenizer)
+        return context
 
 
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:

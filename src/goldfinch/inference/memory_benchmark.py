@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from goldfinch.config import ModelConfig, TimeMixKind
-from goldfinch.inference.growing_tensor import GrowingTensor
-from goldfinch.inference.key_memory import KeyMemory, column_kinds, id_dtype
-from goldfinch.inference.latents import FloatLatents, LatentFormat, latent_format
 from goldfinch.inference.prefill import read_lower, tail_length
+from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.memory.key_memory import KeyMemory, column_kinds, id_dtype
+from goldfinch.memory.latents import FloatLatents, LatentFormat, latent_format
 from goldfinch.model import Decoder
 from goldfinch.model.accounting import account
 from goldfinch.state import AttentionState, BlockState

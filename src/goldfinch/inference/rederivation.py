@@ -10,8 +10,8 @@ from torch import Tensor
 
 from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
-from goldfinch.inference.latents import FloatLatents, IntegerLatents, LatentFormat
 from goldfinch.inference.prefill import chunks, read_lower
+from goldfinch.memory.latents import FloatLatents, IntegerLatents, LatentFormat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from goldfinch.inference.certificate import Certificate, Witness
-from goldfinch.inference.expansion import Expansion
-from goldfinch.inference.growing_tensor import GrowingTensor
 from goldfinch.inference.heap import release_freed_memory
-from goldfinch.inference.key_memory import KeyMemory
-from goldfinch.inference.latents import FloatLatents, LatentFormat
 from goldfinch.inference.prefill import LowerState, chunks, read_lower, read_upper
+from goldfinch.memory.expansion import Expansion
+from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.memory.key_memory import KeyMemory
+from goldfinch.memory.latents import FloatLatents, LatentFormat
 from goldfinch.model import Decoder
 from goldfinch.state import BlockState, RecurrentState
 
@@ -48,7 +48,7 @@ class TokenSequence:
     def __init__(self, model: Decoder, latents: LatentFormat | None, budget: int) -> None:
         weight = model.head.weight
         has_gold = model.config.gold_layers > 0
-        self._model = model
+        self.model = model
         self.memory = KeyMemory(
             model.config, (latents or FloatLatents(weight.dtype)) if has_gold else None, weight.device
         )
@@ -90,8 +90,8 @@ class TokenSequence:
             raise
 
     def _read(self, ids: Tensor) -> None:
-        x, state = read_lower(self._model, ids, self.state)
-        latents = self._model.token_cat.compress(x)[0] if self._model.token_cat is not None else None
+        x, state = read_lower(self.model, ids, self.state)
+        latents = self.model.token_cat.compress(x)[0] if self.model.token_cat is not None else None
         self.memory.append(ids, latents)
         if self.witness is not None and latents is not None:
             self.witness.observe(ids, latents, x, self.state)
@@ -131,13 +131,13 @@ class TokenSequence:
     def _predict(self, recent: Tensor) -> _Predicted:
         upper: list[BlockState] = []
         if self.expansion is None:
-            hidden = self._model.output_norm(recent[:, -1])
+            hidden = self.model.output_norm(recent[:, -1])
         elif self._predicted is None:
-            hidden, upper = read_upper(self._model, recent, len(self), None, self.expansion)
+            hidden, upper = read_upper(self.model, recent, len(self), None, self.expansion)
         else:
             new = len(self) - self._predicted.length
-            hidden, upper = read_upper(self._model, recent, new, self._predicted.upper, self.expansion)
-        return _Predicted(len(self), upper, self._model.head(hidden)[0].float())
+            hidden, upper = read_upper(self.model, recent, new, self._predicted.upper, self.expansion)
+        return _Predicted(len(self), upper, self.model.head(hidden)[0].float())
 
     @torch.inference_mode()
     def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:
@@ -151,7 +151,7 @@ class TokenSequence:
         start = max(usable, default=0)
         state = self.snapshots.get(start)
         for first, last in chunks(start, length):
-            _, state = read_lower(self._model, self.memory.ids(first, last), state)
+            _, state = read_lower(self.model, self.memory.ids(first, last), state)
             if progress is not None:
                 progress(last - first)
         self._forget(length)
@@ -170,7 +170,7 @@ class TokenSequence:
         self.memory, self.state, self.snapshots, self.chosen = memory, state, snapshots, chosen
         self.certificate, self.witness, self._predicted = certificate, None, None
         if self.expansion is not None:
-            self.expansion = Expansion(self._model, memory, self.expansion.budget)
+            self.expansion = Expansion(self.model, memory, self.expansion.budget)
 
     def _forget(self, length: int) -> None:
         self.memory.truncate(length)

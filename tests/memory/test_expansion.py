@@ -5,8 +5,8 @@ import torch
 from plans import WITH_GOLD
 
 from goldfinch.inference.context import Context
-from goldfinch.inference.expansion import Expansion
 from goldfinch.inference.sequence import TokenSequence
+from goldfinch.memory.expansion import Expansion
 from goldfinch.model.token_cat import TokenCat
 from goldfinch.ops.attention import KeyValueBlock
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
-from goldfinch.inference.growing_tensor import GrowingTensor
-from goldfinch.inference.latents import LatentFormat
+from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.memory.latents import LatentFormat
 
 IDS = "ids"
 

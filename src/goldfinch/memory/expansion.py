@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldfinch.inference.growing_tensor import GrowingTensor
-from goldfinch.inference.key_memory import KeyMemory
 from goldfinch.layers.norm import rms_normalize
+from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.memory.key_memory import KeyMemory
 from goldfinch.mixers import Gold
 from goldfinch.model import Decoder
 from goldfinch.ops.attention import KeyValueBlock

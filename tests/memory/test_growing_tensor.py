@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goldfinch.inference.growing_tensor import GrowingTensor
+from goldfinch.memory.growing_tensor import GrowingTensor
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from goldfinch.errors import UserError
-from goldfinch.inference.budget import parse_budget
+from goldfinch.memory.budget import parse_budget
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from goldfinch.errors import UserError
-from goldfinch.inference.latents import FORMATS, latent_format
+from goldfinch.memory.latents import FORMATS, latent_format
 
 
 def round_trip(name, latents):
