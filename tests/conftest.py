@@ -15,12 +15,15 @@ from goldfinch.inference import prefill
 from goldfinch.memory.growing_tensor import GrowingTensor
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
+from goldfinch.ops.wkv6 import native
 
 # Examples are the same in every run, so that a failure can be repeated; no time limit per example on shared cores.
 settings.register_profile("goldfinch", deadline=None, derandomize=True, database=None, max_examples=3)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "goldfinch"))
 # Tests run side by side; threads that share the cores with them only wait for each other.
 torch.set_num_threads(1)
+# Built before tests look at what is printed.
+native.library()
 
 
 @pytest.fixture(scope="session")

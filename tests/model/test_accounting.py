@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from goldfinch.errors import UserError
 from goldfinch.model.accounting import account
+from goldfinch.ops.wkv6 import native
 from goldfinch.presets import KINDS, model_config
 
 PUBLISHED_PARAMETERS = {
@@ -91,6 +92,12 @@ def test_a_recurrent_model_has_no_cache_and_a_transformer_has_ratio_1():
 
 
 # FLOPs
+
+
+@pytest.fixture(autouse=True)
+def recurrence_in_pytorch(monkeypatch):
+    """What native code does is hidden from PyTorch's counter."""
+    monkeypatch.setattr(native, "library", lambda: None)
 
 
 def counted_by_pytorch(model, tokens):

@@ -1,11 +1,16 @@
 """Every WKV6 implementation against the definition, written out here in fp64."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
-from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
+from goldfinch.ops.wkv6 import IMPLEMENTATIONS, native, wkv6
 
-ALL = list(IMPLEMENTATIONS)
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+ALL = [pytest.param(name, marks=needs_compiler) if name == "native" else name for name in IMPLEMENTATIONS]
 LENGTHS = [1, 2, 3, 5, 31, 32, 33, 67, 130]
 NAMES = ("r", "k", "v", "log_w", "u", "state")
 BATCH, HEADS, SIZE = 2, 3, 4
@@ -88,6 +93,74 @@ def test_extreme_decays_stay_finite_and_exact_with_their_gradients(implementatio
         expected = run_with_gradients(definition, {name: value.double() for name, value in values.items()})
         actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation=implementation), values)
         assert_agree(actual, expected, tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("size", [16, 48, 64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+def test_native_code_is_exact_at_usual_sizes_and_however_many_threads_share_a_head(
+    size, dtype, tolerance, threads, monkeypatch
+):
+    monkeypatch.setattr(native, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads * BATCH * HEADS)
+    for length in (1, 16, 37):
+        values = inputs(length, dtype, size=size)
+        expected = run_with_gradients(definition, {name: value.double() for name, value in values.items()})
+        actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation="native"), values)
+        assert_agree(actual, expected, tolerance)
+
+
+@needs_compiler
+def test_the_native_operator_is_one_that_torch_can_trace():
+    values = list(inputs(5, torch.float32, size=16).values())
+    torch.library.opcheck(native._forward, [value.requires_grad_() for value in values])
+
+
+@needs_compiler
+def test_native_code_is_what_runs_on_a_cpu_by_default(monkeypatch):
+    called = []
+    real = IMPLEMENTATIONS["native"]
+    monkeypatch.setitem(IMPLEMENTATIONS, "native", lambda *args: (called.append(1), real(*args))[1])
+    wkv6(**inputs(5, torch.float32))
+    assert called
+
+
+@pytest.mark.parametrize(("compiler", "message"), [(None, "no C++ compiler"), ("false", "false")])
+def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
+    compiler, message, monkeypatch, tmp_path, capfd
+):
+    native.library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "COMPILERS", ())
+    monkeypatch.delenv("CXX", raising=False)
+    if compiler is not None:
+        monkeypatch.setenv("CXX", compiler)
+    values = inputs(5, torch.float32)
+    try:
+        y, _ = wkv6(**values)
+        wkv6(**values)
+    finally:
+        native.library.cache_clear()
+    assert torch.equal(y, wkv6(**values, implementation="chunked")[0])
+    told = capfd.readouterr().err
+    assert message in told
+    assert told.count("several times slower") == 1
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_in_the_native_code(tmp_path):
+    compiler = next(filter(shutil.which, native.COMPILERS), None)
+    if compiler is None:
+        pytest.skip("no compiler")
+    flags = ["-std=c++17", "-O1", "-g", "-w", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    source, program = Path(__file__).with_name("wkv6_program.cpp"), tmp_path / "program"
+    command = [compiler, *flags, "-include", native.SOURCE, source, "-o", program]
+    built = subprocess.run(command, capture_output=True, check=False, text=True)
+    if "asan" in built.stderr:
+        pytest.skip("this compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    subprocess.run([program], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("implementation", ALL)

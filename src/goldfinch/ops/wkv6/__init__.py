@@ -6,15 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from goldfinch.ops.wkv6 import native
 from goldfinch.ops.wkv6.chunked import wkv6_chunked
 from goldfinch.ops.wkv6.recurrent import wkv6_recurrent
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "wkv6"]
 
-Implementation = Literal["auto", "recurrent", "chunked"]
+Implementation = Literal["auto", "recurrent", "chunked", "native"]
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "recurrent": wkv6_recurrent,
     "chunked": wkv6_chunked,
+    "native": native.wkv6_native,
 }
 # Below this many tokens a step per token is faster than a padded chunk.
 SHORTEST_CHUNKED = 4
@@ -40,20 +42,26 @@ def wkv6(
         log_w: (B, T, H, N), natural logarithm of the decay, in [-inf, 0].
         u: (H, N), Finch's bonus for the token itself; None for 0 (Finch-C2).
         state: (B, H, N, N) as key x value, fp32 or fp64; None for zeros.
-        implementation: "recurrent" (the definition), "chunked", or "auto" for the fastest one here.
+        implementation: "recurrent" (the definition), "chunked", "native" (on CPUs), or "auto" for the fastest here.
 
     Returns:
         y of (B, T, H, N) in r's dtype, and the state after the last token.
     """
-    batch, length, heads, size = r.shape
+    batch, _, heads, size = r.shape
     dtype = torch.float64 if torch.float64 in (r.dtype, log_w.dtype) else torch.float32
     if state is None:
         state = torch.zeros(batch, heads, size, size, dtype=dtype, device=r.device)
     if implementation == "auto":
-        implementation = "recurrent" if length < SHORTEST_CHUNKED else "chunked"
+        implementation = _fastest(r)
     compute = IMPLEMENTATIONS[implementation]
     bonus = None if u is None else u.to(dtype)
     # Autocast would run the products in bf16; the recurrence needs fp32. (The meta device knows no autocast.)
     with torch.autocast("cpu" if r.is_meta else r.device.type, enabled=False):
         y, state = compute(r.to(dtype), k.to(dtype), v.to(dtype), log_w.to(dtype), bonus, state.to(dtype))
     return y.to(r.dtype), state
+
+
+def _fastest(r: Tensor) -> Implementation:
+    if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.library() is not None:
+        return "native"
+    return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"

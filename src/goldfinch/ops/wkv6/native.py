@@ -1,0 +1,157 @@
+"""WKV6 in C++ (native.cpp): built on first use, kept for the next time, a torch operator with gradients.
+
+Where there is no compiler, `library` says so once and everything runs in PyTorch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from goldfinch.files import atomic_file
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# Contracting a * b + c into one instruction rounds once instead of twice; nothing else is reordered.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
+VECTOR_BYTES = 64
+LARGEST_HEAD = 256
+# Entries of S times tokens below which starting another thread costs more than it saves.
+WORTH_A_THREAD = 1 << 20
+
+Results = tuple[Tensor, Tensor]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled code, built now if it has not been; None where that cannot be done."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None or os.name != "posix":
+        print("goldfinch: no C++ compiler is here, so WKV6 runs in PyTorch, several times slower", file=sys.stderr)
+        return None
+    try:
+        path = _cache_folder() / f"wkv6-{_fingerprint(compiler)}.so"
+        if not path.exists():
+            _build(compiler, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        print(f"goldfinch: WKV6 runs in PyTorch, several times slower; {compiler}: {reason}", file=sys.stderr)
+        return None
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of the source, the compiler and the processor: its macros tell which instructions it would use here."""
+    command = [compiler, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull]
+    macros = subprocess.run(command, capture_output=True, check=True).stdout
+    return hashlib.sha256(b"\0".join([SOURCE.read_bytes(), macros, " ".join(FLAGS).encode()])).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goldfinch"
+
+
+def _build(compiler: str, path: Path) -> None:
+    print("goldfinch: building WKV6 for this machine, once ...", end="", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    try:
+        with atomic_file(path) as temporary:
+            command = [compiler, *FLAGS, "-o", str(temporary), str(SOURCE)]
+            subprocess.run(command, capture_output=True, check=True, text=True)
+    finally:
+        print(f" {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+def wkv6_native(
+    r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence in C++. Arguments and results as in `goldfinch.ops.wkv6.wkv6`; on the CPU only."""
+    size = r.shape[-1]
+    padding = -size % (VECTOR_BYTES // r.itemsize)
+    w = log_w.exp()
+    if padding:
+        r, k, v, w = (F.pad(x, (0, padding)) for x in (r, k, v, w))
+        u = None if u is None else F.pad(u, (0, padding))
+        state = F.pad(state, (0, padding, 0, padding))
+    y, after = _forward(r, k, v, w, u, state)
+    return y[..., :size], after[..., :size, :size]
+
+
+@torch.library.custom_op("goldfinch::wkv6", mutates_args=(), device_types="cpu")
+def _forward(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Tensor) -> Results:
+    r, k, v, w, state = (x.contiguous() for x in (r, k, v, w, state))
+    u = None if u is None else u.contiguous()
+    y, after = torch.empty_like(r), torch.empty_like(state)
+    parts, threads = _split(r)
+    _call("forward", r, parts, threads, (r, k, v, w, u, state, y, after))
+    return y, after
+
+
+@_forward.register_fake
+def _(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Tensor) -> Results:
+    return torch.empty_like(r), torch.empty_like(state)
+
+
+@torch.library.custom_op("goldfinch::wkv6_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Tensor, dy: Tensor, dafter: Tensor
+) -> list[Tensor]:
+    r, k, v, w, state, dy, dafter = (x.contiguous() for x in (r, k, v, w, state, dy, dafter))
+    u = None if u is None else u.contiguous()
+    parts, threads = _split(r)
+    dr, dk, dw = (r.new_empty(parts, *r.shape) for _ in range(3))
+    dv, dstate = torch.empty_like(v), torch.empty_like(state)
+    du = r.new_empty(parts, r.shape[0], *r.shape[2:])
+    _call("backward", r, parts, threads, (r, k, v, w, u, state, dy, dafter, dr, dk, dv, dw, du, dstate))
+    return [_added(dr), _added(dk), dv, _added(dw), du.sum((0, 1)) if u is not None else r.new_empty(0), dstate]
+
+
+@_backward.register_fake
+def _(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Tensor, dy: Tensor, dafter: Tensor
+) -> list[Tensor]:
+    du = r.new_empty(0) if u is None else torch.empty_like(u)
+    return [*(torch.empty_like(x) for x in (r, k, v, w)), du, torch.empty_like(state)]
+
+
+def _keep_inputs(ctx: Any, inputs: tuple, output: Results) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, dy: Tensor, dafter: Tensor) -> tuple[Tensor | None, ...]:
+    dr, dk, dv, dw, du, dstate = _backward(*ctx.saved_tensors, dy, dafter)
+    return dr, dk, dv, dw, du if ctx.needs_input_grad[4] else None, dstate
+
+
+_forward.register_autograd(_gradients, setup_context=_keep_inputs)
+
+
+def _added(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+def _split(r: Tensor) -> tuple[int, int]:
+    """Into how many parts the values of each head are cut, and how many threads take them."""
+    batch, length, heads, size = r.shape
+    threads = torch.get_num_threads() if batch * length * heads * size**2 >= WORTH_A_THREAD else 1
+    most = size * r.itemsize // VECTOR_BYTES
+    return min(-(-threads // (batch * heads)), most), threads
+
+
+def _call(name: str, r: Tensor, parts: int, threads: int, tensors: tuple[Tensor | None, ...]) -> None:
+    code = library()
+    assert code is not None
+    function = getattr(code, f"wkv6_{name}_{'f64' if r.dtype == torch.float64 else 'f32'}")
+    shape = [ctypes.c_int64(extent) for extent in (*r.shape, parts)]
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    function(*shape, ctypes.c_int(threads), *pointers)

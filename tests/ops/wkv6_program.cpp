@@ -1,0 +1,34 @@
+// Both passes of native.cpp, included by the command line, at odd sizes: something for sanitizers to look at.
+
+template <typename T>
+void check(std::int64_t batch, std::int64_t length, std::int64_t heads, std::int64_t size, std::int64_t parts) {
+    const auto filled = [](std::int64_t count) { return std::vector<T>(count, T(0.5)); };
+    const std::int64_t n = batch * length * heads * size, s = batch * heads * size * size;
+    const auto r = filled(n), k = filled(n), v = filled(n), w = filled(n), dy = filled(n), state = filled(s);
+    const auto u = filled(heads * size);
+    const Shape shape{batch, length, heads, size, parts};
+    for (const T* bonus : {u.data(), static_cast<const T*>(nullptr)}) {
+        auto y = filled(n), dv = filled(n), after = filled(s), dstate = filled(s);
+        auto dr = filled(n * parts), dk = filled(n * parts), dw = filled(n * parts);
+        auto du = filled(parts * batch * heads * size);
+        const Forward<T> forward{shape,    false, r.data(),     k.data(), v.data(),    w.data(),
+                                 bonus, state.data(), y.data(), after.data()};
+        const Forward<T> values{shape,    true, k.data(),     r.data(),  dy.data(),    w.data(),
+                                bonus, after.data(), dv.data(), dstate.data()};
+        const Backward<T> others{shape,     r.data(),     k.data(),  v.data(),  w.data(),  bonus, state.data(),
+                                 dy.data(), after.data(), dr.data(), dk.data(), dw.data(), du.data()};
+        run(shape.tasks(), 3, [&](std::int64_t task) { forward_task(forward, task); });
+        run(shape.tasks(), 3, [&](std::int64_t task) {
+            forward_task(values, task);
+            backward_task(others, task);
+        });
+    }
+}
+
+int main() {
+    check<float>(2, 1, 3, 64, 1);
+    check<float>(1, 35, 1, 64, 3);
+    check<float>(1, 16, 2, 48, 2);
+    check<double>(1, 33, 2, 64, 5);
+    check<double>(2, 7, 1, 8, 1);
+}
