@@ -1,0 +1,71 @@
+"""Cross entropy of a linear layer's outputs without holding them all: (tokens x vocabulary) is the largest tensor of
+all where the vocabulary is large.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOGITS_AT_ONCE = 1 << 25  # numbers: 128 MiB in fp32
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross entropy of softmax(hidden weight^T) against the targets, in nats.
+
+    The same as `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`. Logits exist for a few
+    tokens at a time; their gradients are worked out with them, so that nothing is computed twice. Autocast applies to
+    the products; the softmax runs in fp32, in fp64 where the logits are.
+
+    Args:
+        hidden: (T, D).
+        weight: (V, D).
+        targets: (T,) int64, below V.
+
+    Returns:
+        A scalar, fp32 or fp64; differentiable once in `hidden` and `weight`.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool) -> Tensor:
+        needs_hidden, needs_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
+        device = hidden.device.type
+        # Autocast would convert the weight anew for every part.
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        x, w = hidden.to(low), weight.to(low)
+        count = max(1, LOGITS_AT_ONCE // len(weight))
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        d_hidden: list[Tensor] = []
+        d_weight = torch.zeros_like(weight) if needs_weight else None
+        for part, expected in zip(x.split(count), targets.split(count), strict=True):
+            logits = part @ w.T
+            wide = logits.to(total.dtype)
+            log_sums = wide.logsumexp(-1, keepdim=True)
+            total += (log_sums - wide.gather(-1, expected[:, None])).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            # d loss / d logits: the probabilities, less 1 at the target.
+            gradient = wide.sub_(log_sums).exp_()
+            gradient.scatter_add_(-1, expected[:, None], gradient.new_full((len(expected), 1), -1))
+            gradient = gradient.to(logits.dtype)
+            if needs_hidden:
+                d_hidden.append((gradient @ w).to(hidden.dtype))
+            if d_weight is not None and d_weight.dtype == low:
+                d_weight.addmm_(gradient.T, part)
+            elif d_weight is not None:
+                d_weight += gradient.T @ part
+        ctx.d_hidden, ctx.d_weight = torch.cat(d_hidden) if needs_hidden else None, d_weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_weight = ctx.d_hidden, ctx.d_weight
+        return (
+            None if d_hidden is None else (d_hidden * gradient).to(d_hidden.dtype),
+            None if d_weight is None else (d_weight * gradient).to(d_weight.dtype),
+            None,
+            None,
+        )

@@ -1,0 +1,62 @@
+"""The loss of large vocabularies, a few tokens at a time."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from goldfinch.ops import cross_entropy
+from goldfinch.ops.cross_entropy import linear_cross_entropy
+
+
+def inputs(dtype, tokens=23, width=8, vocab=31):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(vocab, width, dtype=dtype)
+    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(vocab, (tokens,))
+
+
+@pytest.mark.parametrize("at_once", [1, 31 * 5, 31 * 23, 1 << 24])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_loss_and_gradients_are_those_of_the_whole(at_once, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", at_once)
+    hidden, weight, targets = inputs(dtype)
+    expected = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    actual = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=0)
+    wanted, got = (torch.autograd.grad(loss / 7, (hidden, weight)) for loss in (expected, actual))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def test_gradients_agree_with_finite_differences():
+    hidden, weight, targets = inputs(torch.float64, tokens=4, width=3, vocab=5)
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets), (hidden, weight))
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    hidden, weight, targets = inputs(torch.float32)
+    (hidden, weight)[frozen].requires_grad_(False)
+    linear_cross_entropy(hidden, weight, targets).backward()
+    assert (hidden, weight)[frozen].grad is None
+    assert (hidden, weight)[1 - frozen].grad.abs().sum() > 0
+
+
+def test_under_autocast_products_are_rounded_and_the_softmax_is_not():
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+        actual = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+    wanted, got = (torch.autograd.grad(loss, (hidden, weight)) for loss in (expected, actual))
+    for one, other in zip(got, wanted, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=0.02 * other.abs().max().item())
+
+
+def test_no_tensor_of_all_logits_is_made(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 31 * 5)
+    hidden, weight, targets = inputs(torch.float32, tokens=50)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        linear_cross_entropy(hidden, weight, targets).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 50 * 31 * 4
