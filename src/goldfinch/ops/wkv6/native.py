@@ -83,12 +83,20 @@ def wkv6_native(
         r, k, v, w = (F.pad(x, (0, padding)) for x in (r, k, v, w))
         u = None if u is None else F.pad(u, (0, padding))
         state = F.pad(state, (0, padding, 0, padding))
-    y, after = _forward(r, k, v, w, u, state)
+    # The operator costs more than the recurrence of a single token: it is for whoever traces or differentiates.
+    traced = type(r) is not Tensor or torch.compiler.is_compiling()
+    inputs = (r, k, v, w, u, state)
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    y, after = (_forward if traced or differentiated else _run)(*inputs)
     return y[..., :size], after[..., :size, :size]
 
 
 @torch.library.custom_op("goldfinch::wkv6", mutates_args=(), device_types="cpu")
 def _forward(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Tensor) -> Results:
+    return _run(r, k, v, w, u, state)
+
+
+def _run(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Tensor) -> Results:
     r, k, v, w, state = (x.contiguous() for x in (r, k, v, w, state))
     u = None if u is None else u.contiguous()
     y, after = torch.empty_like(r), torch.empty_like(state)
