@@ -20,6 +20,8 @@ from goldfinch.state import BlockState, RecurrentState
 
 # Automatic snapshots lie at multiples of BLOCK, of SPACING blocks, of SPACING^2 blocks ...; of each the last two stay.
 SPACING = 4
+# Releasing memory makes the next chunks fault it in again: at every block that takes a twentieth of the time.
+BLOCKS_PER_RELEASE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +99,9 @@ class TokenSequence:
             self.witness.observe(ids, latents, x, self.state)
         self.state = state
         if len(self) % GrowingTensor.BLOCK == 0:
-            release_freed_memory()
             self._snapshot_if_small(state)
+        if len(self) % (BLOCKS_PER_RELEASE * GrowingTensor.BLOCK) == 0:
+            release_freed_memory()
 
     def _snapshot_if_small(self, state: LowerState) -> None:
         """Keep the state, and drop older ones, if it is of fixed size."""
