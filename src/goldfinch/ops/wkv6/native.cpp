@@ -13,6 +13,10 @@
 #include <thread>
 #include <vector>
 
+// The threads of PyTorch, where it brings them: others would share the processors with these, which wait for work in a
+// busy loop. All OpenMP libraries for GCC's and Clang's code have this entry.
+extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
+
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -20,6 +24,7 @@ namespace {
 constexpr int VECTOR_BYTES = 64;
 constexpr int MOST_VECTORS = 32;           // per row: N up to 512 floats or 256 doubles
 constexpr std::int64_t BETWEEN_STATES = 16;  // tokens between the states that the backward pass keeps
+constexpr std::int64_t AHEAD = 4;            // tokens whose rows are fetched early
 
 template <typename T>
 struct Vector {
@@ -33,6 +38,12 @@ struct Vector {
     }
     static INLINE void store(T* to, type x) { std::memcpy(to, &x, sizeof x); }
 };
+
+// Rows of one head lie all heads apart, too far for processors to guess what comes next.
+template <typename T>
+INLINE void prefetch(const T* from, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += Vector<T>::lanes) __builtin_prefetch(from + i);
+}
 
 struct Shape {
     std::int64_t batch, length, heads, size;
@@ -61,8 +72,13 @@ void run(std::int64_t tasks, int threads, const Work& work) {
     const auto take = [&] {
         for (std::int64_t task = next++; task < tasks; task = next++) work(task);
     };
+    threads = std::min<std::int64_t>(threads, tasks);
+    if (threads > 1 && GOMP_parallel) {
+        GOMP_parallel([](void* data) { (*static_cast<decltype(take)*>(data))(); }, (void*)&take, threads, 0);
+        return;
+    }
     std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, tasks); ++i) others.emplace_back(take);
+    for (int i = 1; i < threads; ++i) others.emplace_back(take);
     take();
     for (auto& other : others) other.join();
 }
@@ -92,6 +108,12 @@ INLINE void forward(const Forward<T>& in, const Task& task) {
         const std::int64_t t = in.from_the_end ? shape.length - 1 - step : step;
         const std::int64_t row = shape.row(task.batch, t, task.head);
         const T *r = in.r + row, *k = in.k + row, *w = in.w + row;
+        if (step + AHEAD < shape.length) {
+            const std::int64_t later = shape.row(task.batch, in.from_the_end ? t - AHEAD : t + AHEAD, task.head);
+            for (const T* from : {in.r, in.k, in.w}) prefetch(from + later, size);
+            prefetch(in.v + later + task.first, task.last - task.first);
+            prefetch(in.y + later + task.first, task.last - task.first);
+        }
         typename V::type v[M ? M : MOST_VECTORS], y[M ? M : MOST_VECTORS];
         T bonus = 0;
         if (in.u)
@@ -141,6 +163,11 @@ INLINE void backward(const Backward<T>& in, const Task& task) {
     // S after token t from the one before it.
     const auto step = [&](const X* s, X* next, std::int64_t t) {
         const std::int64_t row = shape.row(task.batch, t, task.head);
+        if (t + AHEAD < length) {
+            const std::int64_t later = shape.row(task.batch, t + AHEAD, task.head);
+            for (const T* from : {in.w, in.k}) prefetch(from + later, size);
+            prefetch(in.v + later + task.first, values);
+        }
         X w[MOST], k[MOST];
         for (int i = 0; i < vectors; ++i) {
             w[i] = V::load(in.w + row + i * V::lanes);
@@ -179,6 +206,12 @@ INLINE void backward(const Backward<T>& in, const Task& task) {
             const std::int64_t row = shape.row(task.batch, t, task.head);
             const std::int64_t target = task.part * shape.batch * length * shape.heads * size + row;
             X r[MOST], w[MOST], dr[MOST], dk[MOST], dw[MOST];
+            if (t >= AHEAD) {
+                const std::int64_t later = shape.row(task.batch, t - AHEAD, task.head), place = target - row + later;
+                prefetch(in.r + later, size);
+                prefetch(in.dy + later + task.first, values);
+                for (const T* to : {in.dr, in.dk, in.dw}) prefetch(to + place, size);
+            }
             T seen = 0;
             for (int i = 0; i < vectors; ++i) {
                 r[i] = V::load(in.r + row + i * V::lanes);
