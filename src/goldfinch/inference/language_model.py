@@ -10,6 +10,7 @@ from goldfinch.checkpoint.native import load_model, read_tokenizer
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
+from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file import open_context
 from goldfinch.inference.token_ids import check_token_ids, token_ids
@@ -108,6 +109,7 @@ def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Lan
     Raises:
         UserError: the folder or a file in it is missing or broken.
     """
+    keep_freed_memory()
     folder = Path(path)
     model = load_model(folder, _dtype(dtype) if dtype else None, device).eval()
     return LanguageModel(model, read_tokenizer(folder, model.config), folder)
@@ -128,6 +130,7 @@ def build(
     Raises:
         UserError: an unknown preset or dtype.
     """
+    keep_freed_memory()
     config = model_config(preset, vocab_size)
     with torch.device("meta"):
         model = Decoder(config)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from goldfinch.heap import release_freed_memory
 from goldfinch.inference.certificate import Certificate, Witness
-from goldfinch.inference.heap import release_freed_memory
 from goldfinch.inference.prefill import LowerState, chunks, read_lower, read_upper
 from goldfinch.memory.expansion import Expansion
 from goldfinch.memory.growing_tensor import GrowingTensor

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from goldfinch.layers.token_shift import last_token, lerp, token_shift
+from goldfinch.layers.token_shift import last_token, token_shift
 
 
 class RwkvChannelMix(nn.Module):
@@ -20,10 +20,11 @@ class RwkvChannelMix(nn.Module):
 
     def forward(self, x: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, D) and the (B, D) before it -> (B, T, D) and its own last input."""
-        before = token_shift(x, last)
-        r = self.receptance(lerp(x, before, self.mu_r))
-        k = self.key(lerp(x, before, self.mu_k))
-        return torch.sigmoid(r) * self.value(torch.relu(k).square()), last_token(x)
+        difference = token_shift(x, last) - x
+        r = self.receptance(torch.addcmul(x, difference, self.mu_r))
+        # In place: nobody needs k as it was, and it is the largest tensor of a layer.
+        k = self.key(torch.addcmul(x, difference, self.mu_k)).relu_()
+        return torch.sigmoid(r) * self.value(k * k), last_token(x)
 
 
 class SwiGlu(nn.Module):

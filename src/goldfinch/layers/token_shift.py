@@ -6,11 +6,6 @@ from torch import Tensor, nn
 from goldfinch.layers.low_rank import LowRank
 
 
-def lerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """a + (b - a) * weight (P1-3). Not `torch.lerp`, which wants one dtype and so fails under autocast."""
-    return torch.addcmul(a, b - a, weight)
-
-
 def token_shift(x: Tensor, last: Tensor | None) -> Tensor:
     """The step before each step: x[t-1].
 
@@ -43,6 +38,7 @@ class DataDependentLerp(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
         """Two of (B, T, D) -> one (B, T, D) per use."""
+        # lerp(a, b, w) = a + (b - a) * w; not `torch.lerp`, which wants one dtype where autocast gives it two.
         difference = before - x
-        weights = self.low_rank(torch.addcmul(x, difference, self.mu_x))
-        return tuple(torch.addcmul(x, difference, mu + weight) for mu, weight in zip(self.mu, weights, strict=True))
+        weights = self.low_rank(torch.addcmul(x, difference, self.mu_x), *self.mu)
+        return tuple(torch.addcmul(x, difference, weight) for weight in weights)

@@ -93,12 +93,12 @@ class FinchC2(nn.Module):
         log_w = self.decay(x_w)
         k = self.key(x_k)
         if self.one_minus_w:
-            k = k * -torch.expm1(log_w)  # 1 - w, exact also where w is near 1
+            k = (k * torch.expm1(log_w)).neg_()  # times 1 - w, exact also where w is near 1
         r, k, v, log_w = (
             part.unflatten(-1, (self.heads, -1)) for part in (self.receptance(x_r), k, self.value(x_v), log_w)
         )
         y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None)
         y = y.flatten(-2)
         if self.bonus is None:
-            y = y + self.value(x_v2) + self.second_value(x_v2)[0]
+            y = y + self.second_value(x_v2, self.value(x_v2))[0]
         return self.output(self.norm(y)), RecurrentState(last=last_token(x), wkv=wkv)

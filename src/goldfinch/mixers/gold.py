@@ -11,7 +11,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
-from goldfinch.layers.token_shift import DataDependentLerp, last_token, lerp, token_shift
+from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention
 from goldfinch.state import GoldState
 
@@ -111,11 +111,13 @@ class Gold(nn.Module):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
-        shift_k, shift_v = self.shift_low_rank(lerp(embeddings, before, self.memory_mu))
-        v = lerp(embeddings, before, self.mu_v + shift_v)
-        return self.mu_k + shift_k, self.value_norm(v + self.value_adapter(v)[0])
+        difference = before - embeddings
+        chosen_by = torch.addcmul(embeddings, difference, self.memory_mu)
+        weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
+        v = torch.addcmul(embeddings, difference, weights_v)
+        return weights_k, self.value_norm(*self.value_adapter(v, v))
 
     def keys(self, keys: Tensor, before: Tensor, weights: Tensor) -> Tensor:
         """This layer's keys from kD, kD of the tokens before, and `mix`'s weights (P17, P19), before the rotation."""
-        k = lerp(keys, before, weights)
-        return self.key_norm(k + self.key_adapter(k)[0])
+        k = torch.addcmul(keys, before - keys, weights)
+        return self.key_norm(*self.key_adapter(k, k))

@@ -16,6 +16,7 @@ from goldfinch.data.shards import TokenDataset
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import write_text
+from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -87,6 +88,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, reporter: Reporter, resume: bool = False) -> None:
+        keep_freed_memory()
         self._device, self._dtype = resolve_device(config)
         # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
         config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
