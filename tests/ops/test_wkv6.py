@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from goldfinch import cpp
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, native, wkv6
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
@@ -130,9 +131,9 @@ def test_native_code_is_what_runs_on_a_cpu_by_default(monkeypatch):
 def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
     compiler, message, monkeypatch, tmp_path, capfd
 ):
-    native.library.cache_clear()
+    cpp.compiled.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "COMPILERS", ())
+    monkeypatch.setattr(cpp, "COMPILERS", ())
     monkeypatch.delenv("CXX", raising=False)
     if compiler is not None:
         monkeypatch.setenv("CXX", compiler)
@@ -141,7 +142,7 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
         y, _ = wkv6(**values)
         wkv6(**values)
     finally:
-        native.library.cache_clear()
+        cpp.compiled.cache_clear()
     assert torch.equal(y, wkv6(**values, implementation="chunked")[0])
     told = capfd.readouterr().err
     assert message in told
@@ -150,12 +151,12 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing_in_the_native_code(tmp_path):
-    compiler = next(filter(shutil.which, native.COMPILERS), None)
+    compiler = next(filter(shutil.which, cpp.COMPILERS), None)
     if compiler is None:
         pytest.skip("no compiler")
     flags = ["-std=c++17", "-O1", "-g", "-w", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     source, program = Path(__file__).with_name("wkv6_program.cpp"), tmp_path / "program"
-    command = [compiler, *flags, "-include", native.SOURCE, source, "-o", program]
+    command = [compiler, *flags, "-I", cpp.HEADERS, "-include", native.SOURCE, source, "-o", program]
     built = subprocess.run(command, capture_output=True, check=False, text=True)
     if "asan" in built.stderr:
         pytest.skip("this compiler has no sanitizers")

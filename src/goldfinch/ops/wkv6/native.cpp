@@ -2,42 +2,16 @@
 //
 //   y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);   S[t] = diag(w[t]) S[t-1] + k[t]^T v[t]
 //
-// Plain C interface, no headers but the standard library's: compiled in seconds, called through ctypes by native.py.
-// Sequences are (B, T, H, N), states (B, H, N, N) as key x value, contiguous; N is a multiple of 64 bytes. Vectors are
-// those of GCC and Clang, which are correct on every processor and become as few instructions as it allows.
+// Called through ctypes by native.py. Sequences are (B, T, H, N), states (B, H, N, N) as key x value, contiguous; N is a
+// multiple of 64 bytes.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
-
-// The threads of PyTorch, where it brings them: others would share the processors with these, which wait for work in a
-// busy loop. All OpenMP libraries for GCC's and Clang's code have this entry.
-extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
-
-#define INLINE inline __attribute__((always_inline))
+#include "native.h"
 
 namespace {
 
-constexpr int VECTOR_BYTES = 64;
-constexpr int MOST_VECTORS = 32;           // per row: N up to 512 floats or 256 doubles
+constexpr int MOST_VECTORS = 32;             // per row: N up to 512 floats or 256 doubles
 constexpr std::int64_t BETWEEN_STATES = 16;  // tokens between the states that the backward pass keeps
 constexpr std::int64_t AHEAD = 4;            // tokens whose rows are fetched early
-
-template <typename T>
-struct Vector {
-    static constexpr int lanes = VECTOR_BYTES / sizeof(T);
-    typedef T type __attribute__((vector_size(VECTOR_BYTES)));
-
-    static INLINE type load(const T* from) {
-        type x;
-        std::memcpy(&x, from, sizeof x);
-        return x;
-    }
-    static INLINE void store(T* to, type x) { std::memcpy(to, &x, sizeof x); }
-};
 
 // Rows of one head lie all heads apart, too far for processors to guess what comes next.
 template <typename T>
@@ -65,23 +39,6 @@ struct Task {
         last = (part + 1) * units / shape.parts * unit;
     }
 };
-
-template <typename Work>
-void run(std::int64_t tasks, int threads, const Work& work) {
-    std::atomic<std::int64_t> next{0};
-    const auto take = [&] {
-        for (std::int64_t task = next++; task < tasks; task = next++) work(task);
-    };
-    threads = std::min<std::int64_t>(threads, tasks);
-    if (threads > 1 && GOMP_parallel) {
-        GOMP_parallel([](void* data) { (*static_cast<decltype(take)*>(data))(); }, (void*)&take, threads, 0);
-        return;
-    }
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(take);
-    take();
-    for (auto& other : others) other.join();
-}
 
 template <typename T>
 struct Forward {

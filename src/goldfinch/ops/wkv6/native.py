@@ -1,16 +1,6 @@
-"""WKV6 in C++ (native.cpp): built on first use, kept for the next time, a torch operator with gradients.
-
-Where there is no compiler, `library` says so once and everything runs in PyTorch.
-"""
+"""WKV6 in C++ (native.cpp): a torch operator with gradients."""
 
 import ctypes
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.files import atomic_file
+from goldfinch.cpp import VECTOR_BYTES, compiled
 
 SOURCE = Path(__file__).with_name("native.cpp")
-COMPILERS = ("c++", "g++", "clang++")
-# Contracting a * b + c into one instruction rounds once instead of twice; nothing else is reordered.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
-VECTOR_BYTES = 64
 LARGEST_HEAD = 256
 # Entries of S times tokens below which starting another thread costs more than it saves.
 WORTH_A_THREAD = 1 << 20
@@ -32,44 +18,9 @@ WORTH_A_THREAD = 1 << 20
 Results = tuple[Tensor, Tensor]
 
 
-@functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled code, built now if it has not been; None where that cannot be done."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None or os.name != "posix":
-        print("goldfinch: no C++ compiler is here, so WKV6 runs in PyTorch, several times slower", file=sys.stderr)
-        return None
-    try:
-        path = _cache_folder() / f"wkv6-{_fingerprint(compiler)}.so"
-        if not path.exists():
-            _build(compiler, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        print(f"goldfinch: WKV6 runs in PyTorch, several times slower; {compiler}: {reason}", file=sys.stderr)
-        return None
-
-
-def _fingerprint(compiler: str) -> str:
-    """Of the source, the compiler and the processor: its macros tell which instructions it would use here."""
-    command = [compiler, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull]
-    macros = subprocess.run(command, capture_output=True, check=True).stdout
-    return hashlib.sha256(b"\0".join([SOURCE.read_bytes(), macros, " ".join(FLAGS).encode()])).hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goldfinch"
-
-
-def _build(compiler: str, path: Path) -> None:
-    print("goldfinch: building WKV6 for this machine, once ...", end="", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    try:
-        with atomic_file(path) as temporary:
-            command = [compiler, *FLAGS, "-o", str(temporary), str(SOURCE)]
-            subprocess.run(command, capture_output=True, check=True, text=True)
-    finally:
-        print(f" {time.monotonic() - started:.1f} s", file=sys.stderr)
+    """The compiled code; None where that cannot be."""
+    return compiled(SOURCE, "WKV6")
 
 
 def wkv6_native(
