@@ -7,6 +7,7 @@ import goldfinch as gf
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.language_model import LanguageModel
+from goldfinch.inference.prefill import read_lower
 from goldfinch.inference.stopping import stop_before
 
 
@@ -43,8 +44,12 @@ def test_greedy_writing_is_the_argmax_of_the_whole_forward_at_each_step(lm):
 
 def test_no_step_runs_the_past_through_the_layers_again(lm, monkeypatch):
     lengths = []
-    real = lm.model.blocks[0].forward
-    monkeypatch.setattr(lm.model.blocks[0], "forward", lambda x, *rest: (lengths.append(x.shape[1]), real(x, *rest))[1])
+
+    def counting(model, ids, state):
+        lengths.append(len(ids))
+        return read_lower(model, ids, state)
+
+    monkeypatch.setattr("goldfinch.inference.sequence.read_lower", counting)
     list(lm.read("0123456789").generate(max_tokens=4, seed=0))
     assert lengths == [10, 1, 1, 1, 1]
 
@@ -61,15 +66,15 @@ def test_a_read_that_is_broken_off_leaves_the_context_as_it_was(lm, monkeypatch)
     context = lm.read("It was the")
     before = context.logits
     monkeypatch.setattr("goldfinch.inference.prefill.CHUNK", 4)
-    real, calls = lm.model.lower, []
+    calls = []
 
-    def lower(*args):
+    def breaking_off(*args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return read_lower(*args)
 
-    monkeypatch.setattr(lm.model, "lower", lower)
+    monkeypatch.setattr("goldfinch.inference.sequence.read_lower", breaking_off)
     with pytest.raises(KeyboardInterrupt):
         context.read(" best of times")
     monkeypatch.undo()

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from goldfinch import cpp
+from goldfinch.ops import attention
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
 
 
@@ -51,3 +53,33 @@ def test_queries_from_inside_the_text_see_what_lies_before_them_and_share_the_ke
     for row, end in enumerate(ends):
         expected = causal_attention(q[row : row + 1], k[:, :, : end + 1], v[:, :, : end + 1])
         torch.testing.assert_close(actual[row : row + 1], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(cpp.compiled(attention.SOURCE, "attention") is None, reason="no C++ compiler")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("length", "blocks"), [(1, [300]), (1, [130, 1]), (3, [64, 64, 2, 1]), (16, [9, 90, 1, 33])])
+def test_native_attention_of_few_queries_is_attention(length, blocks, threads, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    total, distinct = sum(blocks), 40
+    q = (5 * torch.randn(1, 3, length, 32)).to(dtype)
+    # As kept keys and values lie: all heads of a token side by side.
+    k, values = (torch.randn(1, count, 3, 32).to(dtype).transpose(1, 2) for count in (total, distinct))
+    rows = torch.randint(distinct, (total,))
+    shared = map(KeyValueBlock, k.split(blocks, 2), [values] * len(blocks), rows.split(blocks))
+    own = map(KeyValueBlock, k.contiguous().split(blocks, 2), values[:, :, rows].split(blocks, 2))
+    expected = causal_attention(q.double(), k.double(), values[:, :, rows].double())
+    with torch.no_grad():
+        for pieces in (shared, own):
+            actual = blockwise_causal_attention(q, pieces, total)
+            assert actual.dtype == dtype
+            torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def test_attention_that_is_differentiated_has_gradients():
+    q, k = torch.randn(1, 2, 1, 16, requires_grad=True), torch.randn(1, 2, 5, 16, requires_grad=True)
+    pieces = map(KeyValueBlock, k.split(3, 2), k.split(3, 2))
+    grown = torch.autograd.grad(blockwise_causal_attention(q, pieces, 5).sum(), (q, k))
+    expected = torch.autograd.grad(causal_attention(q, k, k).sum(), (q, k))
+    torch.testing.assert_close(grown, expected)

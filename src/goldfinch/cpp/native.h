@@ -13,8 +13,9 @@
 #include <vector>
 
 // The threads of PyTorch, where it brings them: others would share the processors with these, which wait for work in a
-// busy loop. All OpenMP libraries for GCC's and Clang's code have this entry.
+// busy loop. All OpenMP libraries for GCC's and Clang's code have these entries.
 extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
+extern "C" int omp_get_num_threads() __attribute__((weak));
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -35,6 +36,64 @@ struct Vector {
     static INLINE void store(T* to, type x) { std::memcpy(to, &x, sizeof x); }
 };
 
+// Sixteen numbers, computed with in fp32, however they are stored.
+typedef Vector<float>::type Floats;
+constexpr int LANES = Vector<float>::lanes;
+typedef std::int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
+
+struct bfloat16 {
+    std::uint16_t bits;
+};
+
+INLINE Floats load(const float* from) { return Vector<float>::load(from); }
+INLINE Floats load(const bfloat16* from) {
+    typedef std::uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    const Integers bits = __builtin_convertvector(halves, Integers) << 16;
+    Floats x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+INLINE void store(float* to, Floats x) { Vector<float>::store(to, x); }
+INLINE void store(bfloat16* to, Floats x) {
+    for (int lane = 0; lane < LANES; ++lane) {
+        std::uint32_t bits;
+        std::memcpy(&bits, reinterpret_cast<const float*>(&x) + lane, sizeof bits);
+        // To the nearest, to even between two; what is no number stays one.
+        const bool number = (bits & 0x7fffffff) <= 0x7f800000;
+        to[lane].bits = number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+    }
+}
+
+// In halves: additions that do not wait for one another.
+INLINE float sum(Floats x) {
+    float parts[LANES];
+    store(parts, x);
+    for (int count = LANES / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; ++i) parts[i] += parts[i + count];
+    return parts[0];
+}
+
+// e^x within 2 units of the last place for x in -87.3 .. 88.3, and as at these borders outside: 2^n p(f), n + f = x / ln 2.
+INLINE Floats exponential(Floats x) {
+    x = x < -87.3f ? Floats{} - 87.3f : x;
+    x = x > 88.3f ? Floats{} + 88.3f : x;
+    const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Floats n = (x * 1.44269504f + shift) - shift;
+    const Floats f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    const Integers scale = (__builtin_convertvector(n, Integers) + 127) << 23;
+    Floats two_to_n;
+    std::memcpy(&two_to_n, &scale, sizeof scale);
+    return p * two_to_n;
+}
+
 template <typename Work>
 void run(std::int64_t tasks, int threads, const Work& work) {
     std::atomic<std::int64_t> next{0};
@@ -50,6 +109,63 @@ void run(std::int64_t tasks, int threads, const Work& work) {
     for (int i = 1; i < threads; ++i) others.emplace_back(take);
     take();
     for (auto& other : others) other.join();
+}
+
+// Threads that go through the same code together, each with its share of every loop.
+class Team {
+  public:
+    explicit Team(int wanted) : size_(wanted) {}
+
+    int size() const { return size_; }
+
+    // Everything before it is done, by all, when anyone passes.
+    void barrier() {
+        const unsigned round = round_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        // Steps take microseconds: asking the system to wait would take longer. But another process may have the
+        // processor that the last one needs.
+        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
+            if (spins > PATIENCE) std::this_thread::yield();
+    }
+
+    // The work of every member: work(member), members counted from 0.
+    template <typename Work>
+    void run(const Work& work) {
+        std::atomic<int> next{0};
+        const auto member = [&] {
+            // Fewer threads may come than were asked for.
+            if (GOMP_parallel && size_ > 1) size_ = omp_get_num_threads();
+            work(next++);
+        };
+        if (size_ > 1 && GOMP_parallel) {
+            GOMP_parallel([](void* data) { (*static_cast<decltype(member)*>(data))(); }, (void*)&member, size_, 0);
+            return;
+        }
+        std::vector<std::thread> others;
+        for (int i = 1; i < size_; ++i) others.emplace_back(member);
+        member();
+        for (auto& other : others) other.join();
+    }
+
+  private:
+    static constexpr int PATIENCE = 1 << 14;
+    std::atomic<int> size_, arrived_{0};
+    std::atomic<unsigned> round_{0};
+};
+
+struct Range {
+    std::int64_t first, last;
+};
+
+// One member's part of `count` things, of which `unit` at a time stay together.
+inline Range share(const Team& team, int member, std::int64_t count, std::int64_t unit) {
+    const std::int64_t units = (count + unit - 1) / unit;
+    const auto border = [&](std::int64_t i) { return std::min(units * i / team.size() * unit, count); };
+    return {border(member), border(member + 1)};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from goldfinch.inference.few_tokens import few_tokens
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
@@ -62,7 +63,8 @@ def read_lower(model: Decoder, ids: Tensor, state: LowerState | None) -> tuple[T
     Returns:
         (1, T, D), the output of these layers, and the state after it.
     """
-    x, blocks = model.lower(model.embed(ids[None]), state.blocks if state else None)
+    layers = few_tokens(model, len(ids)) or model
+    x, blocks = layers.lower(model.embed(ids[None]), state.blocks if state else None)
     recent = x if state is None else torch.cat([state.recent, x], dim=1)
     # A copy, so that the state keeps no activations alive.
     return x, LowerState(blocks=blocks, recent=recent[:, -(tail_length(model) + 1) :].clone())
@@ -87,10 +89,18 @@ def read_upper(
         (B, D), the normalised hidden state of the last token, and the GOLD layers' states after it.
     """
     tail = tail_length(model)
+    one = len(recent) == 1 and memory.query_positions is None
+    layers = (few_tokens(model, min(new, tail)) if one else None) or model
     if new <= tail:
-        x, after = model.upper(recent[:, -new:], states, memory)
+        x, after = layers.upper(recent[:, -new:], states, memory)
     else:
         first = cast(Block, model.blocks[model.config.first_gold_layer])
         seed = BlockState(time_mix=GoldState(last=first.time_mix_norm(recent[:, -tail - 1])), channel_mix=None)
-        x, after = model.upper(recent[:, -tail:], [seed, *[None] * (model.config.gold_layers - 1)], memory)
+        x, after = layers.upper(recent[:, -tail:], [seed, *[None] * (model.config.gold_layers - 1)], memory)
     return model.output_norm(x[:, -1]), after
+
+
+def next_token_logits(model: Decoder, hidden: Tensor) -> Tensor:
+    """The head on a few normalised hidden states: (T, D) -> (T, V) float32."""
+    layers = few_tokens(model, len(hidden))
+    return layers.head(hidden) if layers is not None else model.head(hidden).float()

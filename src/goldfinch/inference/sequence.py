@@ -10,7 +10,7 @@ from torch import Tensor
 
 from goldfinch.heap import release_freed_memory
 from goldfinch.inference.certificate import Certificate, Witness
-from goldfinch.inference.prefill import LowerState, chunks, read_lower, read_upper
+from goldfinch.inference.prefill import LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.memory.expansion import Expansion
 from goldfinch.memory.growing_tensor import GrowingTensor
 from goldfinch.memory.key_memory import KeyMemory
@@ -140,7 +140,7 @@ class TokenSequence:
         else:
             new = len(self) - self._predicted.length
             hidden, upper = read_upper(self.model, recent, new, self._predicted.upper, self.expansion)
-        return _Predicted(len(self), upper, self.model.head(hidden)[0].float())
+        return _Predicted(len(self), upper, next_token_logits(self.model, hidden)[0])
 
     @torch.inference_mode()
     def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:

@@ -84,11 +84,16 @@ class Gold(nn.Module):
             memory: of S tokens, the T among them.
         """
         (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None))
-        q = self._split_heads(self.query_norm(self.query(x_q)))
+        y = self.attend(self.query_norm(self.query(x_q)), memory)
+        return self.output(self.norm(y)), GoldState(last=last_token(x))
+
+    def attend(self, q: Tensor, memory: KeyValueSource) -> Tensor:
+        """Queries, (B, T, D) -> what they find in the memory, (B, T, D)."""
+        q = self._split_heads(q)
         positions = memory.query_positions
         q = rotate(q, len(memory) - q.shape[2] if positions is None else positions, self.rope)
-        y = blockwise_causal_attention(q, self._rotated(memory), len(memory), positions).transpose(1, 2).flatten(-2)
-        return self.output(self.norm(y)), GoldState(last=last_token(x))
+        y = blockwise_causal_attention(q, self._rotated(memory), len(memory), positions)
+        return y.transpose(1, 2).flatten(-2)
 
     def _rotated(self, memory: KeyValueSource) -> Iterator[KeyValueBlock]:
         """Keys, rotated, and values, (B, H, S_i, N) a block."""

@@ -1,11 +1,19 @@
 """Causal attention whose mask is aligned to the end of the keys, all at once or over blocks of keys."""
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from goldfinch.cpp import compiled
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+MOST_QUERIES = 16
+"""Above, PyTorch's matrix products are faster."""
 
 
 class KeyValueBlock(NamedTuple):
@@ -47,7 +55,8 @@ def blockwise_causal_attention(
     """`causal_attention` over keys and values that come in blocks, with a running softmax.
 
     Nothing larger than one block is held: the scores are (T x block), never (T x S). Where keys share values, what
-    attends to them is added up before the product with the values (SPEC 6, fact 1).
+    attends to them is added up before the product with the values (SPEC 6, fact 1). Few queries of one sequence on a
+    CPU are answered in C++ (attention.cpp), which reads each key and value once.
 
     Args:
         q: (B, H, T, N).
@@ -58,6 +67,8 @@ def blockwise_causal_attention(
     Returns:
         (B, H, T, N) in q's dtype; computed in fp32, in fp64 where q is fp64.
     """
+    if positions is None and _native(q) is not None:
+        return _few_queries(q, blocks, total)
     first_query = total - q.shape[-2]
     ends = torch.arange(first_query, total, device=q.device) if positions is None else positions[:, None]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -83,3 +94,41 @@ def blockwise_causal_attention(
         highest = higher
         start += count
     return (weighted / weight).to(q.dtype)
+
+
+def _native(q: Tensor) -> Callable[..., None] | None:
+    """The C++ code for these queries; None where PyTorch answers them."""
+    batch, _, length, size = q.shape
+    fits = batch == 1 and length <= MOST_QUERIES and size % 16 == 0 and q.dtype in (torch.float32, torch.bfloat16)
+    if q.device.type != "cpu" or not fits or torch.is_grad_enabled():
+        return None
+    code = compiled(SOURCE, "attention")
+    return getattr(code, f"attend_{str(q.dtype).removeprefix('torch.')}") if code is not None else None
+
+
+def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tensor:
+    attend = _native(q)
+    assert attend is not None
+    _, heads, length, size = q.shape
+    scaled = (q[0].transpose(0, 1).float() * size**-0.5).contiguous()
+    highest, weight = torch.full((length, heads), -torch.inf), torch.zeros(length, heads)
+    weighted = torch.zeros(length, heads, size)
+    threads = ctypes.c_int(torch.get_num_threads())
+    start = 0
+    for keys, values, rows in blocks:
+        k, v = (part[0] if part.stride(-1) == 1 else part[0].contiguous() for part in (keys, values))
+        count = k.shape[-2]
+        sizes = map(ctypes.c_int64, (length, heads, size))
+        strides = map(ctypes.c_int64, (*k.stride()[:2], *v.stride()[:2]))
+        places = map(ctypes.c_int64, (count, start - (total - length)))
+        rows_pointer = None if rows is None else _pointer(rows)
+        attend(
+            *sizes, *map(_pointer, (scaled, k, v)), *strides, rows_pointer, *places, threads,
+            *map(_pointer, (highest, weight, weighted)),
+        )  # fmt: skip
+        start += count
+    return (weighted / weight[..., None]).transpose(0, 1)[None].to(q.dtype)
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

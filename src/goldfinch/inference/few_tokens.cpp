@@ -1,0 +1,404 @@
+// A few tokens through the layers of a model, all layers in one call: writing word by word spends its time on reading
+// weights, and this does nothing else. The equations, and the truth it is tested against, are the PyTorch modules.
+//
+// Weights are fp32 or bf16, as PyTorch keeps them; everything else is computed in fp32. All widths are multiples of 16.
+
+#include <cmath>
+
+#include "native.h"
+
+namespace {
+
+typedef std::int64_t Size;
+
+// Structures of pointers and sizes, filled by few_tokens.py: fields and their order are the same there.
+template <typename W>
+struct Norm {
+    const W *weight, *bias;
+    Size groups;
+    double eps;
+};
+
+template <typename W>
+struct LowRank {
+    const W *a, *b;  // (D, outputs * rank), (outputs, rank, D)
+    Size rank, outputs;
+};
+
+template <typename W>
+struct Shift {  // DataDependentLerp
+    const W *mu_x, *mu;
+    LowRank<W> low_rank;
+};
+
+// A time mix, Finch, Finch-C2 or what GOLD does with its queries, and a channel mix. Absent parts are null pointers.
+template <typename W>
+struct Layer {
+    Norm<W> norm;
+    Shift<W> shift;
+    Size use_r, use_k, use_v, use_w, use_extra;  // which output of the shift is for what; extra: the gate or v2
+    const W *receptance, *key, *value, *gate;    // GOLD: receptance is the query
+    const W* decay_base;
+    LowRank<W> decay, second_value;
+    const W* bonus;
+    Size one_minus_w, heads;
+    Norm<W> query_norm, output_norm;
+    const W* output;
+    Norm<W> channel_norm;
+    const W *channel_mu_r, *channel_mu_k, *channel_receptance, *channel_key, *channel_value;
+    Size channel_width;
+};
+
+// What a layer carries on, and where to put what it does after these tokens.
+template <typename W>
+struct State {
+    const W *last, *channel_last;
+    const float* wkv;
+    W *last_after, *channel_last_after;
+    float* wkv_after;
+};
+
+// (count, width) -> y[t][o] = x[t] . w[o] for rows o of w, (rows, width); `done(t, o, dot)` takes the results.
+template <int TOKENS, typename W, typename Done>
+INLINE void products(const float* x, const W* w, Size width, Size row, const Done& done) {
+    constexpr int ROWS = 4;
+    Floats sums[ROWS][TOKENS] = {};
+    for (Size i = 0; i < width; i += LANES) {
+        Floats inputs[TOKENS];
+        for (int t = 0; t < TOKENS; ++t) inputs[t] = load(x + t * width + i);
+        for (int r = 0; r < ROWS; ++r) {
+            const W* at = w + (row + r) * width + i;
+            __builtin_prefetch(at + ROWS * width);
+            const Floats weights = load(at);
+            for (int t = 0; t < TOKENS; ++t) sums[r][t] += weights * inputs[t];
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int t = 0; t < TOKENS; ++t) done(t, row + r, sum(sums[r][t]));
+}
+
+template <typename W, typename Done>
+void linear(const float* x, Size count, const W* w, Size width, Range rows, const Done& done) {
+    for (Size row = rows.first; row < rows.last; row += 4) {
+        Size t = 0;
+        const auto later = [&](Size token, Size o, float dot) { done(t + token, o, dot); };
+        for (; t + 4 <= count; t += 4) products<4>(x + t * width, w, width, row, later);
+        for (; t + 2 <= count; t += 2) products<2>(x + t * width, w, width, row, later);
+        for (; t < count; ++t) products<1>(x + t * width, w, width, row, later);
+    }
+}
+
+// y[columns] += x . w[:, columns] for one token; w is (inputs, width).
+template <typename W>
+INLINE void add_columns(const float* x, const W* w, Size inputs, Size width, Range columns, float* y) {
+    for (Size column = columns.first; column < columns.last; column += LANES) {
+        Floats total = load(y + column);
+        for (Size i = 0; i < inputs; ++i) total += x[i] * load(w + i * width + column);
+        store(y + column, total);
+    }
+}
+
+template <typename W>
+void normalize(const Norm<W>& norm, const float* x, Size width, float* y) {
+    const Size size = width / norm.groups;
+    for (Size start = 0; start < width; start += size) {
+        Floats total{}, squares{};
+        for (Size i = start; i < start + size; i += LANES) total += load(x + i);
+        const float mean = sum(total) / size;
+        for (Size i = start; i < start + size; i += LANES) {
+            const Floats apart = load(x + i) - mean;
+            squares += apart * apart;
+        }
+        const float scale = 1 / std::sqrt(sum(squares) / size + norm.eps);
+        for (Size i = start; i < start + size; i += LANES)
+            store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i));
+    }
+}
+
+float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+// Numbers that all members see, for so many tokens.
+class Buffers {
+  public:
+    Buffers(Size count, Size width, Size hidden, Size channel)
+        : memory(count * (13 * width + hidden + channel) + LANES), at(memory.data()) {
+        for (float** rows : {&h, &z, &r, &k, &v, &extra, &y, &gate}) *rows = take(count * width);
+        mixed = take(5 * count * width);
+        low = take(count * hidden);
+        inner = take(count * channel);
+    }
+    float *h, *z, *r, *k, *v, *extra, *y, *gate;  // (count, width)
+    float* mixed;                                 // (uses, count, width)
+    float* low;                                   // (count, ranks)
+    float* inner;                                 // (count, channel width)
+
+  private:
+    float* take(Size count) {
+        float* taken = at;
+        at += count;
+        return taken;
+    }
+    std::vector<float> memory;
+    float* at;
+};
+
+// The layers' code: what every member of the team does.
+template <typename W>
+struct Member {
+    Team& team;
+    int me;
+    Size count, width;
+    float* x;  // (count, width), the residual stream
+    Buffers& b;
+
+    Range columns() const { return share(team, me, width, LANES); }
+
+    // h = norm(x), and the shift's mixes of it: b.mixed.
+    void shift(const Layer<W>& layer, const State<W>& state) const {
+        const Shift<W>& shift = layer.shift;
+        const LowRank<W>& low_rank = shift.low_rank;
+        const Size ranks = low_rank.rank * low_rank.outputs;
+        const Range tokens = share(team, me, count, 1);
+        for (Size t = tokens.first; t < tokens.last; ++t) normalize(layer.norm, x + t * width, width, b.h + t * width);
+        team.barrier();
+        for (Size t = tokens.first; t < tokens.last; ++t)
+            for (Size i = 0; i < width; i += LANES)
+                store(b.z + t * width + i, mix(b.h, t, i, state.last, load(shift.mu_x + i)));
+        team.barrier();
+        hidden(b.z, low_rank, b.low);
+        team.barrier();
+        const Range mine = columns();
+        for (Size use = 0; use < low_rank.outputs; ++use)
+            for (Size t = 0; t < count; ++t) {
+                float* weights = b.mixed + (use * count + t) * width;
+                for (Size i = mine.first; i < mine.last; i += LANES) store(weights + i, load(shift.mu + use * width + i));
+                add_columns(b.low + t * ranks + use * low_rank.rank, low_rank.b + use * low_rank.rank * width,
+                            low_rank.rank, width, mine, weights);
+                for (Size i = mine.first; i < mine.last; i += LANES)
+                    store(weights + i, mix(b.h, t, i, state.last, load(weights + i)));
+            }
+        if (me == 0)
+            for (Size i = 0; i < width; i += LANES) store(state.last_after + i, load(b.h + (count - 1) * width + i));
+        team.barrier();
+    }
+
+    // a token's value, and the one before it, weighted
+    Floats mix(const float* rows, Size t, Size i, const W* last, Floats weight) const {
+        const Floats now = load(rows + t * width + i);
+        const Floats before = t ? load(rows + (t - 1) * width + i) : last ? load(last + i) : Floats{};
+        return now + (before - now) * weight;
+    }
+
+    // tanh(rows A): this member's columns of it.
+    void hidden(const float* rows, const LowRank<W>& low_rank, float* to) const {
+        const Size ranks = low_rank.rank * low_rank.outputs;
+        const Range mine = share(team, me, ranks, LANES);
+        for (Size t = 0; t < count; ++t) {
+            float* row = to + t * ranks;
+            std::fill(row + mine.first, row + mine.last, 0.0f);
+            add_columns(rows + t * width, low_rank.a, width, ranks, mine, row);
+            for (Size i = mine.first; i < mine.last; ++i) row[i] = std::tanh(row[i]);
+        }
+    }
+
+    void product(const W* w, const float* from, float* to) const {
+        linear(from, count, w, width, share(team, me, width, 4),
+               [&](Size t, Size o, float dot) { to[t * width + o] = dot; });
+    }
+
+    const float* use(Size which) const { return b.mixed + which * count * width; }
+
+    void recurrent(const Layer<W>& layer, const State<W>& state) const {
+        shift(layer, state);
+        product(layer.receptance, use(layer.use_r), b.r);
+        product(layer.key, use(layer.use_k), b.k);
+        product(layer.value, use(layer.use_v), b.v);
+        float *decay_low = b.low, *value_low = b.low + count * layer.decay.rank;
+        hidden(use(layer.use_w), layer.decay, decay_low);
+        if (layer.gate) product(layer.gate, use(layer.use_extra), b.extra);
+        if (layer.second_value.a) {
+            product(layer.value, use(layer.use_extra), b.extra);
+            hidden(use(layer.use_extra), layer.second_value, value_low);
+        }
+        team.barrier();
+        const Range mine = share(team, me, layer.heads, 1);
+        for (Size head = mine.first; head < mine.last; ++head) recur(layer, state, head, decay_low, value_low);
+        team.barrier();
+        finish(layer);
+        channel_mix(layer, state);
+    }
+
+    // One head: decays, the recurrence, the second value or the bonus.
+    void recur(const Layer<W>& layer, const State<W>& state, Size head, const float* decay_low,
+               const float* value_low) const {
+        const Size size = width / layer.heads, first = head * size;
+        const Range mine{first, first + size};
+        float* s = state.wkv_after + first * size;
+        if (state.wkv)
+            std::copy_n(state.wkv + first * size, size * size, s);
+        else
+            std::fill_n(s, size * size, 0.0f);
+        for (Size t = 0; t < count; ++t) {
+            const float *r = b.r + t * width, *v = b.v + t * width;
+            float *k = b.k + t * width, *w = b.z + t * width, *y = b.y + t * width;
+            for (Size i = mine.first; i < mine.last; i += LANES) store(w + i, load(layer.decay_base + i));
+            add_columns(decay_low + t * layer.decay.rank, layer.decay.b, layer.decay.rank, width, mine, w);
+            float bonus = 0;
+            for (Size i = mine.first; i < mine.last; ++i) {
+                const float log_w = -std::exp(w[i]);
+                w[i] = std::exp(log_w);
+                if (layer.one_minus_w) k[i] *= -std::expm1(log_w);
+            }
+            if (layer.bonus)
+                for (Size i = mine.first; i < mine.last; i += LANES)
+                    bonus += sum(load(r + i) * load(layer.bonus + i) * load(k + i));
+            for (Size j = mine.first; j < mine.last; j += LANES) {
+                const Floats value = load(v + j);
+                Floats total = bonus * value;
+                float* column = s + (j - first);
+                for (Size i = 0; i < size; ++i) {
+                    const Floats before = load(column + i * size);
+                    total += r[first + i] * before;
+                    store(column + i * size, w[first + i] * before + k[first + i] * value);
+                }
+                store(y + j, total);
+            }
+            if (layer.second_value.a) {
+                for (Size i = mine.first; i < mine.last; i += LANES)
+                    store(y + i, load(y + i) + load(b.extra + t * width + i));
+                add_columns(value_low + t * layer.second_value.rank, layer.second_value.b, layer.second_value.rank, width,
+                            mine, y);
+            }
+        }
+    }
+
+    // x += W_O norm(y), gated where there is a gate. All members need all of norm(y): each makes its part of it.
+    void finish(const Layer<W>& layer) const {
+        const Range tokens = share(team, me, count, 1);
+        for (Size t = tokens.first; t < tokens.last; ++t) {
+            float* to = b.h + t * width;
+            normalize(layer.output_norm, b.y + t * width, width, to);
+            if (layer.gate)
+                for (Size i = 0; i < width; ++i) to[i] *= b.extra[t * width + i] * sigmoid(b.extra[t * width + i]);
+        }
+        team.barrier();
+        linear(b.h, count, layer.output, width, share(team, me, width, 4),
+               [&](Size t, Size o, float dot) { x[t * width + o] += dot; });
+        team.barrier();
+    }
+
+    void channel_mix(const Layer<W>& layer, const State<W>& state) const {
+        const Range tokens = share(team, me, count, 1);
+        for (Size t = tokens.first; t < tokens.last; ++t)
+            normalize(layer.channel_norm, x + t * width, width, b.h + t * width);
+        team.barrier();
+        float *for_r = b.mixed, *for_k = b.mixed + count * width;
+        const Range mine = columns();
+        for (Size t = 0; t < count; ++t)
+            for (Size i = mine.first; i < mine.last; i += LANES) {
+                store(for_r + t * width + i, mix(b.h, t, i, state.channel_last, load(layer.channel_mu_r + i)));
+                store(for_k + t * width + i, mix(b.h, t, i, state.channel_last, load(layer.channel_mu_k + i)));
+            }
+        if (me == 0)
+            for (Size i = 0; i < width; i += LANES)
+                store(state.channel_last_after + i, load(b.h + (count - 1) * width + i));
+        team.barrier();
+        const Size inner = layer.channel_width;
+        linear(for_r, count, layer.channel_receptance, width, share(team, me, width, 4),
+               [&](Size t, Size o, float dot) { b.gate[t * width + o] = sigmoid(dot); });
+        linear(for_k, count, layer.channel_key, width, share(team, me, inner, 4), [&](Size t, Size o, float dot) {
+            const float positive = std::max(dot, 0.0f);
+            b.inner[t * inner + o] = positive * positive;
+        });
+        team.barrier();
+        linear(b.inner, count, layer.channel_value, inner, share(team, me, width, 4),
+               [&](Size t, Size o, float dot) { x[t * width + o] += b.gate[t * width + o] * dot; });
+        team.barrier();
+    }
+};
+
+template <typename W>
+Buffers buffers(const Layer<W>* layers, Size number, Size count, Size width) {
+    Size hidden = 0, channel = 0;
+    for (Size i = 0; i < number; ++i) {
+        const Layer<W>& layer = layers[i];
+        const Size ranks = layer.shift.low_rank.rank * layer.shift.low_rank.outputs;
+        hidden = std::max({hidden, ranks, layer.decay.rank + layer.second_value.rank});
+        channel = std::max(channel, layer.channel_width);
+    }
+    return Buffers(count, width, hidden, channel);
+}
+
+template <typename W>
+void recurrent_layers(const Layer<W>* layers, const State<W>* states, Size number, Size count, Size width, int threads,
+                      float* x) {
+    Buffers shared = buffers(layers, number, count, width);
+    Team team(threads);
+    team.run([&](int me) {
+        const Member<W> member{team, me, count, width, x, shared};
+        for (Size i = 0; i < number; ++i) member.recurrent(layers[i], states[i]);
+    });
+}
+
+// GOLD before its attention: q of (count, width), not yet rotated.
+template <typename W>
+void queries(const Layer<W>* layer, const State<W>* state, Size count, Size width, int threads, float* x, float* q) {
+    Buffers shared = buffers(layer, 1, count, width);
+    Team team(threads);
+    team.run([&](int me) {
+        const Member<W> member{team, me, count, width, x, shared};
+        member.shift(*layer, *state);
+        member.product(layer->receptance, shared.mixed, shared.r);
+        team.barrier();
+        const Range tokens = share(team, me, count, 1);
+        for (Size t = tokens.first; t < tokens.last; ++t)
+            normalize(layer->query_norm, shared.r + t * width, width, q + t * width);
+    });
+}
+
+// GOLD after its attention, y of (count, width): the rest of the layer.
+template <typename W>
+void after_attention(const Layer<W>* layer, const State<W>* state, Size count, Size width, int threads, float* x,
+                     const float* y) {
+    Buffers shared = buffers(layer, 1, count, width);
+    std::copy_n(y, count * width, shared.y);
+    Team team(threads);
+    team.run([&](int me) {
+        const Member<W> member{team, me, count, width, x, shared};
+        member.finish(*layer);
+        member.channel_mix(*layer, *state);
+    });
+}
+
+// (count, width) x (rows, width)^T -> (count, rows).
+template <typename W>
+void linear_layer(const W* w, Size rows, Size count, Size width, int threads, const float* x, float* y) {
+    Team team(threads);
+    team.run([&](int me) {
+        linear(x, count, w, width, share(team, me, rows, 4), [&](Size t, Size o, float dot) { y[t * rows + o] = dot; });
+    });
+}
+
+}  // namespace
+
+#define INTERFACE(W, SUFFIX)                                                                                           \
+    void recurrent_layers_##SUFFIX(const void* layers, const void* states, Size number, Size count, Size width,        \
+                                   int threads, float* x) {                                                            \
+        recurrent_layers((const Layer<W>*)layers, (const State<W>*)states, number, count, width, threads, x);          \
+    }                                                                                                                  \
+    void queries_##SUFFIX(const void* layer, const void* state, Size count, Size width, int threads, float* x,         \
+                          float* q) {                                                                                  \
+        queries((const Layer<W>*)layer, (const State<W>*)state, count, width, threads, x, q);                          \
+    }                                                                                                                  \
+    void after_attention_##SUFFIX(const void* layer, const void* state, Size count, Size width, int threads, float* x, \
+                                  const float* y) {                                                                    \
+        after_attention((const Layer<W>*)layer, (const State<W>*)state, count, width, threads, x, y);                  \
+    }                                                                                                                  \
+    void linear_##SUFFIX(const void* w, Size rows, Size count, Size width, int threads, const float* x, float* y) {    \
+        linear_layer((const W*)w, rows, count, width, threads, x, y);                                                  \
+    }
+
+extern "C" {
+INTERFACE(float, float32)
+INTERFACE(bfloat16, bfloat16)
+}

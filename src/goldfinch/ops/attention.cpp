@@ -1,0 +1,135 @@
+// Attention of a few queries on one block of keys and values, with a running softmax: every key and value is read once,
+// in the order they lie in. `blockwise_causal_attention` is the truth it is tested against.
+
+#include <limits>
+
+#include "native.h"
+
+namespace {
+
+typedef std::int64_t Size;
+constexpr Size TILE = 64;  // keys whose scores are held at once
+
+template <typename W>
+struct Block {
+    const W *keys, *values;
+    Size key_head, key_row, value_head, value_row;  // numbers from one head, one row, to the next
+    const Size* rows;                               // the row of `values` of each key; null: its own
+    Size count;
+    Size position;  // of the first key, less that of the first query
+};
+
+struct Queries {
+    Size count, heads, size;
+    const float* q;  // (count, heads, size), scaled
+};
+
+// A running softmax: largest score and sum of weights, (count, heads), and the weighted values, (count, heads, size).
+struct Running {
+    float *highest, *weight, *weighted;
+};
+
+void add(const Queries& queries, const Running& from, const Running& to) {
+    for (Size i = 0; i < queries.count * queries.heads; ++i) {
+        const float highest = std::max(from.highest[i], to.highest[i]);
+        if (highest == -std::numeric_limits<float>::infinity()) continue;
+        const Floats scores = {to.highest[i] - highest, from.highest[i] - highest};
+        const Floats fading = exponential(scores);
+        to.highest[i] = highest;
+        to.weight[i] = to.weight[i] * fading[0] + from.weight[i] * fading[1];
+        for (Size n = i * queries.size; n < (i + 1) * queries.size; n += LANES)
+            store(to.weighted + n, load(to.weighted + n) * fading[0] + load(from.weighted + n) * fading[1]);
+    }
+}
+
+// Keys first .. last - 1 of the block, at most TILE.
+template <typename W>
+void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size last, float* scores,
+                 const Running& to) {
+    const Size size = queries.size, pairs = queries.count * queries.heads;
+    for (Size s = first; s < last; ++s)
+        for (Size head = 0; head < queries.heads; ++head) {
+            const W* key = block.keys + head * block.key_head + s * block.key_row;
+            for (Size t = 0; t < queries.count; ++t) {
+                const float* q = queries.q + (t * queries.heads + head) * size;
+                Floats products{};
+                for (Size n = 0; n < size; n += LANES) products += load(q + n) * load(key + n);
+                scores[(t * queries.heads + head) * TILE + s - first] = sum(products);
+            }
+        }
+    for (Size pair = 0; pair < pairs; ++pair) {
+        // What lies after the query, and what is left of the tile, weighs nothing.
+        const Size visible = pair / queries.heads - block.position + 1 - first;
+        float* row = scores + pair * TILE;
+        for (Size i = std::max<Size>(std::min(visible, last - first), 0); i < TILE; ++i)
+            row[i] = -std::numeric_limits<float>::infinity();
+        float highest = to.highest[pair];
+        for (Size i = 0; i < TILE; ++i) highest = std::max(highest, row[i]);
+        if (highest == -std::numeric_limits<float>::infinity()) {
+            std::fill_n(row, TILE, 0.0f);
+            continue;
+        }
+        Floats total{};
+        for (Size i = 0; i < TILE; i += LANES) {
+            const Floats scores = load(row + i);
+            const Floats shares = scores < -3e38f ? Floats{} : exponential(scores - highest);
+            store(row + i, shares);
+            total += shares;
+        }
+        if (highest > to.highest[pair]) {
+            const float fading = exponential(Floats{} + (to.highest[pair] - highest))[0];
+            to.weight[pair] *= fading;
+            for (Size n = pair * size; n < (pair + 1) * size; n += LANES)
+                store(to.weighted + n, load(to.weighted + n) * fading);
+            to.highest[pair] = highest;
+        }
+        to.weight[pair] += sum(total);
+    }
+    for (Size s = first; s < last; ++s) {
+        const W* value = block.values + (block.rows ? block.rows[s] : s) * block.value_row;
+        for (Size pair = 0; pair < pairs; ++pair) {
+            const float share = scores[pair * TILE + s - first];
+            const W* at = value + pair % queries.heads * block.value_head;
+            float* to_row = to.weighted + pair * size;
+            for (Size n = 0; n < size; n += LANES) store(to_row + n, load(to_row + n) + share * load(at + n));
+        }
+    }
+}
+
+template <typename W>
+void attend(const Queries& queries, const Block<W>& block, int threads, const Running& running) {
+    const Size pairs = queries.count * queries.heads, each = pairs * (2 + queries.size + TILE);
+    Team team(threads);
+    std::vector<float> memory(each * threads);
+    const auto part = [&](int member) {
+        float* at = memory.data() + each * member;
+        return Running{at, at + pairs, at + 2 * pairs};
+    };
+    team.run([&](int me) {
+        const Running mine = part(me);
+        std::fill_n(mine.highest, pairs, -std::numeric_limits<float>::infinity());
+        float* scores = mine.weighted + pairs * queries.size;
+        const Range keys = share(team, me, block.count, TILE);
+        for (Size first = keys.first; first < keys.last; first += TILE)
+            attend_tile(queries, block, first, std::min(first + TILE, keys.last), scores, mine);
+        team.barrier();
+        if (me == 0)
+            for (int member = 0; member < team.size(); ++member) add(queries, part(member), running);
+    });
+}
+
+}  // namespace
+
+#define INTERFACE(W, SUFFIX)                                                                                         \
+    void attend_##SUFFIX(Size count, Size heads, Size size, const float* q, const void* keys, const void* values,    \
+                         Size key_head, Size key_row, Size value_head, Size value_row, const Size* rows, Size number, \
+                         Size position, int threads, float* highest, float* weight, float* weighted) {               \
+        const Block<W> block{(const W*)keys, (const W*)values, key_head, key_row, value_head, value_row,             \
+                             rows,           number,           position};                                            \
+        attend({count, heads, size, q}, block, threads, {highest, weight, weighted});                                \
+    }
+
+extern "C" {
+INTERFACE(float, float32)
+INTERFACE(bfloat16, bfloat16)
+}

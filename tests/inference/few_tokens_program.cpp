@@ -1,0 +1,50 @@
+// All layers of few_tokens.cpp, included by the command line, at small sizes: something for sanitizers to look at.
+
+template <typename W>
+struct Numbers {
+    std::vector<std::vector<W>> all;
+    W* take(Size count) {
+        all.emplace_back(count);
+        std::memset(static_cast<void*>(all.back().data()), 0x3c, count * sizeof(W));  // about 0.01, in both types
+        return all.back().data();
+    }
+};
+
+template <typename W>
+void check(Size width, Size heads, Size channel, Size count, int threads, bool finch) {
+    Numbers<W> numbers;
+    Numbers<float> floats;
+    const auto norm = [&](Size groups) { return Norm<W>{numbers.take(width), numbers.take(width), groups, 1e-5}; };
+    const auto low_rank = [&](Size rank, Size outputs) {
+        return LowRank<W>{numbers.take(width * rank * outputs), numbers.take(width * rank * outputs), rank, outputs};
+    };
+    const auto matrix = [&](Size rows, Size columns) { return numbers.take(rows * columns); };
+    const Shift<W> shift{numbers.take(width), numbers.take(5 * width), low_rank(16, 5)};
+    const LowRank<W> none{nullptr, nullptr, 0, 0};
+    const Layer<W> layer{norm(1), shift, 3, 1, 2, 0, 4, matrix(width, width), matrix(width, width),
+                         matrix(width, width), finch ? matrix(width, width) : nullptr, numbers.take(width),
+                         low_rank(16, 1), finch ? none : low_rank(32, 1), finch ? numbers.take(width) : nullptr,
+                         !finch, heads, norm(1), norm(finch ? heads : 1), matrix(width, width), norm(1),
+                         numbers.take(width), numbers.take(width), matrix(width, width), matrix(channel, width),
+                         matrix(width, channel), channel};
+    const Size state_size = width * width / heads;
+    State<W> state{nullptr, nullptr, nullptr, numbers.take(width), numbers.take(width), floats.take(state_size)};
+    std::vector<float> x(count * width, 0.5f), q(count * width), logits(count * channel);
+    recurrent_layers(&layer, &state, 1, count, width, threads, x.data());
+    state = {state.last_after, state.channel_last_after, state.wkv_after, numbers.take(width), numbers.take(width),
+             floats.take(state_size)};
+    recurrent_layers(&layer, &state, 1, count, width, threads, x.data());
+    Layer<W> gold = layer;
+    gold.shift.low_rank = low_rank(16, 1);
+    queries(&gold, &state, count, width, threads, x.data(), q.data());
+    after_attention(&gold, &state, count, width, threads, x.data(), q.data());
+    linear_layer(layer.channel_key, channel, count, width, threads, x.data(), logits.data());
+}
+
+int main() {
+    for (const bool finch : {true, false})
+        for (const int threads : {1, 3}) {
+            check<float>(32, 2, 48, 1, threads, finch);
+            check<bfloat16>(48, 1, 16, 7, threads, finch);
+        }
+}

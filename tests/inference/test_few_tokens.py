@@ -1,0 +1,155 @@
+"""Few tokens in C++ are what the modules make of them."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import goldfinch as gf
+from goldfinch import cpp
+from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.inference import few_tokens as native
+from goldfinch.inference.context import Context
+from goldfinch.inference.few_tokens import MOST_TOKENS, few_tokens
+from goldfinch.mixers import ExpandedMemory
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+
+PLANS = {
+    "GoldFinch": ("finch_c2", "finch_c2", "gold", "gold"),
+    "Finch": ("finch", "finch"),
+    "ablations": ("finch_c2_no_v2", "finch_c2_no_one_minus_w", "gold"),
+    "Finch below GOLD": ("finch", "gold"),
+}
+pytestmark = pytest.mark.skipif(
+    cpp.compiled(native.SOURCE, "the layers for few tokens") is None, reason="no C++ compiler"
+)
+
+
+def model_of(plan, dtype=torch.float32, **sizes):
+    config = ModelConfig(vocab_size=300, width=96, time_mixes=plan, head_size=32, channel_width=80, **sizes)
+    model = Decoder(config)
+    initialize(model, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # of a new model many are zero
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.to(dtype)
+
+
+def assert_close(actual, expected, tolerance):
+    x, states = actual
+    expected_x, expected_states = expected
+    assert [len(states), x.dtype] == [len(expected_states), expected_x.dtype]
+    pairs = [(x, expected_x)]
+    for state, wanted in zip(states, expected_states, strict=True):
+        pairs += zip(state.tensors(), wanted.tensors(), strict=True)
+    for one, other in pairs:
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        assert (one.double() - other.double()).abs().max() <= tolerance * other.double().abs().max()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_and_states_are_those_of_the_modules(plan, threads, dtype, monkeypatch):
+    torch.manual_seed(0)
+    model = model_of(PLANS[plan], dtype)
+    # bf16 rounds after every operation in PyTorch, here only at the end: compared with the same weights in fp32.
+    truth, tolerance = model_of(PLANS[plan]), 2e-5
+    if dtype == torch.bfloat16:
+        truth.load_state_dict(model.state_dict())
+        tolerance = 2e-2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with torch.inference_mode():
+        states = None
+        for count in (1, 2, 7, MOST_TOKENS, 1):
+            layers = few_tokens(model, count)
+            assert layers is not None
+            x = torch.randn(1, count, 96).to(dtype)
+            actual = layers.lower(x, states)
+            given = None if states is None else [to(state, torch.float32) for state in states]
+            expected = truth.lower(x.float(), given)
+            assert_close(actual, (expected[0].to(dtype), [to(s, dtype) for s in expected[1]]), tolerance)
+            states = actual[1]
+
+
+def to(state, dtype):
+    """A block's state with everything but the recurrence in a type."""
+    mixes = {name: value if name == "wkv" else value.to(dtype) for name, value in vars(state.time_mix).items()}
+    return type(state)(time_mix=type(state.time_mix)(**mixes), channel_mix=state.channel_mix.to(dtype))
+
+
+@pytest.mark.parametrize("rope", [None, RopeConfig()])
+def test_gold_layers_and_the_head_are_those_of_the_modules(rope):
+    torch.manual_seed(0)
+    model = model_of(PLANS["GoldFinch"], rope=rope)
+    memory = ExpandedMemory(keys=torch.randn(1, 30, 96), embeddings=torch.randn(1, 30, 96))
+    with torch.inference_mode():
+        states = None
+        for count in (3, 1, 9):
+            layers = few_tokens(model, count)
+            x = torch.randn(1, count, 96)
+            actual, expected = layers.upper(x, states, memory), model.upper(x, states, memory)
+            assert_close(actual, expected, 2e-5)
+            states = actual[1]
+            torch.testing.assert_close(layers.head(x[0]), model.head(x[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_text_written_word_by_word_is_the_one_that_pytorch_alone_writes(monkeypatch):
+    model = model_of(PLANS["GoldFinch"])
+
+    def after_each():
+        context, logits = Context(model, None), []
+        for token in torch.arange(40) * 7 % 300:
+            logits.append(context.read(token[None]).logits)
+        return torch.stack(logits)
+
+    written = after_each()
+    monkeypatch.setattr("goldfinch.inference.prefill.few_tokens", lambda *_: None)
+    torch.testing.assert_close(written, after_each(), atol=2e-5, rtol=0)
+
+
+def test_weights_may_be_trained_or_exchanged_in_between():
+    model = model_of(PLANS["GoldFinch"])
+    x = torch.randn(1, 1, 96)
+    for change in (lambda: model.blocks[0].time_mix.key.weight.data.mul_(2), lambda: model.bfloat16().float()):
+        with torch.inference_mode():
+            few_tokens(model, 1).lower(x, None)
+        change()
+        with torch.inference_mode():
+            assert_close(few_tokens(model, 1).lower(x, None), model.lower(x, None), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("plan", "sizes", "dtype"),
+    [(("llama",), {"channel_mix": "swiglu"}, torch.float32), (("finch",), {"shift_rank": 8}, torch.float32),
+     (("finch",), {}, torch.float64)],
+)  # fmt: skip
+def test_what_it_cannot_do_is_left_to_pytorch(plan, sizes, dtype):
+    with torch.inference_mode():
+        assert few_tokens(model_of(plan, dtype, **sizes), 1) is None
+        assert few_tokens(model_of(("finch",)), MOST_TOKENS + 1) is None
+    assert few_tokens(model_of(("finch",)), 1) is None  # gradients are wanted
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    compiler = next(filter(shutil.which, cpp.COMPILERS))
+    flags = ["-std=c++17", "-O1", "-g", "-w", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    source, program = Path(__file__).with_name("few_tokens_program.cpp"), tmp_path / "program"
+    command = [compiler, *flags, "-I", cpp.HEADERS, "-include", native.SOURCE, source, "-o", program]
+    built = subprocess.run(command, capture_output=True, check=False, text=True)
+    if "asan" in built.stderr:
+        pytest.skip("this compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    subprocess.run([program], check=True, timeout=300)
+
+
+def test_small_presets_are_written_with_it():
+    lm = gf.build("goldfinch-L3-D128", vocab_size=300)
+    with torch.inference_mode():
+        assert few_tokens(lm.model, 1) is not None
