@@ -38,9 +38,7 @@ class Samples:
         return statistics.median(other.by_round[number] / self.by_round[number] for number in counted)
 
 
-def in_turns(
-    cases: Mapping[Case, Callable[[], float]], rounds: int, patience: float = math.inf
-) -> dict[Case, Samples]:
+def in_turns(cases: Mapping[Case, Callable[[], float]], rounds: int, patience: float = math.inf) -> dict[Case, Samples]:
     """Measure each case once a round, in order, after a warm-up round.
 
     Args:

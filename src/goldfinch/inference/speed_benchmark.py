@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from goldfinch.config import ModelConfig
 from goldfinch.data.text import moby_dick_chapters
 from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
@@ -72,6 +73,12 @@ def copy_probe() -> Probe:
 def weight_bytes(model: nn.Module, embedding: nn.Module) -> int:
     """Bytes of weights that must be read for each token written: all but the embedding, of which it is one row."""
     return sum(weight.nbytes for weight in model.parameters()) - sum(weight.nbytes for weight in embedding.parameters())
+
+
+def prefill_product_flops(config: ModelConfig) -> int:
+    """FLOPs of the matrix products that every token of a prompt goes through: of the layers below GOLD, and W_KD."""
+    costs = account(config, context_length=1)
+    return costs.prefill_flops_per_token - costs.recurrence_flops_per_token
 
 
 @torch.no_grad()
@@ -282,16 +289,14 @@ def measure(
     }
     cases |= {case: partial(write_seconds, context, written) for case, context in contexts.items()}
     taken = in_turns(cases, rounds)
-    costs = account(config)
-    flops = costs.prefill_flops_per_token - costs.recurrence_flops_per_token
     weights = weight_bytes(model, model.embedding)
     return Speed(
-        parameters=costs.parameters,
+        parameters=account(config).parameters,
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         read_tokens=read_tokens,
         read_seconds=taken["read"].seconds,
-        product_share=products.share(flops * read_tokens, taken["read"], taken["products"]),
+        product_share=products.share(prefill_product_flops(config) * read_tokens, taken["read"], taken["products"]),
         product_flops_per_second=products.rate(taken["products"]),
         copy_bytes_per_second=copy.rate(taken["copy"]),
         weight_bytes=weights,
