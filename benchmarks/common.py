@@ -24,6 +24,7 @@ from goldfinch.data.tokenizers import WorldTokenizer
 from goldfinch.files import atomic_file
 from goldfinch.inference.rounds import Samples
 
+WIDTH = 160  # of tables that go into a file or a pipe
 PEER_PACKAGES = ("transformers", "xllamacpp", "gguf")
 
 
@@ -101,9 +102,11 @@ def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], as
     for row in rows:
         table.add_row(*map(_cell, row))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(table)
     for name, value in facts.items():
-        console.print(f"{name}: {value}", markup=False)
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Writing tokens after a text: GoldFinch at its three levels of what is kept rebuilt, beside a Llama of its size.
 
-`python benchmarks/decode.py`. Each round writes a few tokens with every model at every length, and copies a large tensor:
-a step cannot take less than reading all weights but the embedding takes at that rate. The contexts of the transformers
-peer are filled with noise instead of being read; llama.cpp reads, once.
+`python benchmarks/decode.py`. Each round writes a few tokens with every model at every length, and copies a large
+tensor: a step cannot take less than reading all weights but the embedding takes at that rate. The contexts of the
+transformers peer are filled with noise instead of being read; llama.cpp reads, once.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,8 @@ def main() -> None:
     reading = ours.lm.context("bfloat16", budget=0)
     for length in lengths:
         reading.read(ids[len(reading) : length])
-        contexts |= {(length, f"GoldFinch, {level}"): at_level(reading, level) for level in levels(ours.lm)}
+        for level in levels(ours.lm):
+            contexts[length, f"GoldFinch, {level}" if level else "GoldFinch"] = at_level(reading, level)
     with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
         cases: dict[Any, Callable[[], float]] = {"copy": copy.measure}
         for length in lengths:

@@ -170,25 +170,34 @@ class Transformers:
         del self.model
 
 
-def add_arguments(parser: argparse.ArgumentParser, longest: int) -> None:
-    """Which peers, and how much of one's patience they get."""
+def add_arguments(parser: argparse.ArgumentParser, longest: int | None = None) -> None:
+    """The model, which peers, and, where lengths differ, how much of one's patience they get."""
     parser.add_argument("preset", nargs="?", default="goldfinch-L12-D768")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE))
     parser.add_argument("--peers", nargs="*", default=list(NEEDS), choices=list(NEEDS), help="none for GoldFinch alone")
-    parser.add_argument("--longest-peer", type=int, default=longest, help="tokens that peers are given at most")
+    if longest is not None:
+        parser.add_argument("--longest-peer", type=int, default=longest, help="tokens that peers are given at most")
+
+
+def installed(names: list[str]) -> list[str]:
+    """Those peers that are; a line on stderr names the others."""
+    found = []
+    for name in names:
+        missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
+        if missing:
+            print(f"{name} is left out, without {', '.join(missing)}: {INSTALL}", file=sys.stderr)
+        else:
+            found.append(name)
+    return found
 
 
 @contextmanager
 def peers(names: list[str], shape: Shape) -> Iterator[dict[str, Peer]]:
-    """Those that are installed, checked to agree with each other; a line on stderr names the others."""
+    """Those that are installed, checked to agree with each other."""
     with ExitStack() as open_peers:
         folder = Path(open_peers.enter_context(tempfile.TemporaryDirectory()))
         found: dict[str, Peer] = {}
-        for name in names:
-            missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
-            if missing:
-                print(f"{name} is left out, without {', '.join(missing)}: {INSTALL}", file=sys.stderr)
-                continue
+        for name in installed(names):
             found[name] = _make(name, shape, folder)
             open_peers.callback(found[name].release)
         check_peers(found, shape)

@@ -1,7 +1,7 @@
 """Reading a prompt, up to the logits after it: GoldFinch beside a Llama of its size. `python benchmarks/prefill.py`
 
-Each round reads prompts of all lengths with all models in turn, and multiplies matrices of GoldFinch's shapes. The share
-of the matrix product's speed counts the products below GOLD alone, which every token goes through.
+Each round reads prompts of all lengths with all models in turn, and multiplies matrices of GoldFinch's shapes. The
+share of the matrix product's speed counts the products below GOLD alone, which every token goes through.
 `--same-tokens` asks whether a token costs the same at any length: short prompts are read as often as it takes to read
 as many tokens as the longest has, from all over the text.
 """

@@ -25,8 +25,8 @@ _BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
 _WKV6_FLOPS_PER_ENTRY = 2 + 1 + 2
 # Scores and weighted sum: a multiply-add per channel each, for every pair of query and key.
 _ATTENTION_FLOPS_PER_CHANNEL = 2 + 2
-# Forward 1, backward 2: gradients of the inputs and of the weights.
-_TRAINING_PASSES = 3
+TRAINING_PASSES = 3
+"""Forward 1, backward 2: gradients of the inputs and of the weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
         parameters=parameters,
         parameters_as_published=parameters + config.width * sum(kind in UNUSED_BONUS for kind in config.time_mixes),
         embedding_parameters=_parameters(model.embedding) + _parameters(model.head),
-        training_flops_per_token=_TRAINING_PASSES * (per_token + attention(layers, mean_keys)),
+        training_flops_per_token=TRAINING_PASSES * (per_token + attention(layers, mean_keys)),
         prefill_flops_per_token=sum(layer.flops for layer in lower) + compress + attention(lower, mean_keys),
         decode_flops_per_token=decode,
         decode_rebuilding_flops_per_token=decode + (context_length - 1) * rebuilding,
