@@ -108,26 +108,30 @@ def _print_speed(name: str, speed: "Speed") -> None:
 
     title = f"{name}: {speed.parameters:,} parameters in {speed.dtype}, threads: {speed.threads}"
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for heading in ("", "kept rebuilt", "tokens/s", "lowest - highest", "of the machine's best"):
-        table.add_column(heading, justify="left" if heading in ("", "kept rebuilt") else "right", no_wrap=True)
+    for heading in ("", "keeps", "bytes", "tokens/s", "range", "of best"):
+        table.add_column(heading, justify="left" if heading in ("", "keeps") else "right", no_wrap=True)
 
-    def add(what: str, kept: str, rates: list[float], share: float) -> None:
-        low, high = f"{min(rates):,.4g}", f"{max(rates):,.4g}"
-        table.add_row(what, kept, f"{statistics.median(rates):,.4g}", f"{low} - {high}", f"{share:.0%}")
+    def add(what: str, keeps: str, nbytes: str, rates: list[float], share: float) -> None:
+        low, middle, high = (
+            f"{rate:,.{0 if rate >= 1000 else 1}f}" for rate in (min(rates), statistics.median(rates), max(rates))
+        )
+        table.add_row(what, keeps, nbytes, middle, f"{low} - {high}", f"{share:.0%}")
 
-    add(f"read {speed.read_tokens:,}", "", speed.tokens_per_second, speed.product_share)
+    add(f"read {speed.read_tokens:,}", "", "", speed.tokens_per_second, speed.product_share)
     for writing in speed.writings:
-        kept = "" if writing.level is None else f"{writing.level}, {size(writing.kept_bytes)}"
-        add(f"write after {writing.tokens:,}", kept, [1 / taken for taken in writing.seconds], writing.bound_share)
+        rates = [1 / taken for taken in writing.seconds]
+        add(f"write at {writing.tokens:,}", writing.level or "", size(writing.kept_bytes), rates, writing.bound_share)
     console = Console(highlight=False)
     console.print(table)
     products, copied = speed.product_flops_per_second / 1e9, speed.copy_bytes_per_second / 1e9
-    console.print(f"Reading: the machine's best is {products:,.4g} GFLOP/s, what matrix products of its shapes reach.")
-    console.print(
-        f"Writing: every token reads {size(speed.weight_bytes)} of weights. At {copied:,.4g} GB/s, what copying reaches, "
-        f"that takes {1e3 * speed.bound_seconds:,.3g} ms: {1 / speed.bound_seconds:,.4g} tokens/s are the machine's best."
-    )
-    console.print(f"All ways agree with the whole forward to {speed.largest_difference:.1e} of the largest logit.")
+    bound = speed.bound_seconds
+    for line in (
+        f"The best at reading: {products:,.4g} GFLOP/s, what matrix products of these shapes reach here.",
+        f"The best at writing: {1 / bound:,.4g} tokens/s. Each token reads {size(speed.weight_bytes)} of weights,",
+        f"which takes {1e3 * bound:,.3g} ms at the {copied:,.4g} GB/s that copying reaches here.",
+        f"All ways give the logits of the whole forward, to {speed.largest_difference:.1e} of the largest.",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 Uses = list["MemoryUse"]

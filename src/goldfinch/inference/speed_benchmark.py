@@ -20,7 +20,8 @@ from goldfinch.memory.expansion import Level
 from goldfinch.model import Decoder
 from goldfinch.model.accounting import TRAINING_PASSES, account
 
-LENGTHS = (512, 2048, 8192)
+READ_TOKENS = 2048  # of the prompt that is read
+LENGTHS = (512, 2048, 8192)  # tokens of the texts that are written after
 PRODUCT_TOKENS = 1024  # rows of the matrix products that speeds are compared with: the tokens of one chunk
 LEAST_PRODUCT_FLOPS = 1 << 32  # in one measurement: below that, clock and caches weigh in
 COPIED_BYTES = 1 << 28  # far more than any cache holds
@@ -260,8 +261,8 @@ class Speed:
 
 def measure(
     lm: LanguageModel,
-    read_tokens: int = 2048,
-    lengths: Sequence[int] = LENGTHS,
+    read_tokens: int | None = None,
+    lengths: Sequence[int] | None = None,
     rounds: int = 3,
     written: int = 4,
     latents: str | None = "bfloat16",
@@ -270,8 +271,8 @@ def measure(
 
     Args:
         lm: any model.
-        read_tokens: length of the prompt that is read.
-        lengths: of the texts that are written after.
+        read_tokens: length of the prompt that is read; None for 2,048.
+        lengths: of the texts that are written after; None for 512, 2,048 and 8,192.
         rounds: each measures everything once.
         written: tokens per round.
         latents: what compressed keys are stored in; None for the model's own type.
@@ -280,6 +281,8 @@ def measure(
         UserError: a length below 1, or an unknown format.
         RuntimeError: outputs disagree.
     """
+    read_tokens = READ_TOKENS if read_tokens is None else read_tokens
+    lengths = LENGTHS if lengths is None else lengths
     if min(read_tokens, rounds, written, *lengths) < 1:
         raise UserError("lengths, rounds and written tokens must be at least 1")
     model, config = lm.model, lm.config
