@@ -60,8 +60,9 @@ def main() -> None:
         return
 
     batches = {shape: make_batch(shape) for shape in options.shapes}
-    peaks = {(shape, name): peak_in_new_process(options, shape, name) for shape in batches for name in models(options)}
-    trainers = {name: make(name, options) for name in models(options)}
+    names = models(options)
+    peaks = {(shape, name): peak_in_new_process(options, shape, name) for shape in batches for name in names}
+    trainers = {name: make(name, options) for name in names}
     ours = trainers["GoldFinch"].model
     check(ours)
     products = product_probe(ours.config.width, ours.config.channel_mix_width, low_dtype(options))

@@ -107,7 +107,14 @@ def _print_speed(name: str, speed: "Speed") -> None:
     from rich.table import Table
 
     title = f"{name}: {speed.parameters:,} parameters in {speed.dtype}, threads: {speed.threads}"
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("", "keeps", "bytes", "tokens/s", "range", "of best"):
         table.add_column(heading, justify="left" if heading in ("", "keeps") else "right", no_wrap=True)
 
