@@ -1,66 +1,95 @@
-"""What keeping rebuilt keys and values buys: time of a written token at the three levels. `python benchmarks/decode.py`
+"""Writing tokens after a text: GoldFinch at its three levels of what is kept rebuilt, beside a Llama of its size.
 
-Each round writes a few tokens at every level and length, so that what else the machine does falls on all alike.
+`python benchmarks/decode.py`. Each round writes a few tokens with every model at every length, and copies a large
+tensor: a step cannot take less than reading all weights but the embedding takes at that rate. The contexts of the
+transformers peer are filled with noise instead of being read; llama.cpp reads, once.
 """
 
-import argparse
-import time
-from typing import get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from common import moby_dick, report, spread
+from common import arguments, moby_dick, plot, report, spread, times_faster_than_best, versions
+from peers import GoldFinch, Shape, add_arguments, peers
 
-import goldfinch as gf
 from goldfinch.inference.context import Context
-from goldfinch.memory.expansion import Level
-
-ID_TABLE = 512 << 20  # bytes for the table of ids, on top of what a level keeps
+from goldfinch.inference.rounds import in_turns
+from goldfinch.inference.speed_benchmark import at_level, copy_probe, levels, write_seconds
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", nargs="?", default="goldfinch-L6-D256")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 8192, 65536])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, rounds=5)
+    add_arguments(parser, longest=16384)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 16384, 65536])
     parser.add_argument("--tokens", type=int, default=4, help="written per round")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    lm = gf.build(options.preset, options.dtype)
-    ids = moby_dick(max(options.lengths))
-    cases: dict[tuple[int, Level], tuple[Context, list[float]]] = {}
-    for length in options.lengths:
-        context = lm.read(ids[:length], latents="bfloat16")
-        for level in get_args(Level):
-            cases[length, level] = at_level(context, level, length), []
-    for _ in range(options.rounds + 1):
-        for context, times in cases.values():
-            started = time.perf_counter()
-            for token in range(options.tokens):
-                context.read([token])
-                assert context.logits.isfinite().all()
-            times.append((time.perf_counter() - started) / options.tokens * 1e3)
-    rows = [
-        [length, level, spread(times[1:]), context.nbytes["memory"], context.nbytes["expanded"]]
-        for (length, level), (context, times) in cases.items()
+    ours = GoldFinch(options.preset, options.dtype)
+    difference = ours.check()
+    copy = copy_probe()
+    lengths = sorted(options.lengths)
+    ids = moby_dick(lengths[-1])
+    contexts: dict[tuple[int, str], Context] = {}
+    reading = ours.lm.context("bfloat16", budget=0)
+    for length in lengths:
+        reading.read(ids[len(reading) : length])
+        for level in levels(ours.lm):
+            contexts[length, f"GoldFinch, {level}" if level else "GoldFinch"] = at_level(reading, level)
+    with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
+        cases: dict[Any, Callable[[], float]] = {"copy": copy.measure}
+        for length in lengths:
+            for case, context in contexts.items():
+                if case[0] == length:
+                    cases[case] = partial(write_seconds, context, options.tokens)
+            if length <= options.longest_peer:
+                cases |= {(length, name): peer.writer(ids[:length], options.tokens) for name, peer in others.items()}
+        taken = in_turns(cases, options.rounds)
+        weight_bytes = {name: peer.weight_bytes for name, peer in others.items()}
+        del cases["copy"]
+    rows, lines = [], dict[str, dict[int, list[float]]]()
+    for length, name in cases:
+        samples = taken[length, name]
+        milliseconds = [1e3 * seconds for seconds in samples.seconds]
+        lines.setdefault(name, {})[length] = milliseconds
+        ratio = memory = kept = share = None
+        if name not in others:
+            ratio = times_faster_than_best(
+                samples, (taken[length, other] for other in others if (length, other) in taken)
+            )
+            nbytes = contexts[length, name].nbytes
+            memory, kept = nbytes["memory"], nbytes["expanded"]
+        if length == lengths[0]:
+            share = copy.share(weight_bytes.get(name, ours.weight_bytes), samples, taken["copy"])
+        rows.append([length, name, spread(milliseconds), ratio, share, memory, kept])
+    columns = [
+        "tokens",
+        "model",
+        "ms a token: median (lowest - highest)",
+        "times the better peer",
+        "share of the shortest step",
+        "memory, bytes",
+        "kept rebuilt, bytes",
     ]
-    columns = ["tokens", "level", "ms a token: median (lowest - highest)", "memory, bytes", "kept rebuilt, bytes"]
-    report(f"decode of {options.preset}, {options.dtype}", columns, rows, options.json, rounds=options.rounds)
-
-
-def at_level(context: Context, level: Level, length: int) -> Context:
-    """A fork that keeps just this level, and the id table besides."""
-    fork = context.fork()
-    expansion = fork.sequence.expansion
-    assert expansion is not None
-    expansion.budget = expansion.bytes_at(level, length + length // 4)
-    if level == "compressed":
-        expansion.budget = min(ID_TABLE, expansion.bytes_at("shared keys", length) - 1)
-    assert expansion.level == level
-    assert fork.logits.isfinite().all()
-    return fork
+    title = f"decode of {options.preset}, {options.dtype}"
+    bandwidth = copy.rate(taken["copy"])
+    report(
+        title,
+        columns,
+        rows,
+        options.json,
+        **versions(),
+        rounds=options.rounds,
+        copy_bytes_per_second=f"{bandwidth:.4g}",
+        weight_bytes=" | ".join(
+            f"{name} {size:,}" for name, size in {"GoldFinch": ours.weight_bytes, **weight_bytes}.items()
+        ),
+        shortest_step_of_goldfinch_ms=f"{1e3 * ours.weight_bytes / bandwidth:.4g}",
+        largest_difference_from_the_whole_forward=f"{difference:.1e}",
+    )
+    if options.png is not None:
+        plot(options.png, title, ("tokens before", "ms a token"), lines)
 
 
 if __name__ == "__main__":

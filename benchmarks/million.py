@@ -5,23 +5,20 @@ model is there. It is compared with weights + cache + one chunk, of which the la
 """
 
 import argparse
-import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from common import moby_dick, report
+from common import moby_dick, peak, report, resident
 
 import goldfinch as gf
 from goldfinch.checkpoint.native import save_description, save_weights
 from goldfinch.inference.prefill import CHUNK
+from goldfinch.inference.rounds import seconds
 
 
 def main() -> None:
@@ -92,25 +89,6 @@ def measure(options: argparse.Namespace) -> None:
         rows,
         options.json,
     )
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory now."""
-    return psutil.Process().memory_info().rss
-
-
-def peak() -> int:
-    """The most that were so far."""
-    # The kernel's own mark: `getrusage` counts what the parent had before this process was there.
-    status = Path(os.sep, "proc", "self", "status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

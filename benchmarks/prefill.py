@@ -1,48 +1,92 @@
-"""Does reading a token cost the same at any length? `python benchmarks/prefill.py`
+"""Reading a prompt, up to the logits after it: GoldFinch beside a Llama of its size. `python benchmarks/prefill.py`
 
-Each round reads prompts of all lengths, several short ones for each long one, so that what else the machine does falls
-on all of them alike. A reading ends with the logits after it: the GOLD layers and the head are in the time.
+Each round reads prompts of all lengths with all models in turn, and multiplies matrices of GoldFinch's shapes. The
+share of the matrix product's speed counts the products below GOLD alone, which every token goes through.
+`--same-tokens` asks whether a token costs the same at any length: short prompts are read as often as it takes to read
+as many tokens as the longest has, from all over the text.
 """
 
-import argparse
-import statistics
-import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from common import moby_dick, report, spread
+from common import arguments, moby_dick, plot, report, spread, times_faster_than_best, versions
+from peers import GoldFinch, Peer, Shape, add_arguments, peers
+from torch import Tensor
 
-import goldfinch as gf
+from goldfinch.inference.rounds import in_turns
+from goldfinch.inference.speed_benchmark import prefill_product_flops, product_probe
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", nargs="?", default="goldfinch-L6-D256")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 8192, 65536])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", action="store_true")
+    parser = arguments(__doc__, rounds=5)
+    add_arguments(parser, longest=16384)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 32768])
+    parser.add_argument("--patience", type=float, default=30, help="seconds; what takes longer is measured once")
+    parser.add_argument("--same-tokens", action="store_true", help="read as many tokens of every length")
     options = parser.parse_args()
 
-    lm = gf.build(options.preset, options.dtype)
-    longest = max(options.lengths)
-    ids = moby_dick(longest)
-    lm.read(ids[: min(options.lengths)])
-    times: dict[int, list[float]] = {length: [] for length in options.lengths}
-    for _ in range(options.rounds):
-        for length in options.lengths:
-            # As many tokens of each length, from all over the text.
-            started = time.perf_counter()
-            for start in range(0, longest // length * length, length):
-                assert lm.read(ids[start : start + length]).logits.isfinite().all()
-            times[length].append((time.perf_counter() - started) / (longest // length * length) * 1e6)
-    first = times[options.lengths[0]]
-    rows = []
-    for length, per_token in times.items():
-        ratios = [one / other for one, other in zip(per_token, first, strict=True)]
-        rows.append([length, spread(per_token), statistics.median(ratios)])
-    columns = ["tokens", "us a token: median (lowest - highest)", f"against {options.lengths[0]:,}: median of rounds"]
-    report(f"pre-fill of {options.preset}, {options.dtype}", columns, rows, options.json, rounds=options.rounds)
+    ours = GoldFinch(options.preset, options.dtype)
+    difference = ours.check()
+    config = ours.lm.config
+    products = product_probe(config.width, config.channel_mix_width, ours.lm.model.head.weight.dtype)
+    lengths = sorted(options.lengths)
+    ids = moby_dick(lengths[-1])
+    with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
+        cases: dict[Any, Callable[[], float]] = {"products": products.measure}
+        tokens: dict[int, int] = {}
+        for length in lengths:
+            count = lengths[-1] // length if options.same_tokens else 1
+            tokens[length] = count * length
+            texts = ids[: tokens[length]].split(length)
+            cases[length, "GoldFinch"] = partial(read_all, ours, texts)
+            if length <= options.longest_peer:
+                cases |= {(length, name): partial(read_all, peer, texts) for name, peer in others.items()}
+        taken = in_turns(cases, options.rounds, options.patience)
+    del cases["products"]
+    rows, lines = [], dict[str, dict[int, list[float]]]()
+    for length, name in cases:
+        samples, count = taken[length, name], tokens[length]
+        rates = [count / seconds for seconds in samples.seconds]
+        lines.setdefault(name, {})[length] = rates
+        # How many times as much a token costs: the seconds' ratio, both by the token.
+        shortest = taken[lengths[0], name].times_faster(samples) * tokens[lengths[0]] / count
+        ratio = share = None
+        if name == "GoldFinch":
+            ratio = times_faster_than_best(
+                samples, (taken[length, other] for other in others if (length, other) in taken)
+            )
+            share = products.share(prefill_product_flops(config) * count, samples, taken["products"])
+        rows.append([length, name, spread(rates), 1e6 * samples.median / count, shortest, ratio, share])
+    columns = [
+        "tokens",
+        "model",
+        "tokens/s: median (lowest - highest)",
+        "us a token",
+        f"against {lengths[0]:,}",
+        "times the better peer",
+        "share of matrix products",
+    ]
+    title = f"pre-fill of {options.preset}, {options.dtype}"
+    report(
+        title,
+        columns,
+        rows,
+        options.json,
+        **versions(),
+        rounds=options.rounds,
+        matrix_product_flops_per_second=f"{products.rate(taken['products']):.4g}",
+        largest_difference_from_the_whole_forward=f"{difference:.1e}",
+    )
+    if options.png is not None:
+        plot(options.png, title, ("tokens in the prompt", "tokens/s"), lines)
+
+
+def read_all(model: GoldFinch | Peer, texts: tuple[Tensor, ...]) -> float:
+    """Seconds for reading each text from its beginning."""
+    return sum(model.read_seconds(text) for text in texts)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 Times are per token and head. No time is printed before outputs and gradients agree.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import report, spread
+from common import arguments, plot, report, spread
 from torch import Tensor
 
+from goldfinch.inference.rounds import Samples, in_turns, seconds
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
 
 NAMES = ("native", "chunked")
@@ -20,27 +17,31 @@ NAMES = ("native", "chunked")
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=15)
     parser.add_argument("--shapes", nargs="+", default=["1x1024x4", "4x512x12", "1x4096x12", "1x1x12"], help="BxTxH")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    rows = []
+    rows, lines = [], dict[str, dict[str, list[float]]]()
     for shape in options.shapes:
         batch, length, heads = map(int, shape.split("x"))
         inputs = make_inputs(batch, length, heads)
         check(inputs)
         for what, run in (("forward", forward), ("forward + backward", both)):
-            times: dict[str, list[float]] = {name: [] for name in NAMES}
-            for _ in range(options.rounds):
-                for name in NAMES:
-                    times[name].append(seconds(partial(run, inputs, name)) / (batch * length * heads))
-            micro = {name: [one * 1e6 for one in all_] for name, all_ in times.items()}
-            ratio = statistics.median(b / a for a, b in zip(micro["native"], micro["chunked"], strict=True))
-            rows.append([shape, what, spread(micro["native"]), spread(micro["chunked"]), ratio])
+            taken = in_turns({name: partial(seconds, partial(run, inputs, name)) for name in NAMES}, options.rounds)
+            native, chunked = (micro(taken[name], batch * length * heads) for name in NAMES)
+            rows.append([shape, what, spread(native), spread(chunked), taken["native"].times_faster(taken["chunked"])])
+            for name, values in zip(NAMES, (native, chunked), strict=True):
+                lines.setdefault(f"{name}, {what}", {})[shape] = values
     columns = ["B x T x H", "what", "native, us", "chunked, us", "times faster"]
-    report("WKV6, heads of 64, fp32, us per token and head", columns, rows, options.json, rounds=options.rounds)
+    title = "WKV6, heads of 64, fp32, us per token and head"
+    report(title, columns, rows, options.json, rounds=options.rounds)
+    if options.png is not None:
+        plot(options.png, title, ("B x T x H", "us per token and head"), lines, tick=str)
+
+
+def micro(samples: Samples, count: int) -> list[float]:
+    """Microseconds for each of so many."""
+    return [one / count * 1e6 for one in samples.seconds]
 
 
 def make_inputs(batch: int, length: int, heads: int) -> list[Tensor]:
@@ -69,13 +70,6 @@ def check(inputs: list[Tensor]) -> None:
     for one, other in zip(both(inputs, "native"), both(inputs, "chunked"), strict=True):
         difference = (one - other).abs().max() / other.abs().max().clamp(min=1e-30)
         assert difference <= 1e-4, f"native and chunked disagree by {difference:.1e}"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

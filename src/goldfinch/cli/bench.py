@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,9 +10,12 @@ import tyro
 
 from goldfinch.cli.arguments import named_config, parse
 from goldfinch.cli.units import size
+from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
+    from goldfinch.inference.language_model import LanguageModel
     from goldfinch.inference.memory_benchmark import MemoryUse
+    from goldfinch.inference.speed_benchmark import Speed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,35 +25,120 @@ class Bench:
     `goldfinch bench memory`: what remembering a text takes, from 1k to 1M tokens, for this model and for a Llama of
     its depth and width. Measured is what fits in half of the free memory: the tensors are filled and counted. What does
     not fit is computed, and marked so. The recurrent state is part of every total. Weights are neither needed nor made.
+
+    `goldfinch bench speed`: how fast it reads a prompt of 2,048 tokens and writes after texts of 512, 2,048 and 8,192,
+    at each level of what is kept rebuilt (docs/memory.md), and how near that is to what the machine can do: reading is
+    compared with plain matrix products of the model's shapes, writing with the time it takes to read the weights once,
+    which no step can do without. All runs in turns, so that other work on the machine falls on all alike. Before that,
+    reading and writing must give the logits of the whole forward. Besides the weights of a preset, which are random,
+    it takes 0.5 GiB. Comparisons with other programs are in `benchmarks/`.
     """
 
-    what: tyro.conf.Positional[Literal["memory"]]
+    what: tyro.conf.Positional[Literal["memory", "speed"]]
     """What to measure."""
-    preset: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PRESET|FOLDER")]] = "goldfinch-L24-D2048"
-    """A preset such as goldfinch-L12-D768, or a folder with a model."""
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PRESET|FOLDER")]] = ""
+    """A preset such as goldfinch-L12-D768, or a folder with a model; of itself goldfinch-L24-D2048 for memory, and
+    goldfinch-L6-D256 for speed."""
     latents: Literal["bfloat16", "float16", "float32", "int8", "int4"] = "bfloat16"
     """What compressed keys are stored in."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights, for speed; float32 for presets if not given, and for folders what they are stored in."""
+    rounds: int = 3
+    """How often speed measures everything, after once to warm up."""
     png: Path | None = None
-    """Also draw the totals over the length of the text into this file."""
+    """For memory: also draw the totals over the length of the text into this file."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
     def run(self) -> None:
-        """Measure both models; a table or a JSON object, and the plot."""
+        """Measure; a table or a JSON object, and the plot."""
+        if self.what == "memory":
+            self._memory(self.model or "goldfinch-L24-D2048")
+        else:
+            self._speed(self.model or "goldfinch-L6-D256")
+
+    def _speed(self, name: str) -> None:
+        from goldfinch.inference.speed_benchmark import measure
+
+        if self.png is not None:
+            raise UserError("`bench speed` draws nothing: --png is for `bench memory`")
+        if self.rounds < 1:
+            raise UserError(f"--rounds must be at least 1, not {self.rounds}")
+        speed = measure(_with_weights(name, self.dtype), rounds=self.rounds, latents=self.latents)
+        if self.json:
+            print(json.dumps({"name": name, "latents": self.latents, **speed.to_dict()}, indent=2))
+        else:
+            _print_speed(name, speed)
+
+    def _memory(self, name: str) -> None:
         from goldfinch.inference.memory_benchmark import llama_like, measure
 
-        config = named_config(self.preset)
+        config = named_config(name)
         ours, llama = (list(measure(model, self.latents)) for model in (config, llama_like(config)))
         if self.json:
-            content: dict[str, Any] = {"name": self.preset, "model": config.to_dict(), "latents": self.latents}
+            content: dict[str, Any] = {"name": name, "model": config.to_dict(), "latents": self.latents}
             content |= {"this_model": _plain(ours), "llama": _plain(llama)}
             print(json.dumps(content, indent=2))
         else:
-            _print_table(f"{self.preset}, compressed keys in {self.latents}", ours, llama)
+            _print_table(f"{name}, compressed keys in {self.latents}", ours, llama)
         if self.png is not None:
-            _plot({self.preset: ours, f"Llama, {config.layers} x {config.width}": llama}, self.png)
+            _plot({name: ours, f"Llama, {config.layers} x {config.width}": llama}, self.png)
             if not self.json:
                 print(f"drawn into {self.png}")
+
+
+def _with_weights(name: str, dtype: str | None) -> "LanguageModel":
+    """The model in a folder, or a preset with weights that leave no part of it without effect."""
+    from goldfinch.inference.language_model import build, load
+    from goldfinch.inference.speed_benchmark import fill_zero_weights
+
+    named_config(name)  # its complaint names folders as well as presets
+    if Path(name).is_dir():
+        return load(name, dtype)
+    lm = build(name, dtype or "float32")
+    fill_zero_weights(lm.model)
+    return lm
+
+
+def _print_speed(name: str, speed: "Speed") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{name}: {speed.parameters:,} parameters in {speed.dtype}, threads: {speed.threads}"
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("", "keeps", "bytes", "tokens/s", "range", "of best"):
+        table.add_column(heading, justify="left" if heading in ("", "keeps") else "right", no_wrap=True)
+
+    def add(what: str, keeps: str, nbytes: str, rates: list[float], share: float) -> None:
+        low, middle, high = (
+            f"{rate:,.{0 if rate >= 1000 else 1}f}" for rate in (min(rates), statistics.median(rates), max(rates))
+        )
+        table.add_row(what, keeps, nbytes, middle, f"{low} - {high}", f"{share:.0%}")
+
+    add(f"read {speed.read_tokens:,}", "", "", speed.tokens_per_second, speed.product_share)
+    for writing in speed.writings:
+        rates = [1 / taken for taken in writing.seconds]
+        add(f"write at {writing.tokens:,}", writing.level or "", size(writing.kept_bytes), rates, writing.bound_share)
+    console = Console(highlight=False)
+    console.print(table)
+    products, copied = speed.product_flops_per_second / 1e9, speed.copy_bytes_per_second / 1e9
+    bound = speed.bound_seconds
+    for line in (
+        f"The best at reading: {products:,.4g} GFLOP/s, what matrix products of these shapes reach here.",
+        f"The best at writing: {1 / bound:,.4g} tokens/s. Each token reads {size(speed.weight_bytes)} of weights,",
+        f"which takes {1e3 * bound:,.3g} ms at the {copied:,.4g} GB/s that copying reaches here.",
+        f"All ways give the logits of the whole forward, to {speed.largest_difference:.1e} of the largest.",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 Uses = list["MemoryUse"]

@@ -25,8 +25,8 @@ _BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
 _WKV6_FLOPS_PER_ENTRY = 2 + 1 + 2
 # Scores and weighted sum: a multiply-add per channel each, for every pair of query and key.
 _ATTENTION_FLOPS_PER_CHANNEL = 2 + 2
-# Forward 1, backward 2: gradients of the inputs and of the weights.
-_TRAINING_PASSES = 3
+TRAINING_PASSES = 3
+"""Forward 1, backward 2: gradients of the inputs and of the weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class Accounting:
     """Writing token number `context_length`, when keys and values of all tokens before it are kept."""
     decode_rebuilding_flops_per_token: int
     """The same when GOLD layers rebuild them all from the compressed key memory; equal in models without GOLD."""
+    recurrence_flops_per_token: int
+    """WKV6 of all layers, part of each forward above: what is left without it and attention are matrix products."""
     cache_bytes_per_token: int
     """What each token adds to the memory: GOLD's latent and id, once for all layers; keys and values of every other
     attention layer. 0 in recurrent models."""
@@ -76,6 +78,8 @@ class _Layer:
     """Forward, without what grows with the context."""
     attends: bool
     """Whether attention comes on top of `flops`."""
+    recurrence_flops: int = 0
+    """The part of `flops` that is WKV6."""
     expansion_flops: int = 0
     """The part of `flops` that GOLD repeats for every token that it rebuilds."""
     cache_bytes: int = 0
@@ -121,10 +125,11 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
         parameters=parameters,
         parameters_as_published=parameters + config.width * sum(kind in UNUSED_BONUS for kind in config.time_mixes),
         embedding_parameters=_parameters(model.embedding) + _parameters(model.head),
-        training_flops_per_token=_TRAINING_PASSES * (per_token + attention(layers, mean_keys)),
+        training_flops_per_token=TRAINING_PASSES * (per_token + attention(layers, mean_keys)),
         prefill_flops_per_token=sum(layer.flops for layer in lower) + compress + attention(lower, mean_keys),
         decode_flops_per_token=decode,
         decode_rebuilding_flops_per_token=decode + (context_length - 1) * rebuilding,
+        recurrence_flops_per_token=sum(layer.recurrence_flops for layer in layers),
         cache_bytes_per_token=sum(layer.cache_bytes for layer in layers) + latent_bytes,
         state_bytes=sum(layer.state_bytes for layer in layers),
         transformer_bytes_per_token=2 * _BF16 * config.width * config.layers,
@@ -143,7 +148,8 @@ def _layer(block: Block, config: ModelConfig) -> _Layer:
         case Finch() | FinchC2():
             entries = width * config.head_size
             state_bytes = _FP32 * entries + _BF16 * width + shift_bytes
-            return _Layer(flops=flops + _WKV6_FLOPS_PER_ENTRY * entries, attends=False, state_bytes=state_bytes)
+            wkv6 = _WKV6_FLOPS_PER_ENTRY * entries
+            return _Layer(flops=flops + wkv6, attends=False, recurrence_flops=wkv6, state_bytes=state_bytes)
         case Gold():
             expansion = sum(map(_product_flops, (mixer.shift_low_rank, mixer.key_adapter, mixer.value_adapter)))
             state_bytes = _BF16 * width + shift_bytes

@@ -1,0 +1,174 @@
+"""llama.cpp, by the xllamacpp wheel: the Llama of transformers in a GGUF file, timed by llama.cpp itself.
+
+The wheel offers llama.cpp's server in this process. It answers completions with its own timings (`prompt_ms`,
+`predicted_per_token_ms`) and with log-probabilities of as many tokens as are asked for.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import HEAD_SIZE, LONGEST, NORM_EPS, ROPE_BASE, Shape, llama
+from torch import Tensor
+
+BATCH = 2048  # tokens; llama.cpp's defaults
+FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
+QUANTIZATION = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Of a layer's weights, in transformers and in GGUF files."""
+
+
+class LlamaCpp:
+    """A server for each length of context that is asked for: weights are mapped from one file, and so shared.
+
+    Args:
+        shape: of the model.
+        folder: for its file, which is written unless it is there.
+        flash_attention: how attention is computed.
+    """
+
+    def __init__(self, shape: Shape, folder: Path, flash_attention: bool) -> None:
+        self.shape = shape
+        self.flash_attention = flash_attention
+        self._xllamacpp = importlib.import_module("xllamacpp")
+        self._path = folder / "llama.gguf"
+        if not self._path.exists():
+            write_gguf(self._path, shape)
+        reader = importlib.import_module("gguf").GGUFReader(self._path)
+        self.weight_bytes = sum(int(part.n_bytes) for part in reader.tensors if part.name != "token_embd.weight")
+        self._servers: dict[int, Any] = {}
+
+    def _server(self, tokens: int) -> Any:
+        """One that has room for so many."""
+        room = -(-tokens // BATCH) * BATCH
+        if room not in self._servers:
+            self._servers[room] = self._start(room)
+        return self._servers[room]
+
+    def _start(self, tokens: int) -> Any:
+        attention = self._xllamacpp.llama_flash_attn_type
+        params = self._xllamacpp.CommonParams()
+        params.model.path = str(self._path)
+        params.n_ctx, params.n_parallel = tokens, 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        params.flash_attn_type = (
+            attention.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if self.flash_attention
+            else attention.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.n_gpu_layers = 0
+        params.cache_ram_mib = 0  # prompts are kept by no one but their own server
+        params.fit_params = params.warmup = False
+        params.verbosity = -1
+        return self._xllamacpp.Server(params)
+
+    def _complete(self, server: Any, ids: Tensor, **options: Any) -> dict[str, Any]:
+        request = {"prompt": ids.tolist(), "temperature": 0.0, "samplers": ["temperature"], "ignore_eos": True}
+        answer = server.handle_completions(request | options)
+        if "error" in answer:
+            raise RuntimeError(f"llama.cpp: {answer['error']['message']}")
+        return answer
+
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        """As `Peer`."""
+        answer = self._complete(
+            self._server(len(ids) + 1), ids, n_predict=1, n_probs=self.shape.vocab_size, cache_prompt=False
+        )
+        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        result = torch.full((self.shape.vocab_size,), -torch.inf)
+        result[[entry["id"] for entry in found]] = torch.tensor([entry["logprob"] for entry in found])
+        return result
+
+    def read_seconds(self, ids: Tensor) -> float:
+        """As `Peer`."""
+        answer = self._complete(self._server(len(ids) + 1), ids, n_predict=1, cache_prompt=False)
+        if answer["timings"]["prompt_n"] != len(ids):
+            raise RuntimeError(f"llama.cpp read {answer['timings']['prompt_n']} tokens instead of {len(ids)}")
+        return answer["timings"]["prompt_ms"] / 1e3
+
+    def writer(self, ids: Tensor, tokens: int) -> Callable[[], float]:
+        """As `Peer`. The text is read once, now; later calls find it in the server's memory."""
+        server = self._start(len(ids) + tokens + 2)
+        self._complete(server, ids, n_predict=1, cache_prompt=True)
+
+        def write() -> float:
+            # The first token written comes from the reading, and is not in the timing.
+            answer = self._complete(server, ids, n_predict=tokens + 1, cache_prompt=True)
+            if answer["timings"]["prompt_n"] != 1 or answer["timings"]["predicted_n"] != tokens + 1:
+                raise RuntimeError(f"llama.cpp did not go on from what it had read: {answer['timings']}")
+            return answer["timings"]["predicted_per_token_ms"] / 1e3
+
+        return write
+
+    def release(self) -> None:
+        """As `Peer`."""
+        self._servers.clear()
+
+
+def write_gguf(path: Path, shape: Shape) -> None:
+    """Write the Llama of transformers."""
+    gguf = importlib.import_module("gguf")
+    kind = gguf.GGMLQuantizationType[QUANTIZATION[shape.dtype]]
+    weights = llama(shape).state_dict()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[shape.dtype]])
+    writer.add_context_length(LONGEST)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.channel_width)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads)
+    writer.add_layer_norm_rms_eps(NORM_EPS)
+    writer.add_rope_dimension_count(HEAD_SIZE)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_vocab_size(shape.vocab_size)
+    _add_tokenizer(writer, gguf.TokenType, shape.vocab_size)
+
+    def add(name: str, weight: Tensor) -> None:
+        # Norms stay in fp32, as llama.cpp wants them.
+        stored = gguf.GGMLQuantizationType.F32 if weight.ndim == 1 else kind
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weight.float().numpy(), stored), raw_dtype=stored)
+
+    add("token_embd", weights["model.embed_tokens.weight"])
+    add("output_norm", weights["model.norm.weight"])
+    add("output", weights["lm_head.weight"])
+    for layer in range(shape.layers):
+        for theirs, name in NAMES.items():
+            weight = weights[f"model.layers.{layer}.{theirs}.weight"]
+            add(f"blk.{layer}.{name}", _paired(weight, shape.heads) if name in ("attn_q", "attn_k") else weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _paired(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a head, from (i, i + N/2) rotated together, as in transformers, to (2i, 2i + 1), as in GGUF files."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def _add_tokenizer(writer: Any, types: Any, vocab_size: int) -> None:
+    """The least that llama.cpp accepts: three special tokens, all bytes, and words that stand for nothing."""
+    special, first_word = ["<unk>", "<s>", "</s>"], 3 + 256
+    words = [f"w{number}" for number in range(first_word, vocab_size)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*special, *(f"<0x{byte:02X}>" for byte in range(256)), *words])
+    writer.add_token_scores([-float(number) for number in range(vocab_size)])
+    kinds = [types.UNKNOWN, types.CONTROL, types.CONTROL, *[types.BYTE] * 256, *[types.NORMAL] * len(words)]
+    writer.add_token_types(kinds)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)

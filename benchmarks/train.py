@@ -1,0 +1,182 @@
+"""Training steps: GoldFinch beside the Llama of transformers of its size. `python benchmarks/train.py`
+
+A step is forward, backward and AdamW. Speeds are measured in turns in one process, peak memory in a process for each
+case: its largest resident set, less what Python with PyTorch takes before the model is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from common import arguments, moby_dick, peak, plot, report, resident, spread, times_faster_than_best, versions
+from peers import GoldFinch, Shape, Transformers, add_arguments, installed
+from torch import Tensor
+from torch.nn import functional as F
+
+from goldfinch.inference.rounds import in_turns, seconds
+from goldfinch.inference.speed_benchmark import product_probe, training_product_flops
+from goldfinch.model import Decoder
+from goldfinch.training.config import OptimizerConfig
+from goldfinch.training.loss import next_token_loss
+from goldfinch.training.optimizer import build_optimizer
+
+CHECKED = (2, 33)  # windows and tokens of the comparison of losses
+TOLERANCE = 1e-5  # relative, of the loss in fp32
+PEAK_STEPS = 2  # the optimizer's moments are there from the first on
+
+
+class Trainer:
+    """A model and its optimizer."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor], Tensor]):
+        self.model, self.optimizer, self.loss = model.train(), optimizer, loss
+
+    def step(self, windows: Tensor, autocast: bool) -> None:
+        """One step on (B, T + 1) ids."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = self.loss(windows)
+        loss.backward()
+        if not loss.isfinite():
+            raise RuntimeError("the loss is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__, rounds=5)
+    add_arguments(parser)
+    parser.set_defaults(peers=["transformers"])
+    parser.add_argument("--shapes", nargs="+", default=["4x512", "1x4096"], help="BxT: sequences and their tokens")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only is not None:
+        print(json.dumps(peak_of_steps(options)))
+        return
+
+    batches = {shape: make_batch(shape) for shape in options.shapes}
+    names = models(options)
+    peaks = {(shape, name): peak_in_new_process(options, shape, name) for shape in batches for name in names}
+    trainers = {name: make(name, options) for name in names}
+    ours = trainers["GoldFinch"].model
+    check(ours)
+    products = product_probe(ours.config.width, ours.config.channel_mix_width, low_dtype(options))
+    cases: dict[Any, Callable[[], float]] = {"products": products.measure}
+    for shape, windows in batches.items():
+        for name, trainer in trainers.items():
+            cases[shape, name] = partial(seconds, partial(trainer.step, windows, options.dtype != "float32"))
+    taken = in_turns(cases, options.rounds)
+    del cases["products"]
+    rows, lines = [], dict[str, dict[str, list[float]]]()
+    for shape, name in cases:
+        samples = taken[shape, name]
+        batch, length = map(int, shape.split("x"))
+        rates = [batch * length / one for one in samples.seconds]
+        lines.setdefault(name, {})[shape] = rates
+        ratio = share = None
+        if name == "GoldFinch":
+            ratio = times_faster_than_best(samples, (taken[shape, other] for other in trainers if other != name))
+            flops = training_product_flops(ours.config, length) * batch * length
+            share = products.share(flops, samples, taken["products"])
+        rows.append([shape, name, spread(rates), ratio, share, peaks[shape, name]])
+    columns = [
+        "B x T",
+        "model",
+        "tokens/s: median (lowest - highest)",
+        "times the peer",
+        "share of matrix products",
+        "peak memory, bytes",
+    ]
+    title = f"training steps of {options.preset}, {options.dtype}"
+    report(
+        title,
+        columns,
+        rows,
+        options.json,
+        **versions(("transformers",)),
+        rounds=options.rounds,
+        matrix_product_flops_per_second=f"{products.rate(taken['products']):.4g}",
+    )
+    if options.png is not None:
+        plot(options.png, title, ("sequences x tokens", "tokens/s"), lines, tick=str)
+
+
+def models(options: argparse.Namespace) -> list[str]:
+    """Names of those that take part; the only peer that trains is transformers."""
+    return ["GoldFinch", *(name for name in installed(options.peers) if name == "transformers")]
+
+
+def make(name: str, options: argparse.Namespace) -> Trainer:
+    """A model in fp32; with another `dtype` its steps run under autocast."""
+    config = OptimizerConfig()
+    if name == "GoldFinch":
+        model = GoldFinch(options.preset, "float32").lm.model
+        return Trainer(
+            model,
+            build_optimizer(model, config),
+            lambda windows: next_token_loss(model, windows) / windows[:, 1:].numel(),
+        )
+    llama = Transformers(Shape.of(options.preset, "float32")).model
+    optimizer = torch.optim.AdamW(
+        llama.parameters(),
+        config.learning_rate,
+        (config.beta1, config.beta2),
+        config.eps,
+        config.weight_decay,
+        fused=True,
+    )
+    # It shifts the labels itself: of T tokens it predicts T - 1.
+    return Trainer(
+        llama, optimizer, lambda windows: llama(input_ids=windows[:, :-1], labels=windows[:, :-1], use_cache=False).loss
+    )
+
+
+def low_dtype(options: argparse.Namespace) -> torch.dtype:
+    """What the products run in."""
+    return getattr(torch, options.dtype)
+
+
+def make_batch(shape: str) -> Tensor:
+    """(B, T + 1) ids."""
+    batch, length = map(int, shape.split("x"))
+    return moby_dick(batch * (length + 1)).view(batch, length + 1)
+
+
+@torch.no_grad()
+def check(model: Decoder) -> None:
+    """Raise where our loss is not the cross entropy of all logits."""
+    batch, length = CHECKED
+    windows = moby_dick(batch * length).view(batch, length)
+    logits, _ = model(windows[:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
+    difference = float((next_token_loss(model, windows) / expected - 1).abs())
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"the loss is off by {difference:.1e}; no speed is shown")
+
+
+def peak_in_new_process(options: argparse.Namespace, shape: str, name: str) -> int:
+    """Bytes."""
+    command = [sys.executable, __file__, options.preset, "--dtype", options.dtype, "--shapes", shape, "--only", name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_of_steps(options: argparse.Namespace) -> int:
+    """Bytes that a few steps take in this process."""
+    if options.only != "GoldFinch":
+        import transformers.models.llama.modeling_llama  # noqa: F401, what is imported is not counted
+    before = resident()
+    windows = make_batch(options.shapes[0])
+    trainer = make(options.only, options)
+    for _ in range(PEAK_STEPS):
+        trainer.step(windows, options.dtype != "float32")
+    return peak() - before
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
