@@ -11,7 +11,9 @@ from goldfinch import cpp
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, native, wkv6
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
-ALL = [pytest.param(name, marks=needs_compiler) if name == "native" else name for name in IMPLEMENTATIONS]
+# "fla" is for GPUs: test_wkv6_fla.py.
+ON_CPUS = [name for name in IMPLEMENTATIONS if name != "fla"]
+ALL = [pytest.param(name, marks=needs_compiler) if name == "native" else name for name in ON_CPUS]
 LENGTHS = [1, 2, 3, 5, 31, 32, 33, 67, 130]
 NAMES = ("r", "k", "v", "log_w", "u", "state")
 BATCH, HEADS, SIZE = 2, 3, 4

@@ -6,17 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldfinch.ops.wkv6 import native
+from goldfinch.ops.wkv6 import fla, native
 from goldfinch.ops.wkv6.chunked import wkv6_chunked
 from goldfinch.ops.wkv6.recurrent import wkv6_recurrent
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "wkv6"]
 
-Implementation = Literal["auto", "recurrent", "chunked", "native"]
+Implementation = Literal["auto", "recurrent", "chunked", "native", "fla"]
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "recurrent": wkv6_recurrent,
     "chunked": wkv6_chunked,
     "native": native.wkv6_native,
+    "fla": fla.wkv6_fla,
 }
 # Below this many tokens a step per token is faster than a padded chunk.
 SHORTEST_CHUNKED = 4
@@ -42,17 +43,21 @@ def wkv6(
         log_w: (B, T, H, N), natural logarithm of the decay, in [-inf, 0].
         u: (H, N), Finch's bonus for the token itself; None for 0 (Finch-C2).
         state: (B, H, N, N) as key x value, fp32 or fp64; None for zeros.
-        implementation: "recurrent" (the definition), "chunked", "native" (on CPUs), or "auto" for the fastest here.
+        implementation: "recurrent" (the definition), "chunked", "native" (on CPUs), "fla" (on GPUs, fp32), or "auto"
+            for the fastest here.
 
     Returns:
         y of (B, T, H, N) in r's dtype, and the state after the last token.
+
+    Raises:
+        UserError: if "fla" is asked for where it cannot run.
     """
     batch, _, heads, size = r.shape
     dtype = torch.float64 if torch.float64 in (r.dtype, log_w.dtype) else torch.float32
     if state is None:
         state = torch.zeros(batch, heads, size, size, dtype=dtype, device=r.device)
     if implementation == "auto":
-        implementation = _fastest(r)
+        implementation = _fastest(r, dtype)
     compute = IMPLEMENTATIONS[implementation]
     bonus = None if u is None else u.to(dtype)
     # Autocast would run the products in bf16; the recurrence needs fp32. (The meta device knows no autocast.)
@@ -61,7 +66,10 @@ def wkv6(
     return y.to(r.dtype), state
 
 
-def _fastest(r: Tensor) -> Implementation:
+def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:
+    on_gpu = r.device.type == "cuda" and dtype == torch.float32 and r.shape[-1] >= fla.SMALLEST_HEAD
+    if on_gpu and fla.library() is not None:
+        return "fla"
     if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.library() is not None:
         return "native"
     return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"
