@@ -35,8 +35,10 @@ def lm(small_config, small_model):
 
 @pytest.fixture
 def without_recurrence(monkeypatch):
-    """PyTorch's counter then sees the matrix products alone."""
+    """PyTorch's counter then sees the matrix products alone, and all of them."""
     monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr("goldfinch.ops.attention.compiled", lambda *_: None)
+    monkeypatch.setattr("goldfinch.inference.prefill.few_tokens", lambda *_: None)
     zeros = lambda r, k, v, *rest: (r * 0, torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3]))  # noqa: E731
     monkeypatch.setattr("goldfinch.mixers.finch.wkv6", zeros)
 
