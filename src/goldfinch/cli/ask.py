@@ -1,6 +1,7 @@
 """`goldfinch ask`: a question to what `goldfinch read` has read."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,12 +39,13 @@ def main(args: list[str]) -> None:
         raise UserError("the question is empty: ask for something, in at least one character")
     context = command.open_file(command.file)
     command.put(context, question)
-    written = []
-    for piece in command.answer(context):
+    written, speculation = [], command.speculation()
+    for piece in command.answer(context, speculation):
         written.append(piece)
         # The space after the name of the model belongs to the turn, not to the answer.
         print(piece.lstrip() if len(written) == 1 and not command.plain else piece, end="", flush=True)
     print()
+    print(speculation.summary(), file=sys.stderr)
     if command.keep:
         command.close(context, "".join(written))
         context.save(command.file)

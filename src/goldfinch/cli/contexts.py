@@ -12,6 +12,7 @@ from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
     from goldfinch.inference.context import Context
+    from goldfinch.inference.speculation import Speculation
 
 Source = Annotated[Path, tyro.conf.arg(metavar="FOLDER|FILE.gfc")]
 
@@ -29,6 +30,16 @@ class Opening:
     """Type of the weights, such as bfloat16; as they are stored, or as they were for the .gfc file, if not given."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    guess: int = 8
+    """Most tokens to guess at once, from what followed the last words where they stood before; 0 for none. The model
+    looks at all guesses in one step and drops what it would not have written: that saves time where a text repeats
+    itself, and changes no word."""
+
+    def speculation(self) -> "Speculation":
+        """For `Context.generate`, by the options."""
+        from goldfinch.inference.speculation import Speculation
+
+        return Speculation(most=self.guess)
 
     def open(self, source: Path) -> "Context":
         """An empty context of the model in a folder, or what a file holds; then one line on stderr says what that is.

@@ -1,6 +1,7 @@
 """`goldfinch generate`: a model writes on from a text."""
 
 import dataclasses
+import sys
 from typing import Annotated
 
 import tyro
@@ -41,14 +42,17 @@ def main(args: list[str]) -> None:
         raise UserError(
             "the prompt is empty: give the model at least one character to go on from (see goldfinch generate --help)"
         )
+    speculation = command.speculation()
     print(prompt, end="", flush=True)
     pieces = context.generate(
         prompt or None,
         max_tokens=command.max_tokens,
         seed=command.seed,
         stop=command.stop,
+        speculation=speculation,
         **dataclasses.asdict(command.sampling),
     )
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+    print(speculation.summary(), file=sys.stderr)

@@ -11,6 +11,7 @@ from goldfinch.inference.sampling import Sampling
 
 if TYPE_CHECKING:
     from goldfinch.inference.context import Context
+    from goldfinch.inference.speculation import Speculation
 
 TURN_END = "\n\n"
 
@@ -40,12 +41,13 @@ class Turns(Opening):
             question = f"{_gap(context)}{self.user}: {question}{TURN_END}{self.assistant}:"
         context.read(question)
 
-    def answer(self, context: "Context") -> Iterator[str]:
+    def answer(self, context: "Context", speculation: "Speculation | None" = None) -> Iterator[str]:
         """Write the answer, piece by piece. The context stays as it is, so that no half of a stop text gets into it."""
         return context.fork().generate(
             max_tokens=self.max_tokens,
             seed=self.seed,
             stop=() if self.plain else (TURN_END,),
+            speculation=self.speculation() if speculation is None else speculation,
             **dataclasses.asdict(self.sampling),
         )
 

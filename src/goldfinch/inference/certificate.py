@@ -113,6 +113,7 @@ class Witness:
         source = _Sampled(source=Expansion(self._model, memory, 0), query_positions=ends[:, None] + back)
         recent = torch.cat(list(self._samples.values()))
         hidden, _ = read_upper(self._model, recent, tail + 1, None, source)
+        hidden = hidden[:, 0]
         return self._model.head(hidden)
 
 

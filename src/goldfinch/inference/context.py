@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
@@ -15,6 +16,7 @@ from goldfinch.inference.context_file import Document, save_context
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.sequence import TokenSequence
+from goldfinch.inference.speculation import PromptLookup, Speculation
 from goldfinch.inference.stopping import stop_before
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
 from goldfinch.memory.budget import AUTO, parse_budget
@@ -182,15 +184,21 @@ class Context:
         max_tokens: int = 200,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        speculation: Speculation | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Read `text`, if any, and write on, piece by piece, until a stop string, the end of the text or `max_tokens`.
+
+        Tokens are guessed from what was written before and looked at together (`goldfinch.inference.speculation`): that
+        changes how long it takes, not what is written.
 
         Args:
             text: what to read first.
             max_tokens: most tokens to write.
             seed: for the same text again; None for another each time.
             stop: writing ends before the first of these strings.
+            speculation: how much to guess, and where to count it; None for the default. With integer latents that are
+                not certified yet there are no guesses.
             **sampling: fields of `Sampling`, such as temperature=0.8, top_p=0.9.
 
         Yields:
@@ -203,15 +211,54 @@ class Context:
         tokenizer = require_tokenizer(self.tokenizer)
         if text is not None:
             self.read(text)
-        return stop_before(self._pieces(sampler, tokenizer, max_tokens), stop)
+        speculation = Speculation() if speculation is None else speculation
+        return stop_before(self._pieces(sampler, tokenizer, max_tokens, speculation), stop)
 
-    def _pieces(self, sampler: Sampler, tokenizer: Tokenizer, max_tokens: int) -> Iterator[str]:
+    def _pieces(
+        self, sampler: Sampler, tokenizer: Tokenizer, max_tokens: int, speculation: Speculation
+    ) -> Iterator[str]:
         decoder = StreamDecoder(tokenizer)
-        for _ in range(max_tokens):
-            # A model may have more ids than its tokenizer: those stand for nothing that could be written.
-            token = sampler.draw(self.logits[: tokenizer.vocab_size])
-            if token == tokenizer.end_of_text:
-                break
-            self.read([token])
+        for token in self._tokens(sampler, tokenizer, max_tokens, speculation):
             yield decoder.push(token)
         yield decoder.flush()
+
+    def _tokens(
+        self, sampler: Sampler, tokenizer: Tokenizer, max_tokens: int, speculation: Speculation
+    ) -> Iterator[int]:
+        # A model may have more ids than its tokenizer: those stand for nothing that could be written.
+        known = tokenizer.vocab_size
+        lookup = PromptLookup(self.ids()) if speculation.most and self.sequence.witness is None else None
+        token = sampler.draw(self.logits[:known]) if max_tokens > 0 else tokenizer.end_of_text
+        while max_tokens > 0 and token != tokenizer.end_of_text:
+            if max_tokens == 1 or lookup is None:
+                self.read([token])
+                speculation.count(0, 0)
+                yield token
+                max_tokens -= 1
+                if max_tokens:
+                    token = sampler.draw(self.logits[:known])
+                continue
+            lookup.add([token])
+            guesses = lookup.guess(min(speculation.now(), max_tokens - 1, self.sequence.room_in_block() - 1))
+            logits = self.sequence.try_tokens(self._on_device([token, *guesses]))
+            # Each guess that the model draws itself is as good as drawn without it; the first other one is next.
+            kept = [token]
+            for guess, row in zip([*guesses, None], logits, strict=True):
+                token = sampler.draw(row[:known])
+                if token != guess or token == tokenizer.end_of_text:
+                    break
+                kept.append(token)
+            self.sequence.keep(len(kept))
+            speculation.count(len(guesses), len(kept) - 1)
+            lookup.add(kept[1:])
+            max_tokens -= len(kept)
+            for count, one in enumerate(kept, start=1):
+                try:
+                    yield one
+                except GeneratorExit:
+                    # Nobody wants the rest: the context ends where the writing did.
+                    self.sequence.keep(count)
+                    raise
+
+    def _on_device(self, ids: list[int]) -> Tensor:
+        return torch.tensor(ids, device=self.model.head.weight.device)

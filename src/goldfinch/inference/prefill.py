@@ -71,24 +71,27 @@ def read_lower(model: Decoder, ids: Tensor, state: LowerState | None) -> tuple[T
 
 
 def read_upper(
-    model: Decoder, recent: Tensor, new: int, states: list[BlockState] | None, memory: KeyValueSource
+    model: Decoder, recent: Tensor, new: int, states: list[BlockState] | None, memory: KeyValueSource, wanted: int = 1
 ) -> tuple[Tensor, list[BlockState]]:
     """The end of the text through the GOLD layers.
 
-    Few tokens go on from the states before them. Of more, the last 2G do without: the token before them seeds the first
-    shift, what the other shifts lack reaches one token further with each, and is gone at the last.
+    Few tokens go on from the states before them. Of more, the last 2G and the wanted ones do without: the token before
+    them seeds the first shift, what the other shifts lack reaches one token further with each, and is gone at the first
+    that is wanted.
 
     Args:
         model: with GOLD layers.
-        recent: of `LowerState`, (B, t, D).
+        recent: outputs of the layers below for the last tokens, (B, t, D): as many as `LowerState.recent`, and those
+            that are wanted but for one.
         new: tokens since `states`; all tokens of the text where there are none.
         states: of the GOLD layers; None where they were never run.
         memory: of all tokens.
+        wanted: at the end.
 
     Returns:
-        (B, D), the normalised hidden state of the last token, and the GOLD layers' states after it.
+        (B, wanted, D), their normalised hidden states, and the GOLD layers' states after the last.
     """
-    tail = tail_length(model)
+    tail = tail_length(model) + wanted - 1
     one = len(recent) == 1 and memory.query_positions is None
     layers = (few_tokens(model, min(new, tail)) if one else None) or model
     if new <= tail:
@@ -97,7 +100,7 @@ def read_upper(
         first = cast(Block, model.blocks[model.config.first_gold_layer])
         seed = BlockState(time_mix=GoldState(last=first.time_mix_norm(recent[:, -tail - 1])), channel_mix=None)
         x, after = layers.upper(recent[:, -tail:], [seed, *[None] * (model.config.gold_layers - 1)], memory)
-    return model.output_norm(x[:, -1]), after
+    return model.output_norm(x[:, -wanted:]), after
 
 
 def next_token_logits(model: Decoder, hidden: Tensor) -> Tensor:

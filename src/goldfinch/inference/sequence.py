@@ -10,6 +10,7 @@ from torch import Tensor
 
 from goldfinch.heap import release_freed_memory
 from goldfinch.inference.certificate import Certificate, Witness
+from goldfinch.inference.few_tokens import MOST_TOKENS
 from goldfinch.inference.prefill import LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.memory.expansion import Expansion
 from goldfinch.memory.growing_tensor import GrowingTensor
@@ -36,6 +37,26 @@ class _Predicted:
     """(V,) float32."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """Tokens that may not stay: where the sequence was before them, and what they made of it."""
+
+    before: int
+    """Tokens before the trial."""
+    behind: int
+    """How many of those the state had not seen."""
+    state: LowerState
+    """The state at that time."""
+    predicted: _Predicted | None
+    """The prediction at that time."""
+    after: LowerState
+    """The state after all tokens of the trial."""
+    upper: list[BlockState]
+    """The same of the GOLD layers."""
+    logits: Tensor
+    """(tokens of the trial, V)."""
+
+
 class TokenSequence:
     """One sequence: the key memory, the states, what is kept rebuilt, and snapshots to go back to.
 
@@ -55,8 +76,9 @@ class TokenSequence:
             model.config, (latents or FloatLatents(weight.dtype)) if has_gold else None, weight.device
         )
         self.expansion = Expansion(model, self.memory, budget) if has_gold else None
-        self.state: LowerState | None = None
-        """After the last token; None while there is none."""
+        self._state: LowerState | None = None
+        self._behind = 0  # tokens at the end that the state has not seen
+        self._trial: _Trial | None = None
         self.snapshots: dict[int, LowerState] = {}
         """Position -> the state there."""
         self.chosen: set[int] = set()
@@ -71,6 +93,19 @@ class TokenSequence:
     def __len__(self) -> int:
         """Tokens."""
         return len(self.memory)
+
+    @property
+    def state(self) -> LowerState | None:
+        """After the last token; None while there is none."""
+        if self._behind:
+            ids, self._behind = self.memory.ids(len(self) - self._behind, len(self)), 0
+            with torch.inference_mode():
+                _, self._state = read_lower(self.model, ids, self._state)
+        return self._state
+
+    @state.setter
+    def state(self, state: LowerState | None) -> None:
+        self._state, self._behind = state, 0
 
     @torch.inference_mode()
     def append(self, ids: Tensor, progress: Callable[[int], None] | None = None) -> None:
@@ -131,16 +166,64 @@ class TokenSequence:
         return self._predicted.logits
 
     @torch.inference_mode()
+    def try_tokens(self, ids: Tensor) -> Tensor:
+        """Append (T,) tokens of which `keep` then says how many stay; all of them go through the model in one step.
+
+        The tokens that the last trial kept, when it did not keep all, go through the lower layers once more together
+        with these: few tokens take hardly longer than one.
+
+        Args:
+            ids: T >= 1; none but the last may end a block, where a snapshot is due.
+
+        Returns:
+            (T, V) float32: what follows each of them.
+        """
+        assert self._state is not None
+        assert self.witness is None
+        if self._behind + len(ids) > MOST_TOKENS:
+            assert self.state is not None  # asking for it brings it up to date
+        before, behind, state, predicted = len(self), self._behind, self._state, self._predicted
+        fed = torch.cat([self.memory.ids(before - behind, before), ids])
+        x, after = read_lower(self.model, fed, state)
+        latents = self.model.token_cat.compress(x[:, behind:])[0] if self.model.token_cat is not None else None
+        self.memory.append(ids, latents)
+        hidden, upper = self._upper(torch.cat([state.recent, x], dim=1), len(ids))
+        logits = next_token_logits(self.model, hidden)
+        self._trial = _Trial(before, behind, state, predicted, after, upper, logits)
+        self.keep(len(ids))
+        return logits
+
+    def room_in_block(self) -> int:
+        """How many tokens can be appended up to the end of a block, where a snapshot is due."""
+        return GrowingTensor.BLOCK - len(self) % GrowingTensor.BLOCK
+
+    def keep(self, count: int) -> None:
+        """Let the first `count` tokens of the trial stay, 1 or more. May be called again with fewer."""
+        trial = self._trial
+        assert trial is not None
+        length = trial.before + count
+        if count == len(trial.logits):
+            self.state, self._predicted = trial.after, _Predicted(length, trial.upper, trial.logits[-1])
+            if length % GrowingTensor.BLOCK == 0:
+                self._snapshot_if_small(trial.after)
+            return
+        self._forget(length)
+        self._state, self._behind, self._predicted = trial.state, trial.behind + count, trial.predicted
+        self._trial = trial
+
     def _predict(self, recent: Tensor) -> _Predicted:
-        upper: list[BlockState] = []
+        with torch.inference_mode():
+            hidden, upper = self._upper(recent, 1)
+            return _Predicted(len(self), upper, next_token_logits(self.model, hidden)[0])
+
+    def _upper(self, recent: Tensor, wanted: int) -> tuple[Tensor, list[BlockState]]:
+        """(wanted, D), normalised hidden states of the last tokens, and the GOLD layers' states after them."""
         if self.expansion is None:
-            hidden = self.model.output_norm(recent[:, -1])
-        elif self._predicted is None:
-            hidden, upper = read_upper(self.model, recent, len(self), None, self.expansion)
-        else:
-            new = len(self) - self._predicted.length
-            hidden, upper = read_upper(self.model, recent, new, self._predicted.upper, self.expansion)
-        return _Predicted(len(self), upper, next_token_logits(self.model, hidden)[0])
+            return self.model.output_norm(recent[0, -wanted:]), []
+        past = self._predicted
+        new, states = (len(self) - past.length, past.upper) if past is not None else (len(self), None)
+        hidden, upper = read_upper(self.model, recent, new, states, self.expansion, wanted)
+        return hidden[0], upper
 
     @torch.inference_mode()
     def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:
@@ -176,6 +259,7 @@ class TokenSequence:
             self.expansion = Expansion(self.model, memory, self.expansion.budget)
 
     def _forget(self, length: int) -> None:
+        self._trial = None
         self.memory.truncate(length)
         if self.expansion is not None:
             self.expansion.truncate(length)
