@@ -65,6 +65,12 @@ class TrainConfig:
     precision: Precision = "auto"
     """bf16: autocast with fp32 weights; fp32; auto: bf16 where the hardware multiplies it natively.
     A run stores which one it was."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each block, and run the block again for its gradients: less memory, slower, the same
+    results to the bit."""
+    compile: bool = False
+    """Run blocks through torch.compile. Compiling takes from half a minute to minutes at the start of a run, on CPUs
+    needs a C++ compiler, and rounds differently."""
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU if there is one."""
     seed: int = 0

@@ -62,6 +62,6 @@ def wkv6(
 
 
 def _fastest(r: Tensor) -> Implementation:
-    if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.library() is not None:
+    if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.available():
         return "native"
     return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"

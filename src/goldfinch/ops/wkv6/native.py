@@ -50,6 +50,11 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def available() -> bool:
+    """Whether there is compiled code. Apart from `library`, so that torch.compile can take the answer as it is."""
+    return library() is not None
+
+
 def _fingerprint(compiler: str) -> str:
     """Of the source, the compiler and the processor: its macros tell which instructions it would use here."""
     command = [compiler, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull]
