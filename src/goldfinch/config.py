@@ -136,7 +136,7 @@ def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
     Numbers may be written as text, as YAML makes of 3e-4.
 
     Args:
-        cls: a dataclass whose fields are numbers, text, paths, literals, tuples of text and other dataclasses.
+        cls: a dataclass whose fields are numbers, booleans, text, paths, literals, tuples of text and dataclasses.
         values: field name -> value.
         prefix: how the user addresses these fields, put before their names in messages.
 
@@ -176,9 +176,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             number = math.nan
         if (hint is float and not math.isnan(number)) or number.is_integer():
             return hint(number)
-    elif hint in (str, Path) and isinstance(value, (str, Path)):
+    elif (hint in (str, Path) and isinstance(value, (str, Path))) or (hint is bool and isinstance(value, bool)):
         return hint(value)
-    wanted = {int: "a whole number", float: "a number"}.get(hint, "a list" if origin is tuple else "text")
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    wanted = kinds.get(hint, "a list" if origin is tuple else "text")
     raise UserError(f"{name} must be {wanted}, not {value!r}")
 
 

@@ -124,6 +124,24 @@ def test_weights_may_be_trained_or_exchanged_in_between():
             assert_close(few_tokens(model, 1).lower(x, None), model.lower(x, None), 2e-5)
 
 
+def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model, called = model_of(PLANS["GoldFinch"]), []
+    with torch.inference_mode():
+        assert few_tokens(model, 1) is not None
+        hook = model.blocks[1].channel_mix.register_forward_hook(lambda *_: called.append(1))
+        assert few_tokens(model, 1) is None
+        Context(model, None).read([1, 2, 3])
+        assert called
+        hook.remove()
+        assert few_tokens(model, 1) is not None
+        model.blocks[0].time_mix.key = Doubled(96, 96, bias=False)
+        assert few_tokens(model, 1) is None
+
+
 @pytest.mark.parametrize(
     ("plan", "sizes", "dtype"),
     [(("llama",), {"channel_mix": "swiglu"}, torch.float32), (("finch",), {"shift_rank": 8}, torch.float32),

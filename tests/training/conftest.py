@@ -60,6 +60,9 @@ class Silent:
     def start(self, config, step, steps):
         self.started = (step, steps)
 
+    def compiled(self, seconds):
+        self.compile_seconds = seconds
+
     def step(self, record, done):
         self.losses.append(record["loss"])
 

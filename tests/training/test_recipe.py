@@ -73,5 +73,7 @@ def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):
         TrainConfig.from_dict(config.to_dict() | {"optimizer": {"learning_rat": 1.0}})
     with pytest.raises(UserError, match="steps must be a whole number"):
         TrainConfig.from_dict(config.to_dict() | {"steps": 1.5})
+    with pytest.raises(UserError, match="compile must be true or false"):
+        TrainConfig.from_dict(config.to_dict() | {"compile": "no"})
     with pytest.raises(UserError, match="multiple of micro_batch_size"):
         dataclasses.replace(config, batch_size=8, micro_batch_size=3)

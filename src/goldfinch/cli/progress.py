@@ -78,6 +78,12 @@ class TrainingDisplay(_Display):
         verb = f"resuming after step {step:,} of" if step else "training"
         tokens = config.batch_size * config.context
         self._console.print(f"{verb} {steps:,} steps of {tokens:,} tokens each -> {config.output}")
+        if config.compile:
+            self._console.print("compiling the blocks in the first step ...")
+
+    def compiled(self, seconds: float) -> None:
+        """Print a line above the bar."""
+        self._console.print(f"compile is on: it took {max(seconds, 0):.0f} s of the first step")
 
     def step(self, record: dict[str, Any], done: float) -> None:
         """Move the bar."""

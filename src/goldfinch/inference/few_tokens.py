@@ -19,26 +19,31 @@ from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold, KeyValueSource
+from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
+from goldfinch.model.token_cat import TokenCat
 from goldfinch.state import BlockState, GoldState, RecurrentState
 
 SOURCE = Path(__file__).with_name("few_tokens.cpp")
 MOST_TOKENS = 16
 """Above, PyTorch's matrix products are faster."""
 DTYPES = (torch.float32, torch.bfloat16)
+# All that a model may consist of: whatever stands in for one of these computes something else.
+KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
+KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
 LANES = 16  # what all widths must be a multiple of
 ROWS = 4  # what the rows of a matrix must be a multiple of
 
 
 def few_tokens(model: Decoder, count: int) -> "FewTokens | None":
     """What takes `count` tokens through this model; None where PyTorch has to: it is on another device, of another kind
-    or type, gradients are wanted, there are too many tokens or there is no compiler.
+    or type, or hooked into, gradients are wanted, there are too many tokens or there is no compiler.
     """
     if count > MOST_TOKENS or torch.is_grad_enabled() or model.head.weight.device.type != "cpu":
         return None
     kept = _KEPT.get(model)
-    if kept is None or not kept.holds(model):
+    if kept is None or not kept.holds():
         kept = _KEPT[model] = _Entry(model)
     return kept.layers
 
@@ -115,24 +120,36 @@ class FewTokens:
 
 
 class _Entry:
-    """What was made of a model, and of which tensors."""
+    """What was made of a model, and of which parts."""
 
     def __init__(self, model: Decoder) -> None:
-        self._addresses = _addresses(model)
+        self._children = [
+            (module._modules, name, child) for module in model.modules() for name, child in module._modules.items()
+        ]
+        named = [(module._parameters, name) for module in model.modules() for name in module._parameters]
+        self._parameters = [(owner, name, owner[name]) for owner, name in named]
+        self._hooks = [module._forward_hooks for module in model.modules()]
+        self._hooks += [module._forward_pre_hooks for module in model.modules()]
         # So that no memory is freed, and used for something else, behind the pointers.
-        self._parameters = [parameter.detach() for parameter in model.parameters()]
-        self.layers = FewTokens(model) if _possible(model) else None
+        self._tensors = [parameter.detach() for _, _, parameter in self._parameters if parameter is not None]
+        self._addresses = self._current_addresses()
+        self._hooked = any(self._hooks)
+        self.layers = FewTokens(model) if _possible(model) and not self._hooked else None
 
-    def holds(self, model: Decoder) -> bool:
-        """Whether the parameters are where they were: weights may change, but not be exchanged."""
-        return self._addresses == _addresses(model)
+    def _current_addresses(self) -> list[int]:
+        return [parameter.data_ptr() for _, _, parameter in self._parameters if parameter is not None]
+
+    def holds(self) -> bool:
+        """Whether all is where it was: weights may change, but neither they nor modules be exchanged or hooked into."""
+        return (
+            all(children.get(name) is child for children, name, child in self._children)
+            and all(owner.get(name) is parameter for owner, name, parameter in self._parameters)
+            and self._current_addresses() == self._addresses
+            and any(self._hooks) == self._hooked
+        )
 
 
 _KEPT: weakref.WeakKeyDictionary[Decoder, _Entry] = weakref.WeakKeyDictionary()
-
-
-def _addresses(model: Decoder) -> list[int]:
-    return [parameter.data_ptr() for parameter in model.parameters()]
 
 
 def _possible(model: Decoder) -> bool:
@@ -142,8 +159,7 @@ def _possible(model: Decoder) -> bool:
     parameters = list(model.parameters())
     return (
         not any(size % LANES for size in (*widths, *ranks))
-        and all(type(block) is Block and type(block.time_mix) in (Finch, FinchC2, Gold) for block in model.blocks)
-        and all(isinstance(block.channel_mix, RwkvChannelMix) for block in model.blocks if isinstance(block, Block))
+        and all(type(module) in KNOWN for module in model.modules())
         and parameters[0].dtype in DTYPES
         and all(parameter.dtype == parameters[0].dtype and parameter.is_contiguous() for parameter in parameters)
         and compiled(SOURCE, "the layers for few tokens") is not None

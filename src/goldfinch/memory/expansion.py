@@ -102,7 +102,7 @@ class Expansion:
             return
         if level == "shared keys":
             for start, stop in self._memory.spans(len(self._shared_keys)):
-                distinct, places = self._memory.ids(start, stop).unique(return_inverse=True)
+                distinct, places = _distinct(self._memory.ids(start, stop))
                 self._shared_keys.append(self._kd(start, stop, distinct, places))
         for start, stop in self._memory.spans():
             keys, values, rows = self._rebuild(layer, start, stop)
@@ -131,7 +131,7 @@ class Expansion:
 
     def _expand(self, start: int, stop: int) -> "_Stretch":
         ids = self._memory.ids(max(start - 1, 0), stop)
-        distinct, places = ids.unique(return_inverse=True)
+        distinct, places = _distinct(ids)
         e = rms_normalize(self._model.embed(distinct))
         kd = self._kd(max(start - 1, 0), stop, distinct, places)
         if start == 0:
@@ -139,7 +139,7 @@ class Expansion:
             e = torch.cat([e, torch.zeros_like(e[:1])])
             kd = torch.cat([torch.zeros_like(kd[:1]), kd])
             places = torch.cat([places.new_full((1,), len(distinct)), places])
-        bigrams, rows = (places[:-1] * len(e) + places[1:]).unique(return_inverse=True)
+        bigrams, rows = _distinct(places[:-1] * len(e) + places[1:])
         return _Stretch(
             span=(start, stop),
             rows=rows,
@@ -154,6 +154,11 @@ class Expansion:
             return self._shared_keys.rows(start, stop)
         latents = self._memory.latents(start, stop, self._dtype)
         return self._token_cat.keys(self._table.rows(distinct).index_select(0, places), latents)
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(S,) integers -> the different ones among them, and the place of each among these."""
+    return ids.unique(return_inverse=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
+from goldfinch.training.block_plan import apply_block_plan
 from goldfinch.training.checkpoint import FOLDER, Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import Diverged, first_bad_tensor
@@ -38,6 +39,9 @@ class Reporter(Protocol):
 
     def start(self, config: TrainConfig, step: int, steps: int) -> None:
         """The run starts, or resumes after `step` of `steps`."""
+
+    def compiled(self, seconds: float) -> None:
+        """Blocks are compiled (`TrainConfig.compile`): the first step took this much longer than the second."""
 
     def step(self, record: dict[str, Any], done: float) -> None:
         """One optimizer step is done; `record` is its line of metrics.jsonl, `done` the part of the run, up to 1."""
@@ -109,9 +113,11 @@ class Trainer:
             self._model = Decoder(config.model)
         self._model.to_empty(device=self._device)
         initialize(self._model, config.seed)
+        apply_block_plan(self._model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
         self._optimizer = build_optimizer(self._model, config.optimizer)
         self._progress = self._resume() if resume else self._begin()
         self._metrics = Metrics(self._run, self._progress.step)
+        self._start = self._progress
 
     def _begin(self) -> Progress:
         if (self._run / SETTINGS).exists():
@@ -196,17 +202,21 @@ class Trainer:
         }
         self._metrics.add(**record)
         self._reporter.step(record, self._done())
+        if config.compile and step == self._start.step + 1:
+            first = self._progress.seconds - self._start.seconds - seconds
+            self._reporter.compiled(first - seconds)
 
     def _accumulate(self, windows: Tensor) -> float:
         """Add up the gradients of the mean loss over a batch, (B, T + 1); returns that loss, nats per token."""
         tokens = windows[:, 1:].numel()
-        total = 0.0
+        losses = []
         for part in windows.split(self._config.micro_batch_size or len(windows)):
             with self._autocast():
                 loss = next_token_loss(self._model, part) / tokens
             loss.backward()
-            total += loss.item()
-        return total
+            losses.append(loss.detach())
+        # Not in the loop: a GPU would have to finish each part before the next one is sent.
+        return sum(loss.item() for loss in losses)
 
     def _diverged(self, windows: Tensor, loss: float, norm: float) -> None:
         step = self._progress.step

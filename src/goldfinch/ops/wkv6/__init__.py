@@ -70,6 +70,6 @@ def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:
     on_gpu = r.device.type == "cuda" and dtype == torch.float32 and r.shape[-1] >= fla.SMALLEST_HEAD
     if on_gpu and fla.library() is not None:
         return "fla"
-    if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.library() is not None:
+    if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.available():
         return "native"
     return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"

@@ -23,6 +23,11 @@ def library() -> ctypes.CDLL | None:
     return compiled(SOURCE, "WKV6")
 
 
+def available() -> bool:
+    """Whether there is compiled code. Apart from `library`, so that torch.compile can take the answer as it is."""
+    return library() is not None
+
+
 def wkv6_native(
     r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:

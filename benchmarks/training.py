@@ -1,0 +1,118 @@
+"""Training steps: as they are, with activation checkpointing, with compiled blocks. `python benchmarks/training.py`
+
+Compiled code is kept from run to run; TORCHINDUCTOR_CACHE_DIR=(an empty folder) shows what a first one costs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from common import report, spread
+from torch import Tensor
+
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+from goldfinch.presets import model_config
+from goldfinch.training.block_plan import apply_block_plan
+from goldfinch.training.config import OptimizerConfig
+from goldfinch.training.loss import next_token_loss
+from goldfinch.training.optimizer import build_optimizer
+
+PLANS = {
+    "eager": {},
+    "checkpointing": {"activation_checkpointing": True},
+    "compiled": {"compiled": True},
+}
+
+
+def main() -> None:
+    """Parse, measure in turns, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", nargs="?", default="goldfinch-L6-D256")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bf16", action="store_true", help="autocast")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(args.vocab_size, (args.batch_size, args.context + 1), generator=generator)
+    models = {name: _model(args.preset, args.vocab_size, plan) for name, plan in PLANS.items()}
+    steps = {name: _step(model, windows, args.bf16) for name, model in models.items()}
+    kept = {}
+    first = {}
+    for name, step in steps.items():
+        started = time.perf_counter()
+        step()
+        first[name] = time.perf_counter() - started
+        kept[name] = _saved_bytes(models[name], windows, args.bf16)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    tokens = windows[:, 1:].numel()
+    rows = [
+        (
+            name,
+            spread([tokens / value for value in seconds[name]]),
+            spread([eager / value for eager, value in zip(seconds["eager"], seconds[name], strict=True)]),
+            f"{first[name] - statistics.median(seconds[name]):.1f}",
+            f"{kept[name] / 2**20:.1f}",
+        )
+        for name in steps
+    ]
+    columns = ("blocks", "tokens/s", "times eager", "more in the first step, s", "kept for the backward pass, MiB")
+    title = f"{args.preset}, {args.batch_size} x {args.context} tokens, {'bf16' if args.bf16 else 'fp32'}"
+    report(title, columns, rows, args.json)
+
+
+def _model(preset: str, vocab_size: int, plan: dict[str, bool]) -> Decoder:
+    model = Decoder(model_config(preset, vocab_size))
+    initialize(model, 0)
+    apply_block_plan(model, **plan)
+    return model
+
+
+def _step(model: Decoder, windows: Tensor, bf16: bool) -> Callable[[], None]:
+    """All that the trainer does in a step, but for the data."""
+    optimizer = build_optimizer(model, OptimizerConfig())
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = next_token_loss(model, windows) / windows[:, 1:].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _saved_bytes(model: Decoder, windows: Tensor, bf16: bool) -> int:
+    """Of the activations that a forward pass below the head keeps, each storage once."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        model.hidden(windows[:, :-1])
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+if __name__ == "__main__":
+    main()
