@@ -8,6 +8,7 @@ transformers peer are filled with noise instead of being read; llama.cpp reads, 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from common import arguments, moby_dick, plot, report, spread, times_faster_than_best, versions
@@ -17,6 +18,8 @@ from goldfinch.inference.context import Context
 from goldfinch.inference.rounds import in_turns
 from goldfinch.inference.speed_benchmark import at_level, copy_probe, levels, write_seconds
 
+ANEW = "GoldFinch, compressed, no bigrams, no table"
+
 
 def main() -> None:
     """Measure and print."""
@@ -24,6 +27,7 @@ def main() -> None:
     add_arguments(parser, longest=16384)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 16384, 65536])
     parser.add_argument("--tokens", type=int, default=4, help="written per round")
+    parser.add_argument("--without-anew", action="store_true", help=f"leave out '{ANEW}', which takes long")
     options = parser.parse_args()
 
     ours = GoldFinch(options.preset, options.dtype)
@@ -37,12 +41,15 @@ def main() -> None:
         reading.read(ids[len(reading) : length])
         for level in levels(ours.lm):
             contexts[length, f"GoldFinch, {level}" if level else "GoldFinch"] = at_level(reading, level)
+        if ours.lm.config.gold_layers and not options.without_anew:
+            contexts[length, ANEW] = at_level(reading, "compressed", id_table=0)
     with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
         cases: dict[Any, Callable[[], float]] = {"copy": copy.measure}
         for length in lengths:
             for case, context in contexts.items():
                 if case[0] == length:
-                    cases[case] = partial(write_seconds, context, options.tokens)
+                    write = write_anew if case[1] == ANEW else write_seconds
+                    cases[case] = partial(write, context, options.tokens)
             if length <= options.longest_peer:
                 cases |= {(length, name): peer.writer(ids[:length], options.tokens) for name, peer in others.items()}
         taken = in_turns(cases, options.rounds)
@@ -90,6 +97,13 @@ def main() -> None:
     )
     if options.png is not None:
         plot(options.png, title, ("tokens before", "ms a token"), lines)
+
+
+def write_anew(context: Context, tokens: int) -> float:
+    """Seconds of a token when keys and values are worked out for each token anew, however often it stands there."""
+    each_by_itself = partial(mock.patch, "goldfinch.memory.expansion._distinct")
+    with each_by_itself(lambda ids: (ids, torch.arange(len(ids)))):
+        return write_seconds(context, tokens)
 
 
 if __name__ == "__main__":

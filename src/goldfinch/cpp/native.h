@@ -66,13 +66,36 @@ INLINE void store(bfloat16* to, Floats x) {
     }
 }
 
-// In halves: additions that do not wait for one another.
+// Sixteen lanes of two vectors, by their numbers: those of the second begin at 16.
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Integers){__VA_ARGS__})
+#endif
+
+// The sums of sixteen vectors: at every step a vector takes in another, and of both what belongs together is added up.
+INLINE Floats sums(Floats x[LANES]) {
+#define ADD_HALVES(count, low, high) \
+    for (int i = 0; i < count; ++i) x[i] = SHUFFLE(x[2 * i], x[2 * i + 1], low) + SHUFFLE(x[2 * i], x[2 * i + 1], high);
+#define LIST(...) __VA_ARGS__
+    ADD_HALVES(8, LIST(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+               LIST(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+    ADD_HALVES(4, LIST(0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),
+               LIST(4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31))
+    ADD_HALVES(2, LIST(0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),
+               LIST(2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31))
+    ADD_HALVES(1, LIST(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+               LIST(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
+#undef ADD_HALVES
+#undef LIST
+    return x[0];
+}
+
 INLINE float sum(Floats x) {
-    float parts[LANES];
-    store(parts, x);
-    for (int count = LANES / 2; count > 0; count /= 2)
-        for (int i = 0; i < count; ++i) parts[i] += parts[i + count];
-    return parts[0];
+    x += SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    return x[0] + x[1];
 }
 
 // e^x within 2 units of the last place for x in -87.3 .. 88.3, and as at these borders outside: 2^n p(f), n + f = x / ln 2.

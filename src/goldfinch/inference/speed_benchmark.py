@@ -135,8 +135,8 @@ def levels(lm: LanguageModel) -> tuple[Level | None, ...]:
     return get_args(Level) if lm.config.gold_layers else (None,)
 
 
-def at_level(context: Context, level: Level | None) -> Context:
-    """A fork that keeps just this level, and the table of ids besides; everything that it keeps is there already.
+def at_level(context: Context, level: Level | None, id_table: int = ID_TABLE_BYTES) -> Context:
+    """A fork that keeps just this level, and a table of ids besides; everything that it keeps is there already.
 
     The logits of `context` must not have been asked for: they would have been worked out at another level.
     """
@@ -148,7 +148,7 @@ def at_level(context: Context, level: Level | None) -> Context:
             "keys and values": expansion.bytes_at("keys and values", tokens + GROWTH),
             # Of the lower levels: what is just too little for the next one.
             "shared keys": expansion.bytes_at("keys and values", tokens) - 1,
-            "compressed": min(ID_TABLE_BYTES, expansion.bytes_at("shared keys", tokens) - 1),
+            "compressed": min(id_table, expansion.bytes_at("shared keys", tokens) - 1),
         }[level]
         if expansion.level != level:
             raise RuntimeError(f"{tokens} tokens are kept at the level {expansion.level!r}, not at {level!r}")

@@ -127,7 +127,7 @@ class Expansion:
         if layer is self._model.blocks[-1].time_mix:
             self._stretch = None
         weights, values = layer.mix(stretch.embeddings, stretch.embeddings_before)
-        return layer.keys(stretch.kd[1:], stretch.kd[:-1], weights.index_select(0, stretch.rows)), values, stretch.rows
+        return layer.keys(stretch.kd[1:], stretch.kd[:-1], weights, stretch.rows), values, stretch.rows
 
     def _expand(self, start: int, stop: int) -> "_Stretch":
         ids = self._memory.ids(max(start - 1, 0), stop)

@@ -12,6 +12,7 @@ from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
+from goldfinch.mixers import native_gold
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention
 from goldfinch.state import GoldState
 
@@ -116,13 +117,26 @@ class Gold(nn.Module):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
+        if native_gold.possible(self, embeddings):
+            return native_gold.mix(self, embeddings, before)
         difference = before - embeddings
         chosen_by = torch.addcmul(embeddings, difference, self.memory_mu)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
         v = torch.addcmul(embeddings, difference, weights_v)
         return weights_k, self.value_norm(*self.value_adapter(v, v))
 
-    def keys(self, keys: Tensor, before: Tensor, weights: Tensor) -> Tensor:
-        """This layer's keys from kD, kD of the tokens before, and `mix`'s weights (P17, P19), before the rotation."""
+    def keys(self, keys: Tensor, before: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+        """This layer's keys before the rotation (P17, P19).
+
+        Args:
+            keys: kD, (..., S, D).
+            before: kD of the tokens before, (..., S, D).
+            weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
+            rows: (S,) int64, which of the weights are each token's; None where each has its own.
+        """
+        if native_gold.possible(self, keys):
+            return native_gold.keys(self, keys, before, weights, rows)
+        if rows is not None:
+            weights = weights.index_select(0, rows)
         k = torch.addcmul(keys, before - keys, weights)
         return self.key_norm(*self.key_adapter(k, k))

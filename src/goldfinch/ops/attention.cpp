@@ -42,19 +42,34 @@ void add(const Queries& queries, const Running& from, const Running& to) {
     }
 }
 
+// to += values of sixteen keys, weighted
+template <int VECTORS, typename W>
+INLINE void add_values(const W* const* values, Size offset, const float* shares, float* to) {
+    Floats totals[VECTORS];
+    for (int j = 0; j < VECTORS; ++j) totals[j] = load(to + j * LANES);
+    for (Size i = 0; i < LANES; ++i)
+        for (int j = 0; j < VECTORS; ++j) totals[j] += shares[i] * load(values[i] + offset + j * LANES);
+    for (int j = 0; j < VECTORS; ++j) store(to + j * LANES, totals[j]);
+}
+
 // Keys first .. last - 1 of the block, at most TILE.
 template <typename W>
 void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size last, float* scores,
                  const Running& to) {
     const Size size = queries.size, pairs = queries.count * queries.heads;
-    for (Size s = first; s < last; ++s)
+    for (Size s = first; s < last; s += LANES)
         for (Size head = 0; head < queries.heads; ++head) {
-            const W* key = block.keys + head * block.key_head + s * block.key_row;
+            const W* keys[LANES];
+            for (Size i = 0; i < LANES; ++i)
+                keys[i] = block.keys + head * block.key_head + std::min(s + i, last - 1) * block.key_row;
             for (Size t = 0; t < queries.count; ++t) {
-                const float* q = queries.q + (t * queries.heads + head) * size;
-                Floats products{};
-                for (Size n = 0; n < size; n += LANES) products += load(q + n) * load(key + n);
-                scores[(t * queries.heads + head) * TILE + s - first] = sum(products);
+                const Size pair = t * queries.heads + head;
+                Floats products[LANES] = {};
+                for (Size n = 0; n < size; n += LANES) {
+                    const Floats q = load(queries.q + pair * size + n);
+                    for (Size i = 0; i < LANES; ++i) products[i] += q * load(keys[i] + n);
+                }
+                store(scores + pair * TILE + s - first, sums(products));
             }
         }
     for (Size pair = 0; pair < pairs; ++pair) {
@@ -85,13 +100,18 @@ void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size
         }
         to.weight[pair] += sum(total);
     }
-    for (Size s = first; s < last; ++s) {
-        const W* value = block.values + (block.rows ? block.rows[s] : s) * block.value_row;
+    for (Size s = first; s < last; s += LANES) {
+        const W* values[LANES];
+        for (Size i = 0; i < LANES; ++i) {
+            const Size key = std::min(s + i, last - 1);  // those after the last have no share
+            values[i] = block.values + (block.rows ? block.rows[key] : key) * block.value_row;
+        }
         for (Size pair = 0; pair < pairs; ++pair) {
-            const float share = scores[pair * TILE + s - first];
-            const W* at = value + pair % queries.heads * block.value_head;
-            float* to_row = to.weighted + pair * size;
-            for (Size n = 0; n < size; n += LANES) store(to_row + n, load(to_row + n) + share * load(at + n));
+            const float* shares = scores + pair * TILE + s - first;
+            const Size offset = pair % queries.heads * block.value_head;
+            Size n = 0;
+            for (; n + 4 * LANES <= size; n += 4 * LANES) add_values<4>(values, offset + n, shares, to.weighted + pair * size + n);
+            for (; n < size; n += LANES) add_values<1>(values, offset + n, shares, to.weighted + pair * size + n);
         }
     }
 }

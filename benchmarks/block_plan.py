@@ -1,4 +1,4 @@
-"""Training steps: as they are, with activation checkpointing, with compiled blocks. `python benchmarks/training.py`
+"""Training steps: as they are, with activation checkpointing, with compiled blocks. `python benchmarks/block_plan.py`
 
 Compiled code is kept from run to run; TORCHINDUCTOR_CACHE_DIR=(an empty folder) shows what a first one costs.
 """

@@ -1,0 +1,73 @@
+"""What GOLD rebuilds in C++ is what its modules make of it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from goldfinch import cpp
+from goldfinch.mixers import Gold, native_gold
+
+pytestmark = pytest.mark.skipif(cpp.compiled(native_gold.SOURCE, "GOLD") is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def layer(small_config, randomized):
+    config = small_config("gold", width=96, head_size=32, shift_rank=16)
+    return lambda dtype: randomized(Gold(config), dtype, 0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("count", [1, 4, 7, 200])
+def test_keys_values_and_weights_are_those_of_pytorch(layer, count, dtype, tolerance, monkeypatch):
+    torch.manual_seed(0)
+    gold, truth = layer(dtype), layer(dtype).double()
+    e, before, kd = torch.randn(3, count, 96).to(dtype).unbind()
+    rows = torch.randint(count, (count,))
+    with torch.inference_mode():
+        assert native_gold.possible(gold, e)
+        weights, values = gold.mix(e, before)
+        found = [weights, values, gold.keys(kd, before, weights), gold.keys(kd, before, weights, rows)]
+        weights, values = truth.mix(e.double(), before.double())
+        given = found[0].double()
+        wide = kd.double(), before.double()
+        expected = [weights, values, truth.keys(*wide, given), truth.keys(*wide, given[rows])]
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - other).abs().max() <= tolerance * other.abs().max()
+
+
+def test_small_and_large_numbers_are_as_exact_as_in_pytorch(layer):
+    gold, truth = layer(torch.float32), layer(torch.float64)
+    torch.manual_seed(0)
+    for size in (1e-6, 1e-3, 1.0, 3.0, 300.0):
+        e = size * torch.randn(4, 96)
+        for one in (gold, truth):
+            one.value_adapter.a.fill_(1 / 96)  # tanh of about `size` / 10
+        expected = truth.mix(e.double(), e.double())[1]
+        error = (gold.mix(e, e)[1] - expected).abs().max()  # gradients are recorded: by PyTorch
+        with torch.no_grad():
+            assert (native_gold.mix(gold, e, e)[1] - expected).abs().max() <= 2 * error + 1e-6
+
+
+def test_gradients_and_other_types_are_left_to_pytorch(layer):
+    rows = torch.randn(3, 96)
+    assert not native_gold.possible(layer(torch.float32), rows)
+    with torch.inference_mode():
+        assert not native_gold.possible(layer(torch.float64), rows.double())
+        assert not native_gold.possible(layer(torch.float32), rows[None])
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    compiler = next(filter(shutil.which, cpp.COMPILERS))
+    flags = ["-std=c++17", "-O1", "-g", "-w", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    source, program = Path(__file__).with_name("gold_program.cpp"), tmp_path / "program"
+    command = [compiler, *flags, "-I", cpp.HEADERS, "-include", native_gold.SOURCE, source, "-o", program]
+    built = subprocess.run(command, capture_output=True, check=False, text=True)
+    if "asan" in built.stderr:
+        pytest.skip("this compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    subprocess.run([program], check=True, timeout=300)
