@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from torch import Tensor
+
 from goldfinch.files import atomic_file
 
 HEADERS = Path(__file__).parent
@@ -44,6 +46,11 @@ def compiled(source: Path, name: str) -> ctypes.CDLL | None:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         print(f"goldfinch: {name} runs in PyTorch, several times slower; {compiler}: {reason}", file=sys.stderr)
         return None
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin, as C++ takes it; null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _fingerprint(compiler: str, source: Path) -> str:

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <thread>
@@ -115,6 +116,21 @@ INLINE Floats exponential(Floats x) {
     Floats two_to_n;
     std::memcpy(&two_to_n, &scale, sizeof scale);
     return p * two_to_n;
+}
+
+// (x - mean) / sqrt(variance + eps) * weight + bias over `size` numbers.
+template <typename W, typename Y>
+INLINE void normalize(const float* x, const W* weight, const W* bias, double eps, std::int64_t size, Y* y) {
+    Floats total{}, squares{};
+    for (std::int64_t i = 0; i < size; i += LANES) total += load(x + i);
+    const float mean = sum(total) / size;
+    for (std::int64_t i = 0; i < size; i += LANES) {
+        const Floats apart = load(x + i) - mean;
+        squares += apart * apart;
+    }
+    const float scale = 1 / std::sqrt(sum(squares) / size + eps);
+    for (std::int64_t i = 0; i < size; i += LANES)
+        store(y + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
 }
 
 template <typename Work>

@@ -3,8 +3,6 @@
 //
 // Weights are fp32 or bf16, as PyTorch keeps them; everything else is computed in fp32. All widths are multiples of 16.
 
-#include <cmath>
-
 #include "native.h"
 
 namespace {
@@ -101,18 +99,8 @@ INLINE void add_columns(const float* x, const W* w, Size inputs, Size width, Ran
 template <typename W>
 void normalize(const Norm<W>& norm, const float* x, Size width, float* y) {
     const Size size = width / norm.groups;
-    for (Size start = 0; start < width; start += size) {
-        Floats total{}, squares{};
-        for (Size i = start; i < start + size; i += LANES) total += load(x + i);
-        const float mean = sum(total) / size;
-        for (Size i = start; i < start + size; i += LANES) {
-            const Floats apart = load(x + i) - mean;
-            squares += apart * apart;
-        }
-        const float scale = 1 / std::sqrt(sum(squares) / size + norm.eps);
-        for (Size i = start; i < start + size; i += LANES)
-            store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i));
-    }
+    for (Size start = 0; start < width; start += size)
+        normalize(x + start, norm.weight + start, norm.bias + start, norm.eps, size, y + start);
 }
 
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }

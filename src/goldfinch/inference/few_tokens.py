@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpp import compiled
+from goldfinch.cpp import compiled, pointer
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.token_shift import DataDependentLerp
@@ -110,13 +110,13 @@ class FewTokens:
         x, logits = x.float().contiguous(), torch.empty(len(x), len(self._head))
         sizes = (ctypes.c_int64(extent) for extent in (*logits.T.shape, self._width))
         threads = ctypes.c_int(torch.get_num_threads())
-        self._code["linear"](_pointer(self._head), *sizes, threads, _pointer(x), _pointer(logits))
+        self._code["linear"](pointer(self._head), *sizes, threads, pointer(x), pointer(logits))
         return logits
 
     def _call(self, name: str, layers: Any, states: Any, *number: int, tensors: tuple[Tensor, ...]) -> None:
         sizes = (ctypes.c_int64(extent) for extent in (*number, tensors[0].shape[1], self._width))
         threads = ctypes.c_int(torch.get_num_threads())
-        self._code[name](layers, states, *sizes, threads, *map(_pointer, tensors))
+        self._code[name](layers, states, *sizes, threads, *map(pointer, tensors))
 
 
 class _Entry:
@@ -166,10 +166,6 @@ def _possible(model: Decoder) -> bool:
     )
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
 # The structures of few_tokens.cpp.
 def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
@@ -204,16 +200,16 @@ _State = _structure(
 
 def _norm(norm: nn.LayerNorm | nn.GroupNorm) -> ctypes.Structure:
     groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
-    return _Norm(weight=_pointer(norm.weight), bias=_pointer(norm.bias), groups=groups, eps=norm.eps)
+    return _Norm(weight=pointer(norm.weight), bias=pointer(norm.bias), groups=groups, eps=norm.eps)
 
 
 def _low_rank(low_rank: LowRank) -> ctypes.Structure:
     outputs, rank, _ = low_rank.b.shape
-    return _LowRank(a=_pointer(low_rank.a), b=_pointer(low_rank.b), rank=rank, outputs=outputs)
+    return _LowRank(a=pointer(low_rank.a), b=pointer(low_rank.b), rank=rank, outputs=outputs)
 
 
 def _shift(ddlerp: DataDependentLerp) -> ctypes.Structure:
-    return _Shift(mu_x=_pointer(ddlerp.mu_x), mu=_pointer(ddlerp.mu), low_rank=_low_rank(ddlerp.low_rank))
+    return _Shift(mu_x=pointer(ddlerp.mu_x), mu=pointer(ddlerp.mu), low_rank=_low_rank(ddlerp.low_rank))
 
 
 def _layer(block: Block) -> ctypes.Structure:
@@ -225,29 +221,29 @@ def _layer(block: Block) -> ctypes.Structure:
         "shift": _shift(mixer.ddlerp),
         "heads": mixer.heads,
         "output_norm": _norm(mixer.norm),
-        "output": _pointer(mixer.output.weight),
+        "output": pointer(mixer.output.weight),
         "channel_norm": _norm(block.channel_mix_norm),
-        "channel_mu_r": _pointer(channel_mix.mu_r),
-        "channel_mu_k": _pointer(channel_mix.mu_k),
-        "channel_receptance": _pointer(channel_mix.receptance.weight),
-        "channel_key": _pointer(channel_mix.key.weight),
-        "channel_value": _pointer(channel_mix.value.weight),
+        "channel_mu_r": pointer(channel_mix.mu_r),
+        "channel_mu_k": pointer(channel_mix.mu_k),
+        "channel_receptance": pointer(channel_mix.receptance.weight),
+        "channel_key": pointer(channel_mix.key.weight),
+        "channel_value": pointer(channel_mix.value.weight),
         "channel_width": channel_mix.key.weight.shape[0],
     }
     if isinstance(mixer, Gold):
-        fields |= {"receptance": _pointer(mixer.query.weight), "query_norm": _norm(mixer.query_norm)}
+        fields |= {"receptance": pointer(mixer.query.weight), "query_norm": _norm(mixer.query_norm)}
         return _Layer(**fields)
     fields |= {f"use_{use}": number for number, use in enumerate(mixer.ddlerp.uses) if use in "rkvw"}
     fields |= {
-        "receptance": _pointer(mixer.receptance.weight),
-        "key": _pointer(mixer.key.weight),
-        "value": _pointer(mixer.value.weight),
-        "decay_base": _pointer(mixer.decay.base),
+        "receptance": pointer(mixer.receptance.weight),
+        "key": pointer(mixer.key.weight),
+        "value": pointer(mixer.value.weight),
+        "decay_base": pointer(mixer.decay.base),
         "decay": _low_rank(mixer.decay.low_rank),
-        "bonus": _pointer(mixer.bonus),
+        "bonus": pointer(mixer.bonus),
     }
     if isinstance(mixer, Finch):
-        fields |= {"gate": _pointer(mixer.gate.weight), "use_extra": mixer.ddlerp.uses.index("g")}
+        fields |= {"gate": pointer(mixer.gate.weight), "use_extra": mixer.ddlerp.uses.index("g")}
     else:
         fields["one_minus_w"] = mixer.one_minus_w
         if mixer.bonus is None:
@@ -263,4 +259,4 @@ def _state(before: BlockState | None, after: BlockState) -> ctypes.Structure:
             tensors |= {f"last{ending}": state.time_mix.last, f"channel_last{ending}": state.channel_mix}
             if isinstance(state.time_mix, RecurrentState):
                 tensors[f"wkv{ending}"] = state.time_mix.wkv
-    return _State(**{name: _pointer(tensor) for name, tensor in tensors.items()})
+    return _State(**{name: pointer(tensor) for name, tensor in tensors.items()})

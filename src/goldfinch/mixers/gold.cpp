@@ -3,8 +3,6 @@
 //
 // Rows are fp32 or bf16, as the model's weights are; everything is computed in fp32. All widths are multiples of 16.
 
-#include <cmath>
-
 #include "native.h"
 
 namespace {
@@ -77,20 +75,6 @@ INLINE void add_low_rank(Rows& x, const LowRank<W>& low_rank, Rows& hidden, Rows
     multiply(hidden, 0, low_rank.b, low_rank.rank, y);
 }
 
-template <typename W>
-INLINE void normalize(const Norm<W>& norm, const float* x, Size width, W* y) {
-    Floats total{}, squares{};
-    for (Size i = 0; i < width; i += LANES) total += load(x + i);
-    const float mean = sum(total) / width;
-    for (Size i = 0; i < width; i += LANES) {
-        const Floats apart = load(x + i) - mean;
-        squares += apart * apart;
-    }
-    const float scale = 1 / std::sqrt(sum(squares) / width + norm.eps);
-    for (Size i = 0; i < width; i += LANES)
-        store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i));
-}
-
 // The work of each group of tokens: work(first, last).
 template <typename Work>
 void in_groups(Size count, int threads, const Work& work) {
@@ -123,7 +107,7 @@ void mix(const W* e, const W* before, Size count, Size width, const W* mu, const
             }
         z.numbers = v.numbers;
         add_low_rank(z, adapter, hidden, v);
-        for (Size t = first; t < last; ++t) normalize(norm, v[t - first], width, values + t * width);
+        for (Size t = first; t < last; ++t) normalize(v[t - first], norm.weight, norm.bias, norm.eps, width, values + t * width);
     });
 }
 
@@ -131,18 +115,18 @@ template <typename W>
 void keys(const W* kd, const W* before, const W* weights, const Size* rows, Size count, Size width,
           const LowRank<W>& adapter, const Norm<W>& norm, int threads, W* to) {
     in_groups(count, threads, [&](Size first, Size last) {
-        Rows k(width), sum(width), hidden(adapter.rank);
+        Rows k(width), total(width), hidden(adapter.rank);
         for (Size t = first; t < last; ++t) {
             const W* weight = weights + (rows ? rows[t] : t) * width;
             for (Size i = 0; i < width; i += LANES) {
                 const Floats here = load(kd + t * width + i);
                 const Floats mixed = here + (load(before + t * width + i) - here) * load(weight + i);
                 store(k[t - first] + i, mixed);
-                store(sum[t - first] + i, mixed);
+                store(total[t - first] + i, mixed);
             }
         }
-        add_low_rank(k, adapter, hidden, sum);
-        for (Size t = first; t < last; ++t) normalize(norm, sum[t - first], width, to + t * width);
+        add_low_rank(k, adapter, hidden, total);
+        for (Size t = first; t < last; ++t) normalize(total[t - first], norm.weight, norm.bias, norm.eps, width, to + t * width);
     });
 }
 

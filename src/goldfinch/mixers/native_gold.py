@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from goldfinch.cpp import compiled
+from goldfinch.cpp import compiled, pointer
 
 if TYPE_CHECKING:
     from goldfinch.mixers.gold import Gold
@@ -41,10 +41,11 @@ def mix(layer: "Gold", embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tens
     weights, values = torch.empty_like(embeddings), torch.empty_like(embeddings)
     shift, adapter, norm = layer.shift_low_rank, layer.value_adapter, layer.value_norm
     _function("mix", embeddings)(
-        *_pointers(embeddings, before), *_sizes(*embeddings.shape),
-        *_pointers(layer.memory_mu, layer.mu_k, layer.mu_v, shift.a, shift.b), *_sizes(shift.b.shape[1]),
-        *_pointers(adapter.a, adapter.b), *_sizes(adapter.b.shape[1]),
-        *_pointers(norm.weight, norm.bias), ctypes.c_double(norm.eps), _threads(), *_pointers(weights, values),
+        *map(pointer, (embeddings, before)), *_sizes(*embeddings.shape),
+        *map(pointer, (layer.memory_mu, layer.mu_k, layer.mu_v, shift.a, shift.b)), *_sizes(shift.b.shape[1]),
+        *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
+        *map(pointer, (norm.weight, norm.bias)), ctypes.c_double(norm.eps), _threads(),
+        *map(pointer, (weights, values)),
     )  # fmt: skip
     return weights, values
 
@@ -55,9 +56,9 @@ def keys(layer: "Gold", kd: Tensor, before: Tensor, weights: Tensor, rows: Tenso
     result = torch.empty_like(kd)
     adapter, norm = layer.key_adapter, layer.key_norm
     _function("keys", kd)(
-        *_pointers(kd, before, weights, rows), *_sizes(*kd.shape),
-        *_pointers(adapter.a, adapter.b), *_sizes(adapter.b.shape[1]),
-        *_pointers(norm.weight, norm.bias), ctypes.c_double(norm.eps), _threads(), *_pointers(result),
+        *map(pointer, (kd, before, weights, rows)), *_sizes(*kd.shape),
+        *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
+        *map(pointer, (norm.weight, norm.bias)), ctypes.c_double(norm.eps), _threads(), pointer(result),
     )  # fmt: skip
     return result
 
@@ -66,10 +67,6 @@ def _function(name: str, rows: Tensor) -> Callable[..., Any]:
     code = compiled(SOURCE, "GOLD")
     assert code is not None
     return getattr(code, f"{name}_{str(rows.dtype).removeprefix('torch.')}")
-
-
-def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
 
 
 def _sizes(*sizes: int) -> list[ctypes.c_int64]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpp import compiled
+from goldfinch.cpp import compiled, pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MOST_QUERIES = 16
@@ -121,14 +121,9 @@ def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tens
         sizes = map(ctypes.c_int64, (length, heads, size))
         strides = map(ctypes.c_int64, (*k.stride()[:2], *v.stride()[:2]))
         places = map(ctypes.c_int64, (count, start - (total - length)))
-        rows_pointer = None if rows is None else _pointer(rows)
         attend(
-            *sizes, *map(_pointer, (scaled, k, v)), *strides, rows_pointer, *places, threads,
-            *map(_pointer, (highest, weight, weighted)),
+            *sizes, *map(pointer, (scaled, k, v)), *strides, pointer(rows), *places, threads,
+            *map(pointer, (highest, weight, weighted)),
         )  # fmt: skip
         start += count
     return (weighted / weight[..., None]).transpose(0, 1)[None].to(q.dtype)
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpp import VECTOR_BYTES, compiled
+from goldfinch.cpp import VECTOR_BYTES, compiled, pointer
 
 SOURCE = Path(__file__).with_name("native.cpp")
 LARGEST_HEAD = 256
@@ -117,5 +117,4 @@ def _call(name: str, r: Tensor, parts: int, threads: int, tensors: tuple[Tensor 
     assert code is not None
     function = getattr(code, f"wkv6_{name}_{'f64' if r.dtype == torch.float64 else 'f32'}")
     shape = [ctypes.c_int64(extent) for extent in (*r.shape, parts)]
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    function(*shape, ctypes.c_int(threads), *pointers)
+    function(*shape, ctypes.c_int(threads), *map(pointer, tensors))
