@@ -114,13 +114,18 @@ def test_the_lookup_goes_on_with_the_text():
     assert lookup.guess(0) == []
 
 
-def test_fewer_are_guessed_while_guesses_are_wrong():
+def test_fewer_are_guessed_and_more_seldom_while_guesses_are_wrong():
     speculation = Speculation(most=8)
     asked = []
-    for right in (0, 0, 1, 2, 4, 8):
+    for right in (0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8):
         asked.append(speculation.now())
         speculation.count(asked[-1], min(right, asked[-1]))
-    assert asked == [8, 1, 1, 2, 4, 8]
+    assert asked == [8, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+    speculation.count(1, 1)
+    for right in (2, 1, 8):
+        asked.append(speculation.now())
+        speculation.count(asked[-1], min(right, asked[-1]))
+    assert asked[-3:] == [2, 4, 2]
     with pytest.raises(UserError, match="negative"):
         Speculation(most=-1)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from goldfinch.errors import UserError
 
+LONGEST_PAUSE = 31  # steps
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2  # tokens that must be the same for what followed them to be a guess
 
 
@@ -34,6 +35,7 @@ class Speculation:
         if self.most < 0:
             raise UserError(f"the number of tokens to guess must not be negative: {self.most}")
         self._next = self.most
+        self._pause = self._wait = 0  # steps without guesses after the last wrong one, and how many of them are left
 
     @property
     def rate(self) -> float:
@@ -47,14 +49,20 @@ class Speculation:
 
     def now(self) -> int:
         """How many to guess in the next step."""
-        return min(self._next, self.most)
+        return 0 if self._wait else min(self._next, self.most)
 
     def count(self, guessed: int, right: int) -> None:
-        """Take in how a step went: twice as many next time where all were right, else as many as were, and one."""
+        """Take in how a step went: twice as many next time where all were right, else as many as were, and one.
+
+        Where none was right, some steps go without, twice as many as the last time: a step with guesses takes longer.
+        """
         self.guessed, self.right = self.guessed + guessed, self.right + right
         self.steps, self.written = self.steps + 1, self.written + 1 + right
+        self._wait = max(self._wait - 1, 0)
         if guessed:
             self._next = 2 * guessed if right == guessed else right + 1
+            self._pause = 0 if right else min(2 * self._pause + 1, LONGEST_PAUSE)
+            self._wait = self._pause
 
 
 class PromptLookup:
