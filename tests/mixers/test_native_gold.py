@@ -27,7 +27,7 @@ def test_keys_values_and_weights_are_those_of_pytorch(layer, count, dtype, toler
     e, before, kd = torch.randn(3, count, 96).to(dtype).unbind()
     rows = torch.randint(count, (count,))
     with torch.inference_mode():
-        assert native_gold.possible(gold, e)
+        assert native_gold.possible(e, gold.key_adapter)
         weights, values = gold.mix(e, before)
         found = [weights, values, gold.keys(kd, before, weights), gold.keys(kd, before, weights, rows)]
         weights, values = truth.mix(e.double(), before.double())
@@ -49,15 +49,15 @@ def test_small_and_large_numbers_are_as_exact_as_in_pytorch(layer):
         expected = truth.mix(e.double(), e.double())[1]
         error = (gold.mix(e, e)[1] - expected).abs().max()  # gradients are recorded: by PyTorch
         with torch.no_grad():
-            assert (native_gold.mix(gold, e, e)[1] - expected).abs().max() <= 2 * error + 1e-6
+            assert (gold.mix(e, e)[1] - expected).abs().max() <= 2 * error + 1e-6
 
 
 def test_gradients_and_other_types_are_left_to_pytorch(layer):
     rows = torch.randn(3, 96)
-    assert not native_gold.possible(layer(torch.float32), rows)
+    assert not native_gold.possible(rows, layer(torch.float32).key_adapter)
     with torch.inference_mode():
-        assert not native_gold.possible(layer(torch.float64), rows.double())
-        assert not native_gold.possible(layer(torch.float32), rows[None])
+        assert not native_gold.possible(rows.double(), layer(torch.float64).key_adapter)
+        assert not native_gold.possible(rows[None], layer(torch.float32).key_adapter)
 
 
 @pytest.mark.slow

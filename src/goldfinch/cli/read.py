@@ -44,7 +44,8 @@ class Read:
     text_field: str = "text"
     """Field (.jsonl) or column (.parquet) that holds the text."""
     dtype: str | None = None
-    """Type of the weights, such as bfloat16; as they are stored if not given."""
+    """Type of the weights, such as bfloat16; as they are stored if not given. Processors without bf16 instructions read
+    several times faster in float32."""
     device: str = "cpu"
     """cpu, cuda, ..."""
 

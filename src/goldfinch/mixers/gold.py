@@ -117,8 +117,9 @@ class Gold(nn.Module):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
-        if native_gold.possible(self, embeddings):
-            return native_gold.mix(self, embeddings, before)
+        if native_gold.possible(embeddings, self.shift_low_rank, self.value_adapter):
+            mu = self.memory_mu, self.mu_k, self.mu_v
+            return native_gold.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
         difference = before - embeddings
         chosen_by = torch.addcmul(embeddings, difference, self.memory_mu)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
@@ -134,8 +135,8 @@ class Gold(nn.Module):
             weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
             rows: (S,) int64, which of the weights are each token's; None where each has its own.
         """
-        if native_gold.possible(self, keys):
-            return native_gold.keys(self, keys, before, weights, rows)
+        if native_gold.possible(keys, self.key_adapter):
+            return native_gold.keys(keys, before, weights, rows, self.key_adapter, self.key_norm)
         if rows is not None:
             weights = weights.index_select(0, rows)
         k = torch.addcmul(keys, before - keys, weights)

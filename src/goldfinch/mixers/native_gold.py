@@ -6,43 +6,45 @@ PyTorch passes over all tokens a dozen times and waits for memory each time; her
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from goldfinch.cpp import compiled, pointer
-
-if TYPE_CHECKING:
-    from goldfinch.mixers.gold import Gold
+from goldfinch.layers.low_rank import LowRank
 
 SOURCE = Path(__file__).with_name("gold.cpp")
 LANES = 16  # what all widths must be a multiple of
 
 
-def possible(layer: "Gold", rows: Tensor) -> bool:
+def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
     """Whether these rows, (S, D), are for C++: on a CPU, in the layer's type, without gradients, of fitting sizes."""
-    dtype = layer.mu_k.dtype
-    ranks = (layer.shift_low_rank.b.shape[1], layer.key_adapter.b.shape[1], layer.value_adapter.b.shape[1])
     return (
         rows.dim() == 2
         and rows.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and dtype in (torch.float32, torch.bfloat16)
-        and rows.dtype == dtype
-        and not any(size % LANES for size in (rows.shape[1], *ranks))
+        and rows.dtype in (torch.float32, torch.bfloat16)
+        and all(rows.dtype == low_rank.a.dtype for low_rank in low_ranks)
+        and not any(size % LANES for size in (rows.shape[1], *(low_rank.b.shape[1] for low_rank in low_ranks)))
         and compiled(SOURCE, "GOLD") is not None
     )
 
 
-def mix(layer: "Gold", embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """As `Gold.mix`."""
+def mix(
+    embeddings: Tensor,
+    before: Tensor,
+    mu: tuple[Tensor, Tensor, Tensor],
+    shift: LowRank,
+    adapter: LowRank,
+    norm: nn.LayerNorm,
+) -> tuple[Tensor, Tensor]:
+    """As `Gold.mix`; mu: of what chooses the weights, of keys and of values."""
     embeddings, before = embeddings.contiguous(), before.contiguous()
     weights, values = torch.empty_like(embeddings), torch.empty_like(embeddings)
-    shift, adapter, norm = layer.shift_low_rank, layer.value_adapter, layer.value_norm
     _function("mix", embeddings)(
         *map(pointer, (embeddings, before)), *_sizes(*embeddings.shape),
-        *map(pointer, (layer.memory_mu, layer.mu_k, layer.mu_v, shift.a, shift.b)), *_sizes(shift.b.shape[1]),
+        *map(pointer, (*mu, shift.a, shift.b)), *_sizes(shift.b.shape[1]),
         *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
         *map(pointer, (norm.weight, norm.bias)), ctypes.c_double(norm.eps), _threads(),
         *map(pointer, (weights, values)),
@@ -50,11 +52,12 @@ def mix(layer: "Gold", embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tens
     return weights, values
 
 
-def keys(layer: "Gold", kd: Tensor, before: Tensor, weights: Tensor, rows: Tensor | None) -> Tensor:
+def keys(
+    kd: Tensor, before: Tensor, weights: Tensor, rows: Tensor | None, adapter: LowRank, norm: nn.LayerNorm
+) -> Tensor:
     """As `Gold.keys`."""
     kd, before, weights = kd.contiguous(), before.contiguous(), weights.contiguous()
     result = torch.empty_like(kd)
-    adapter, norm = layer.key_adapter, layer.key_norm
     _function("keys", kd)(
         *map(pointer, (kd, before, weights, rows)), *_sizes(*kd.shape),
         *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
