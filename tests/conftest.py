@@ -3,6 +3,9 @@
 import dataclasses
 import math
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +13,14 @@ from hypothesis import settings
 from plans import PLANS
 from torch import Tensor, nn
 
+from goldfinch import cpp
 from goldfinch.config import ModelConfig
-from goldfinch.inference import prefill
+from goldfinch.inference import few_tokens, prefill
 from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.mixers import native_gold
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
+from goldfinch.ops import attention
 from goldfinch.ops.wkv6 import native
 
 # Examples are the same in every run, so that a failure can be repeated; no time limit per example on shared cores.
@@ -24,6 +30,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "goldfinch"))
 torch.set_num_threads(1)
 # Built before tests look at what is printed.
 native.library()
+cpp.compiled(attention.SOURCE, "attention")
+cpp.compiled(native_gold.SOURCE, "GOLD")
+cpp.compiled(few_tokens.SOURCE, few_tokens.NAME)
 
 
 @pytest.fixture(scope="session")
@@ -146,3 +155,31 @@ def text():
         return torch.randint(3, (length,), generator=generator) * torch.randint(20, (length,), generator=generator)
 
     return make
+
+
+@pytest.fixture
+def run_with_sanitizers(tmp_path):
+    """run_with_sanitizers(source, program): compile both as one, `source` first, and run it."""
+
+    def run(source: Path, program: Path) -> None:
+        compiler = next(filter(shutil.which, cpp.COMPILERS), None)
+        if compiler is None:
+            pytest.skip("no C++ compiler")
+        flags = [
+            "-std=c++17",
+            "-O1",
+            "-g",
+            "-w",
+            "-pthread",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+        ]
+        built = tmp_path / "program"
+        command = [compiler, *flags, "-I", cpp.HEADERS, "-include", source, program, "-o", built]
+        result = subprocess.run(command, capture_output=True, check=False, text=True)
+        if "asan" in result.stderr:
+            pytest.skip("this compiler has no sanitizers")
+        assert result.returncode == 0, result.stderr
+        subprocess.run([built], check=True, timeout=300)
+
+    return run

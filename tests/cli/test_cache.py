@@ -112,7 +112,7 @@ def test_verify_finds_what_checksums_cannot(book, capsys):
     path, _, _ = book
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     tensors["latents.00001"][7] = -tensors["latents.00001"][7]
     damaged = path.with_name("damaged.gfc")
     save_file(tensors, damaged, metadata)

@@ -46,7 +46,7 @@ def rewrite(path, change_metadata=lambda metadata: None, change_tensors=lambda t
     """Change a file as a program that knows the format would."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     change_metadata(metadata)
     change_tensors(tensors)
     save_file(tensors, path, metadata)
@@ -55,7 +55,7 @@ def rewrite(path, change_metadata=lambda metadata: None, change_tensors=lambda t
 def sign(path):
     """Make a changed file's checksums match again."""
     with safe_open(path, "pt") as file:
-        others = {n: file.get_tensor(n) for n in file.keys() if n[:4] not in ("ids.", "late", "scal")}  # noqa: SIM118
+        others = {n: file.get_tensor(n) for n in file.keys() if n[:4] not in ("ids.", "late", "scal")}  # noqa: SIM118 (not a dictionary)
         description = file.metadata()["description"]
     rewrite(path, lambda metadata: metadata.update(checksum=str(context_file._checksum(description, others))))
 

@@ -1,7 +1,5 @@
 """Few tokens in C++ are what the modules make of them."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,9 +21,7 @@ PLANS = {
     "ablations": ("finch_c2_no_v2", "finch_c2_no_one_minus_w", "gold"),
     "Finch below GOLD": ("finch", "gold"),
 }
-pytestmark = pytest.mark.skipif(
-    cpp.compiled(native.SOURCE, "the layers for few tokens") is None, reason="no C++ compiler"
-)
+pytestmark = pytest.mark.skipif(cpp.compiled(native.SOURCE, native.NAME) is None, reason="no C++ compiler")
 
 
 def model_of(plan, dtype=torch.float32, **sizes):
@@ -124,6 +120,17 @@ def test_weights_may_be_trained_or_exchanged_in_between():
             assert_close(few_tokens(model, 1).lower(x, None), model.lower(x, None), 2e-5)
 
 
+def test_states_of_another_type_or_layout_are_read_as_what_they_are():
+    model = model_of(PLANS["GoldFinch"])
+    with torch.inference_mode():
+        _, states = model.lower(torch.randn(1, 3, 96), None)
+        x, strange = torch.randn(1, 1, 96), [to(state, torch.bfloat16) for state in states]
+        for state in strange:
+            state.time_mix.wkv = state.time_mix.wkv.transpose(2, 3).contiguous().transpose(2, 3)
+        expected = few_tokens(model, 1).lower(x, [to(state, torch.float32) for state in strange])
+        assert_close(few_tokens(model, 1).lower(x, strange), expected, 0)
+
+
 def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
     class Doubled(torch.nn.Linear):
         def forward(self, x):
@@ -155,16 +162,8 @@ def test_what_it_cannot_do_is_left_to_pytorch(plan, sizes, dtype):
 
 
 @pytest.mark.slow
-def test_sanitizers_find_nothing(tmp_path):
-    compiler = next(filter(shutil.which, cpp.COMPILERS))
-    flags = ["-std=c++17", "-O1", "-g", "-w", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    source, program = Path(__file__).with_name("few_tokens_program.cpp"), tmp_path / "program"
-    command = [compiler, *flags, "-I", cpp.HEADERS, "-include", native.SOURCE, source, "-o", program]
-    built = subprocess.run(command, capture_output=True, check=False, text=True)
-    if "asan" in built.stderr:
-        pytest.skip("this compiler has no sanitizers")
-    assert built.returncode == 0, built.stderr
-    subprocess.run([program], check=True, timeout=300)
+def test_sanitizers_find_nothing(run_with_sanitizers):
+    run_with_sanitizers(native.SOURCE, Path(__file__).with_name("few_tokens_program.cpp"))
 
 
 def test_small_presets_are_written_with_it():

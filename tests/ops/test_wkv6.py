@@ -1,7 +1,5 @@
 """Every WKV6 implementation against the definition, written out here in fp64."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,18 +150,8 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
 
 
 @pytest.mark.slow
-def test_sanitizers_find_nothing_in_the_native_code(tmp_path):
-    compiler = next(filter(shutil.which, cpp.COMPILERS), None)
-    if compiler is None:
-        pytest.skip("no compiler")
-    flags = ["-std=c++17", "-O1", "-g", "-w", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    source, program = Path(__file__).with_name("wkv6_program.cpp"), tmp_path / "program"
-    command = [compiler, *flags, "-I", cpp.HEADERS, "-include", native.SOURCE, source, "-o", program]
-    built = subprocess.run(command, capture_output=True, check=False, text=True)
-    if "asan" in built.stderr:
-        pytest.skip("this compiler has no sanitizers")
-    assert built.returncode == 0, built.stderr
-    subprocess.run([program], check=True, timeout=300)
+def test_sanitizers_find_nothing_in_the_native_code(run_with_sanitizers):
+    run_with_sanitizers(native.SOURCE, Path(__file__).with_name("wkv6_program.cpp"))
 
 
 @pytest.mark.parametrize("implementation", ALL)

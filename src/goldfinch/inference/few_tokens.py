@@ -26,6 +26,7 @@ from goldfinch.model.token_cat import TokenCat
 from goldfinch.state import BlockState, GoldState, RecurrentState
 
 SOURCE = Path(__file__).with_name("few_tokens.cpp")
+NAME = "the layers for few tokens"
 MOST_TOKENS = 16
 """Above, PyTorch's matrix products are faster."""
 DTYPES = (torch.float32, torch.bfloat16)
@@ -52,7 +53,7 @@ class FewTokens:
     """The layers of one model, as long as its parameters stay where they are. Batches are of one sequence."""
 
     def __init__(self, model: Decoder) -> None:
-        code = compiled(SOURCE, "the layers for few tokens")
+        code = compiled(SOURCE, NAME)
         assert code is not None
         dtype = model.head.weight.dtype
         suffix = str(dtype).removeprefix("torch.")
@@ -79,7 +80,8 @@ class FewTokens:
             )
         ]
         x = x0.to(torch.float32, copy=True).contiguous()
-        before: Sequence[BlockState | None] = states or [None] * number
+        given: Sequence[BlockState | None] = states or [None] * number
+        before = [_fitting(state, self._dtype) for state in given]
         pointers = (_State * number)(*map(_state, before, after))
         self._call("recurrent_layers", self._layers, pointers, number, tensors=(x,))
         return x.to(self._dtype), after
@@ -93,7 +95,8 @@ class FewTokens:
         for number, block in enumerate(self._blocks[self._below_gold :]):
             lasts = torch.empty(2, 1, self._width, dtype=self._dtype)
             state = BlockState(time_mix=GoldState(last=lasts[0]), channel_mix=lasts[1])
-            pointers = _state(states[number] if states else None, state)
+            before = _fitting(states[number] if states else None, self._dtype)
+            pointers = _state(before, state)
             layer = ctypes.byref(self._layers, ctypes.sizeof(_Layer) * (self._below_gold + number))
             self._call("queries", layer, ctypes.byref(pointers), tensors=(x, q))
             gold = block.time_mix
@@ -162,7 +165,7 @@ def _possible(model: Decoder) -> bool:
         and all(type(module) in KNOWN for module in model.modules())
         and parameters[0].dtype in DTYPES
         and all(parameter.dtype == parameters[0].dtype and parameter.is_contiguous() for parameter in parameters)
-        and compiled(SOURCE, "the layers for few tokens") is not None
+        and compiled(SOURCE, NAME) is not None
     )
 
 
@@ -249,6 +252,23 @@ def _layer(block: Block) -> ctypes.Structure:
         if mixer.bonus is None:
             fields |= {"second_value": _low_rank(mixer.second_value), "use_extra": mixer.ddlerp.uses.index("v2")}
     return _Layer(**fields)
+
+
+def _fitting(state: BlockState | None, dtype: torch.dtype) -> BlockState | None:
+    """The state as C++ reads it, hardly ever another one: whoever made it may have computed in another type."""
+    if state is None:
+        return None
+
+    def fit(tensor: Tensor, type_: torch.dtype = dtype) -> Tensor:
+        return tensor.to(type_).contiguous()
+
+    mix, channel_mix = state.time_mix, state.channel_mix
+    assert isinstance(mix, RecurrentState | GoldState)
+    last = fit(mix.last)
+    after: RecurrentState | GoldState = GoldState(last=last)
+    if isinstance(mix, RecurrentState):
+        after = RecurrentState(last=last, wkv=fit(mix.wkv, torch.float32))
+    return BlockState(time_mix=after, channel_mix=None if channel_mix is None else fit(channel_mix))
 
 
 def _state(before: BlockState | None, after: BlockState) -> ctypes.Structure:

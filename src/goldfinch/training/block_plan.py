@@ -40,7 +40,7 @@ def apply_block_plan(model: Decoder, *, activation_checkpointing: bool = False, 
     forward = _compile(Block.forward) if compiled else Block.forward
     for block in model.blocks:
         assert isinstance(block, Block)
-        block.forward = _planned(block, forward, activation_checkpointing)  # type: ignore[method-assign]
+        block.forward = _planned(block, forward, activation_checkpointing)  # type: ignore[method-assign]  # a plan, not a subclass
 
 
 def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> Forward:
