@@ -4,13 +4,16 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from goldfinch.errors import UserError
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, TrainConfig, recipe
+from goldfinch.training.loss import next_token_loss
 from goldfinch.training.optimizer import build_optimizer, parameter_groups, set_learning_rate
 from goldfinch.training.schedule import learning_rate
 
@@ -47,6 +50,60 @@ def test_matrices_decay_and_the_base_decay_learns_twice_as_fast(small_config):
     assert settings["head.weight"]["lr"] == settings["output_norm.bias"]["lr"] == 1e-3
     assert settings["head.weight"]["betas"] == (0.9, 0.99)
     assert settings["head.weight"]["eps"] == 1e-8
+
+
+def test_rates_multiply_learning_rates_by_pattern_and_the_last_match_counts(small_config):
+    model = Decoder(small_config("finch_c2", "gold"))
+    rates = ("blocks.*=0.5", "blocks.1.*=0.25", "*.decay.base=0.1", "head.weight=3")
+    optimizer = build_optimizer(model, OptimizerConfig(rates=rates))
+    set_learning_rate(optimizer, 1.0)
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    rate_of = {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(rate) == sum(len(group["params"]) for group in optimizer.param_groups) == len(rate_of)
+    assert rate_of["blocks.0.time_mix.key.weight"] == rate_of["blocks.0.time_mix.ddlerp.mu"] == 0.5
+    assert rate_of["blocks.1.time_mix.query.weight"] == 0.25
+    assert rate_of["blocks.0.time_mix.decay.base"] == pytest.approx(0.1 * 2)
+    assert rate_of["head.weight"] == 3
+    assert rate_of["embedding.weight"] == rate_of["output_norm.bias"] == 1
+
+
+def test_a_rate_of_0_freezes_and_nothing_below_is_back_propagated_through(small_config):
+    model = Decoder(small_config("finch_c2", "gold"))
+    initialize(model, 0)
+    model.blocks[1].time_mix.output.weight.data.normal_()
+    rates = ("*=0", "blocks.1.*=1", "output_norm.*=1", "head.*=1")
+    optimizer = build_optimizer(model, OptimizerConfig(rates=rates))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    recorded = []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: recorded.append(output[0].requires_grad))
+    next_token_loss(model, torch.arange(24).view(2, 12)).backward()
+    set_learning_rate(optimizer, 1e-3)
+    optimizer.step()
+    assert recorded == [False]
+    trained = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {"head.weight", "blocks.1.time_mix.query.weight"} <= trained
+    frozen = [name for name in before if not name.startswith(("blocks.1", "output_norm", "head"))]
+    assert not trained & set(frozen)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (parameter not in optimizer.state) == (name in frozen), name
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        ("blocks.7.*=1", r"no parameter matches 'blocks\.7\.\*'; the nearest is blocks\."),
+        ("haed.weight=1", "the nearest is head.weight"),
+        ("*=0", "freeze every parameter"),
+        ("head.weight", "PATTERN=MULTIPLIER.*not 'head.weight'"),
+        ("head.weight=fast", "PATTERN=MULTIPLIER"),
+        ("=1", "PATTERN=MULTIPLIER"),
+        ("head.weight=-1", "PATTERN=MULTIPLIER"),
+        ("head.weight=nan", "PATTERN=MULTIPLIER"),
+    ],
+)
+def test_rates_that_cannot_be_meant_are_refused(rate, message, small_config):
+    with pytest.raises(UserError, match=message):
+        build_optimizer(Decoder(small_config("finch", "finch")), OptimizerConfig(rates=(rate,)))
 
 
 def test_learning_rate_is_a_quarter_cosine_after_ten_steps_of_warm_up():

@@ -1,6 +1,7 @@
 """All settings of a training run, as plain frozen data."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,9 +33,31 @@ class OptimizerConfig:
     weight_decay: float = 0.001
     """On matrices only: not on loras, mixing vectors, norms, the bonus and the decay."""
     decay_rate_multiplier: float = 2.0
-    """The recurrent layers' base decay learns this many times faster."""
+    """The recurrent layers' base decay learns this many times faster; `rates` come on top."""
+    rates: tuple[str, ...] = ()
+    """Learning rates of their own, as PATTERN=MULTIPLIER: `blocks.[0-7].*=0.1`, `head.*=2`. Patterns are shell-like, on
+    parameter names; of several that match, the last one counts. 0 freezes: such parameters have no gradient and no
+    optimizer state, and nothing below the lowest one that is trained is back-propagated through."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        self.rate_multipliers()
+
+    def rate_multipliers(self) -> list[tuple[str, float]]:
+        """`rates`, each as its pattern and its multiplier."""
+        return [_rate(text) for text in self.rates]
+
+
+def _rate(text: str) -> tuple[str, float]:
+    pattern, _, number = text.rpartition("=")
+    try:
+        multiplier = float(number)
+    except ValueError:
+        multiplier = math.nan
+    if not (pattern and 0 <= multiplier < math.inf):
+        raise UserError(f"optimizer.rates must be PATTERN=MULTIPLIER, such as 'blocks.0.*=0.1', not {text!r}")
+    return pattern, multiplier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

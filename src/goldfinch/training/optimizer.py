@@ -1,10 +1,14 @@
 """AdamW with explicit parameter groups (SPEC 8)."""
 
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import nn
 
+from goldfinch.errors import UserError
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.token_shift import DataDependentLerp
@@ -48,21 +52,60 @@ def parameter_groups(model: nn.Module) -> dict[Group, dict[str, nn.Parameter]]:
     groups: dict[Group, dict[str, nn.Parameter]] = {"matrix": {}, "vector": {}, "decay": {}}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            groups[_GROUPS[type(module), name]][f"{path}.{name}"] = parameter
+            groups[_group(module, name)][f"{path}.{name}"] = parameter
     return groups
 
 
+def _group(module: nn.Module, name: str) -> Group:
+    # A sharded module is of a class of its own, made from the module's.
+    for cls in type(module).__mro__:
+        if (cls, name) in _GROUPS:
+            return _GROUPS[cls, name]
+    raise KeyError((type(module), name))
+
+
+def rate_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str, float]:
+    """What `config.rates` makes of each parameter's learning rate; 0 for what is frozen.
+
+    Raises:
+        UserError: a pattern that matches no parameter.
+    """
+    multipliers = dict.fromkeys(names, 1.0)
+    for pattern, multiplier in config.rate_multipliers():
+        matching = [name for name in multipliers if fnmatchcase(name, pattern)]
+        if not matching:
+            (nearest,) = difflib.get_close_matches(pattern, [*multipliers], n=1, cutoff=0)
+            raise UserError(f"optimizer.rates: no parameter matches {pattern!r}; the nearest is {nearest}")
+        multipliers.update(dict.fromkeys(matching, multiplier))
+    return multipliers
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the three groups; `set_learning_rate` gives each step its rate."""
+    """AdamW over the groups; `set_learning_rate` gives each step its rate.
+
+    Parameters that `config.rates` freezes stop requiring gradients and are in no group.
+
+    Raises:
+        UserError: `config.rates` match nothing, or freeze everything.
+    """
     groups = parameter_groups(model)
+    multipliers = rate_multipliers([name for group in groups.values() for name in group], config)
+    split: dict[tuple[Group, float], list[nn.Parameter]] = {}
+    for group, parameters in groups.items():
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(multipliers[name] > 0)
+            if multipliers[name]:
+                split.setdefault((group, multipliers[name]), []).append(parameter)
+    if not split:
+        raise UserError("optimizer.rates freeze every parameter: nothing is left to train")
     return torch.optim.AdamW(
         [
             {
-                "params": list(groups[group].values()),
+                "params": parameters,
                 "weight_decay": config.weight_decay if group == "matrix" else 0.0,
-                "rate_multiplier": config.decay_rate_multiplier if group == "decay" else 1.0,
+                "rate_multiplier": multiplier * (config.decay_rate_multiplier if group == "decay" else 1.0),
             }
-            for group in groups
+            for (group, multiplier), parameters in split.items()
         ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
