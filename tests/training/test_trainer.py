@@ -20,7 +20,8 @@ from goldfinch.errors import UserError
 from goldfinch.training.checkpoint import list_checkpoints
 from goldfinch.training.divergence import Diverged
 from goldfinch.training.interruption import Interrupted
-from goldfinch.training.trainer import Trainer, read_settings
+from goldfinch.training.run_folder import read_settings
+from goldfinch.training.trainer import Trainer
 
 
 def test_a_run_learns_and_writes_everything_it_promises(settings, silent):
