@@ -188,9 +188,7 @@ def newest_checkpoint(run: Path, notice: Callable[[str], None]) -> Path | None:
     if checkpoints:
         raise UserError(f"no checkpoint in {run / FOLDER} is whole: remove that folder to start from the first step")
     for old in sorted((run / FOLDER).glob("step-*.safetensors")):
-        raise UserError(
-            f"{old} is of a version before 0.1 and cannot be resumed: remove it to start from the first step"
-        )
+        raise UserError(f"{old} is of an earlier version, which alone can resume it: train into a new output folder")
     return None
 
 

@@ -4,6 +4,7 @@ The model knows nothing of training. What a run does to it is applied here, from
 their names, so weights and checkpoints fit either way.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -91,6 +92,8 @@ def shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         dtype: of matrix products. Weights are gathered in it; the parts that are kept, and gradients on their way, are
             fp32.
     """
+    # Blocks return states too, some of them views. Nothing changes them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     gathered = None if dtype == torch.float32 else dtype
     # Activations stay as autocast makes them, as in a run of one process: the residual stream in fp32.
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
