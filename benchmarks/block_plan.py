@@ -15,10 +15,10 @@ from torch import Tensor
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
-from goldfinch.training.block_plan import apply_block_plan
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss
 from goldfinch.training.optimizer import build_optimizer
+from goldfinch.training.parallel_plan import apply_block_plan
 
 PLANS = {
     "eager": {},

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Put a file's content, or a directory's names, on the disk before anything depends on them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -30,9 +30,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)  # some writers make the file anew, for its owner alone
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +56,7 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
         new.mkdir()
         yield new
         for written in (*new.rglob("*"), new):
-            _sync(written)
+            sync(written)
         if path.exists():
             path.rename(old)
         try:
@@ -65,7 +65,7 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -55,16 +55,19 @@ class Silent:
     """A reporter that remembers."""
 
     def __init__(self):
-        self.losses, self.samples, self.validations = [], [], []
+        self.losses, self.samples, self.validations, self.notices = [], [], [], []
 
     def start(self, config, step, steps):
         self.started = (step, steps)
+
+    def notice(self, text):
+        self.notices.append(text)
 
     def compiled(self, seconds):
         self.compile_seconds = seconds
 
     def step(self, record, done):
-        self.losses.append(record["loss"])
+        self.losses.append(record.get("loss"))
 
     def validation(self, step, result):
         self.validations.append((step, result))

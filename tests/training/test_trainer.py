@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import goldfinch as gf
@@ -20,7 +22,8 @@ from goldfinch.errors import UserError
 from goldfinch.training.checkpoint import list_checkpoints
 from goldfinch.training.divergence import Diverged
 from goldfinch.training.interruption import Interrupted
-from goldfinch.training.trainer import Trainer, read_settings
+from goldfinch.training.run_folder import read_settings
+from goldfinch.training.trainer import Trainer
 
 
 def test_a_run_learns_and_writes_everything_it_promises(settings, silent):
@@ -103,7 +106,7 @@ class _StopAfter:
 
 
 def test_a_run_by_the_clock_ends_in_time_at_its_final_learning_rate(settings, silent, monkeypatch):
-    # A clock of our own, read at the start and the end of a step: each step takes three seconds on any machine.
+    # A clock of our own, read once a step: each step takes three seconds on any machine.
     monkeypatch.setattr("goldfinch.training.trainer.time", SimpleNamespace(monotonic=itertools.count(0, 3).__next__))
     config = settings(steps=10**6, minutes=0.5, sample_every=0, validate_every=10**6, save_every=10**6)
     seen = silent()
@@ -139,7 +142,7 @@ def test_broken_weights_stop_the_run_with_the_culprit_and_are_not_saved(settings
     with pytest.raises(Diverged, match=message):
         trainer.train()
     assert len(seen.losses) == 3
-    assert list_checkpoints(settings().output)[-1].name == "step-00000002.safetensors"
+    assert list_checkpoints(settings().output)[-1].name == "step-00000002"
     # The same at a step that saves: the newest file stays the good one.
     trainer = Trainer(settings(save_every=1), Poison(None, seen), resume=True)
     with pytest.raises(Diverged, match="step-00000002"):
@@ -154,43 +157,129 @@ def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
             with torch.no_grad():
                 trainer._model.blocks[0].channel_mix.key.weight.fill_(1e30)
 
-    trainer = Trainer(settings(sample_every=0), Grow(None, silent()))
+    trainer = Trainer(settings(sample_every=0, most_skipped_steps=0), Grow(None, silent()))
     with pytest.raises(Diverged, match=r"the output of blocks\.0\.channel_mix.*weights before this step are in"):
         trainer.train()
 
 
+class _Spike(_StopAfter):
+    """Makes the gradients of some steps infinite."""
+
+    def __init__(self, steps, reporter):
+        super().__init__(None, reporter)
+        self.steps = steps
+
+    def start(self, config, step, steps):
+        self._reporter.start(config, step, steps)
+        weight = self.trainer._parameters["head.weight"]
+        weight.register_hook(lambda gradient: gradient * (float("inf") if self._next in self.steps else 1))
+        self._next = step + 1
+
+    def step(self, record, done):
+        self._reporter.step(record, done)
+        self._next = record["step"] + 1
+
+
+def trained_with_spikes(config, steps, seen):
+    reporter = _Spike(steps, seen)
+    reporter.trainer = Trainer(config, reporter)
+    return reporter.trainer.train()
+
+
+def test_a_spike_is_skipped_and_counted_and_changes_nothing(settings, silent):
+    config, seen = settings(save_every=1, keep_checkpoints=6, sample_every=0), silent()
+    trained_with_spikes(config, {3}, seen)
+    assert [loss is None for loss in seen.losses] == [False, False, True, False, False, False]
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "learning_rate" in record]
+    assert [record["skipped_steps"] for record in steps] == [0, 0, 1, 1, 1, 1]
+    assert "loss" not in steps[2]
+    checkpoints = list_checkpoints(config.output)
+    before, after = (load_file(checkpoints[i] / "shard-00000.safetensors") for i in (1, 2))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    progress = json.loads((checkpoints[-1] / "progress.json").read_text())
+    assert (progress["step"], progress["skipped_steps"], progress["skipped_in_a_row"]) == (6, 1, 0)
+
+
+def test_too_many_spikes_in_a_row_stop_the_run_and_name_the_tensor(settings, silent):
+    seen = silent()
+    with pytest.raises(
+        Diverged, match=r"step 5: .*after 2 skipped steps; first bad tensor: the gradient of head\.weight"
+    ):
+        trained_with_spikes(settings(most_skipped_steps=2, steps=8), {1, 3, 4, 5}, seen)
+    assert [loss is None for loss in seen.losses] == [True, False, True, True]
+
+
 def test_old_checkpoints_go_once_a_newer_one_is_whole(settings, silent):
     Trainer(settings(keep_checkpoints=2), silent()).train()
+    assert [path.name for path in list_checkpoints(settings().output)] == ["step-00000004", "step-00000006"]
+
+
+def test_checkpoints_of_some_steps_stay_for_ever(settings, silent):
+    Trainer(settings(keep_checkpoints=1, keep_every=3, save_every=1, steps=8), silent()).train()
     names = [path.name for path in list_checkpoints(settings().output)]
-    assert names == ["step-00000004.safetensors", "step-00000006.safetensors"]
+    assert names == ["step-00000003", "step-00000006", "step-00000008"]
 
 
-def test_a_half_written_checkpoint_is_refused_by_name_and_nothing_is_lost(settings, silent):
-    Trainer(settings(), silent()).train()
-    newest = list_checkpoints(settings().output)[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(UserError, match=rf"{newest.name} is no whole checkpoint.*remove it"):
-        Trainer(settings(steps=8), silent(), resume=True)
-    assert read_settings(settings().output).steps == 6
-    newest.unlink()
-    seen = silent()
-    Trainer(settings(steps=8), seen, resume=True).train()
-    assert seen.started == (4, 8)
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: cut_off(path / "shard-00000.safetensors"),
+        lambda path: (path / "shard-00000.safetensors").unlink(),
+        lambda path: cut_off(path / "index.json"),
+        lambda path: (path / "progress.json").unlink(),
+    ],
+    ids=["cut off", "missing", "index", "progress"],
+)
+def test_a_damaged_checkpoint_is_told_of_and_passed_over(settings, silent, damage):
+    whole, seen = silent(), silent()
+    Trainer(settings(sample_every=0), whole).train()
+    damage(list_checkpoints(settings().output)[-1])
+    Trainer(settings(sample_every=0), seen, resume=True).train()
+    assert seen.started == (4, 6)
+    assert seen.losses == whole.losses[4:]
+    assert any("step-00000006 is no whole checkpoint" in notice for notice in seen.notices)
+    # What takes its place is whole.
+    again = silent()
+    Trainer(settings(sample_every=0, steps=7), again, resume=True)
+    assert again.notices == []
+
+
+def test_a_run_without_any_whole_checkpoint_says_what_to_do(settings, silent):
+    Trainer(settings(sample_every=0, keep_checkpoints=1), silent()).train()
+    (only,) = list_checkpoints(settings().output)
+    cut_off(only / "shard-00000.safetensors")
+    with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints is whole: remove that folder"):
+        Trainer(settings(), silent(), resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(settings, silent):
+    Trainer(settings(sample_every=0, keep_checkpoints=1), silent()).train()
+    (only,) = list_checkpoints(settings().output)
+    (only / "shard-00000.safetensors").rename(only.parent / "step-00000006.safetensors")
+    shutil.rmtree(only)
+    with pytest.raises(UserError, match=r"step-00000006\.safetensors is of an earlier version"):
+        Trainer(settings(), silent(), resume=True)
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silent, monkeypatch):
     real = native.save_file
 
     def full(tensors, path, metadata=None):
-        if "00000006" in path.name:
+        if "00000006" in path.parent.name:
+            path.write_bytes(b"half of it")
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         real(tensors, path, metadata)
 
     monkeypatch.setattr(native, "save_file", full)
-    with pytest.raises(UserError, match=r"step-00000006\.safetensors.*No space left"):
+    with pytest.raises(UserError, match=r"step-00000006.*No space left.*the checkpoints before it are whole"):
         Trainer(settings(), silent()).train()
     folder = settings().output / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002.safetensors", "step-00000004.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]
 
 
 def test_a_run_is_never_overwritten(settings, silent):

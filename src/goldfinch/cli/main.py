@@ -58,7 +58,8 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"goldfinch: {message}", file=sys.stderr)
+    if message:  # none where another process of the run tells it
+        print(f"goldfinch: {message}", file=sys.stderr)
     return exit_code
 
 

@@ -63,10 +63,11 @@ class TrainingDisplay(_Display):
             Console(highlight=False),
             TextColumn("step {task.fields[step]:,}"),
             BarColumn(),
-            TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]} tokens/s "),
+            TextColumn("loss [bold]{task.fields[loss]}[/]  {task.fields[speed]} tokens/s{task.fields[skipped]} "),
         )
         self._samples = samples
-        self._task = self._bar.add_task("training", total=1.0, start=False, visible=False, step=0, loss="-", speed="-")
+        fields: dict[str, Any] = {"step": 0, "loss": "-", "speed": "-", "skipped": ""}
+        self._task = self._bar.add_task("training", total=1.0, start=False, visible=False, **fields)
         self._done_before = 0.0
 
     def start(self, config: "TrainConfig", step: int, steps: int) -> None:
@@ -81,17 +82,24 @@ class TrainingDisplay(_Display):
         if config.compile:
             self._console.print("compiling the blocks in the first step ...")
 
+    def notice(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
     def compiled(self, seconds: float) -> None:
         """Print a line above the bar."""
         self._console.print(f"compile is on: it took {max(seconds, 0):.0f} s of the first step")
 
     def step(self, record: dict[str, Any], done: float) -> None:
         """Move the bar."""
-        loss, speed = f"{record['loss']:.3f}", f"{record['tokens_per_second']:,.0f}"
-        self._bar.update(self._task, completed=done, step=record["step"], loss=loss, speed=speed)
+        loss = f"{record['loss']:.3f}" if "loss" in record else "not finite"
+        speed = f"{record['tokens_per_second']:,.0f}"
+        skipped = f"  {record['skipped_steps']:,} skipped" if record["skipped_steps"] else ""
+        self._bar.update(self._task, completed=done, step=record["step"], loss=loss, speed=speed, skipped=skipped)
         if self._line_is_due():
             left = (time.monotonic() - self._started) / (done - self._done_before) * (1 - done)
-            print(f"step {record['step']:,}  {done:.0%}  loss {loss}  {speed} tokens/s  {clock(left)} left", flush=True)
+            line = f"step {record['step']:,}  {done:.0%}  loss {loss}  {speed} tokens/s{skipped}  {clock(left)} left"
+            print(line, flush=True)
 
     def validation(self, step: int, result: "Validation") -> None:
         """Print a line above the bar."""

@@ -1,9 +1,10 @@
 """`goldfinch train`: settings from a preset, config files and flags, later ones over earlier ones."""
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 import yaml
@@ -14,6 +15,9 @@ from goldfinch.config import RopeConfig, from_plain, merge
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, model_config
 from goldfinch.training.config import TrainConfig, recipe
+
+if TYPE_CHECKING:
+    from goldfinch.training.processes import Processes
 
 DEFAULT_PRESET = "goldfinch-L6-D256"
 # Settings without a default: the flags must give them where no file does.
@@ -39,13 +43,26 @@ class Train:
 
 
 def main(args: list[str]) -> None:
-    """Parse, train, and name the next command."""
-    config, resume = resolve(args)
+    """Parse, train, and name the next command; started by torchrun, together with the other processes."""
+    if {"-h", "--help"} & set(args):
+        resolve(args)
 
+    from goldfinch.training.processes import join_processes
+
+    with join_processes() as processes:
+        with processes.agreed():
+            config, resume = resolve(args)
+        _train(config, resume, processes)
+
+
+def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
     from goldfinch.training.trainer import Trainer
 
-    with TrainingDisplay() as display:
-        result = Trainer(config, display, resume).train()
+    display = TrainingDisplay()
+    with display if processes.main else contextlib.nullcontext():
+        result = Trainer(config, display, resume, processes).train()
+    if not processes.main:
+        return
     print(
         f"\nvalidation: {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
         f"({result.tokens:,} tokens)\n"
@@ -65,7 +82,7 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
     files = [(Path(path), _read_file(Path(path))) for path in _values(args, "--config")]
     resume = _values(args, "--resume")
     if resume:
-        from goldfinch.training.trainer import read_settings
+        from goldfinch.training.run_folder import read_settings
 
         values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:

@@ -1,23 +1,37 @@
-"""Checkpoints: all that a run needs to go on exactly as if it had never stopped."""
+"""Checkpoints: all that a run needs to go on exactly as if it had never stopped, on any number of processes."""
 
 import dataclasses
-import json
 import re
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 
-from goldfinch.checkpoint.native import check_weights, write_safetensors
+from goldfinch.checkpoint.native import check_weights, save_weights
+from goldfinch.config import from_plain
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
-from goldfinch.training.optimizer import parameter_groups
+from goldfinch.training.checkpoint_storage import (
+    CheckpointReader,
+    CheckpointWriter,
+    Damaged,
+    Index,
+    read_index,
+    temporary_folder,
+)
+from goldfinch.training.processes import Processes
 
 FOLDER = "checkpoints"
-_NAME = re.compile(r"step-(\d+)\.safetensors")
-_MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random_state"
+_NAME = re.compile(r"step-(\d+)")
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,57 +39,212 @@ class Progress:
     """Where a run stands. The data order is a function of seed and step, so the step is the data position too."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Steps done, skipped ones included."""
     seconds: float = 0.0
     """Time spent training, over all starts."""
+    skipped_steps: int = 0
+    """Steps whose loss or gradient was not finite, so that they changed nothing."""
+    skipped_in_a_row: int = 0
+    """The last ones of these, with none between that was not skipped."""
+
+    def after(self, seconds: float, skipped: bool) -> "Progress":
+        """One step further, which took so long."""
+        return Progress(
+            step=self.step + 1,
+            seconds=self.seconds + seconds,
+            skipped_steps=self.skipped_steps + skipped,
+            skipped_in_a_row=self.skipped_in_a_row + 1 if skipped else 0,
+        )
 
 
-def save_checkpoint(run: Path, model: Decoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
-    """Write `checkpoints/step-N.safetensors`, then remove all but the newest `keep`."""
-    tensors = {_MODEL + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    for name, parameter in _trained(model).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_OPTIMIZER}{name}/{key}"] = value
-    tensors[_RANDOM] = torch.get_rng_state()
-    path = run / FOLDER / f"step-{progress.step:08d}.safetensors"
-    write_safetensors(path, tensors, {"progress": json.dumps(dataclasses.asdict(progress))})
-    for old in list_checkpoints(run)[:-keep]:
-        old.unlink()
-    return path
+class Checkpoints:
+    """Writes a run's checkpoints in the background, and removes old ones.
+
+    Args:
+        run: folder of the run.
+        keep: how many of the newest stay.
+        keep_every: those whose step is a multiple of it stay for ever; 0 for none.
+        processes: all of them take part in each call.
+    """
+
+    def __init__(self, run: Path, keep: int, keep_every: int, processes: Processes) -> None:
+        self._run = run
+        self._keep = keep
+        self._keep_every = keep_every
+        self._processes = processes
+        # Its own: messages about files must not get between those of a step.
+        self._group = dist.new_group(backend="gloo") if processes.count > 1 else None
+        self._saving: tuple[Path, Future[Any]] | None = None
+
+    def save(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        weights: dict[str, Tensor],
+    ) -> Path:
+        """Copy everything, and go on while it is written to `checkpoints/step-N/`, and then to `model.safetensors`.
+
+        Args:
+            parameters: by name; each process's part.
+            optimizer: of those that are trained.
+            progress: where the run stands.
+            weights: the whole model, which process 0 writes for `goldfinch.load`.
+
+        Raises:
+            UserError: the checkpoint before could not be written.
+        """
+        self.wait()
+        path = self._run / FOLDER / f"step-{progress.step:08d}"
+
+        def committed() -> None:
+            self._remove_old(path)
+            save_weights(self._run, weights)
+
+        writer = CheckpointWriter(path, self._processes.rank, dataclasses.asdict(progress), committed)
+        _quiet_about_one_process()
+        future = dcp.async_save(_tensors(parameters, optimizer), storage_writer=writer, process_group=self._group)
+        assert isinstance(future, Future)
+        self._saving = path, future
+        return path
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is whole.
+
+        Raises:
+            UserError: it could not be written; the ones before it are untouched.
+        """
+        if self._saving is None:
+            return
+        path, future = self._saving
+        self._saving = None
+        try:
+            future.result()
+        except CheckpointException as error:
+            if self._processes.main:
+                shutil.rmtree(temporary_folder(path), ignore_errors=True)
+            rank, (reason, _) = min(error.failures.items(), key=lambda failure: failure[0])
+            where = f"process {rank}: " if self._processes.count > 1 else ""
+            failure = UserError(f"{where}{reason}; the checkpoints before it are whole")
+            raise self._processes.once(failure) from error
+
+    def load(
+        self, path: Path, parameters: Mapping[str, nn.Parameter], model: Decoder, optimizer: torch.optim.Optimizer
+    ) -> Progress:
+        """Put a checkpoint's weights and optimizer state in place, each process its part.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of another model.
+        """
+        with self._processes.agreed():
+            index = _read_whole(path)
+            progress = from_plain(Progress, index.progress, "progress.")
+            stored = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in index.tensors.items()}
+            check_weights(path, _below(_MODEL, stored), model)
+            for name, parameter in _trained(parameters, optimizer).items():
+                optimizer.state[parameter] = {
+                    key: _like(tensor, parameter) for key, tensor in _below(f"{_OPTIMIZER}{name}/", stored).items()
+                }
+        _quiet_about_one_process()
+        dcp.load(
+            _tensors(parameters, optimizer), storage_reader=CheckpointReader(path, index), process_group=self._group
+        )
+        return progress
+
+    def _remove_old(self, newest: Path) -> None:
+        """Keep `newest` and what the policy keeps of those before it; newer ones are damaged, or would not be there."""
+        left = self._keep - 1
+        for path in reversed(list_checkpoints(self._run)):
+            if path == newest or (self._keep_every and _step(path) % self._keep_every == 0 and path < newest):
+                continue
+            if left and path < newest and _is_whole(path):
+                left -= 1
+            else:
+                shutil.rmtree(path)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    return sorted(path for path in (run / FOLDER).glob("step-*.safetensors") if _NAME.fullmatch(path.name))
+    return sorted(path for path in (run / FOLDER).glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name))
 
 
-def load_checkpoint(path: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put the checkpoint's weights, optimizer state and random state in place.
+def newest_checkpoint(run: Path, notice: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; None for a run that has none yet.
+
+    Args:
+        run: its folder.
+        notice: told of damaged ones that are passed over.
 
     Raises:
-        UserError: the file is broken, or of another model.
+        UserError: there are some, and none is whole or of this version.
     """
+    checkpoints = list_checkpoints(run)
+    for path in reversed(checkpoints):
+        try:
+            read_index(path)
+            return path
+        except Damaged as error:
+            notice(f"{path} is no whole checkpoint ({error}): going back to the one before")
+    if checkpoints:
+        raise UserError(f"no checkpoint in {run / FOLDER} is whole: remove that folder to start from the first step")
+    for old in sorted((run / FOLDER).glob("step-*.safetensors")):
+        raise UserError(f"{old} is of an earlier version, which alone can resume it: train into a new output folder")
+    return None
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a save that was broken off has left behind."""
+    for path in (run / FOLDER).glob(".step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _quiet_about_one_process() -> None:
+    """PyTorch warns whenever there is no process group; for all threads, as it does so in one of its own."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+def _read_whole(path: Path) -> Index:
     try:
-        tensors = load_file(path, str(model.head.weight.device))
-        with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no whole checkpoint ({error}); remove it to resume from the one before") from error
-    weights = _below(_MODEL, tensors)
-    check_weights(path, weights, model)
-    model.load_state_dict(weights)
-    states = _below(_OPTIMIZER, tensors)
-    for name, parameter in _trained(model).items():
-        state = _below(f"{name}/", states)
-        if state:
-            optimizer.state[parameter] = state
-    torch.set_rng_state(tensors[_RANDOM].cpu())
-    return progress
+        return read_index(path)
+    except Damaged as error:
+        raise UserError(
+            f"{path} is no whole checkpoint ({error}); remove it to resume from the one before; "
+            "with several machines, it must be in a folder that they share"
+        ) from error
 
 
-def _trained(model: Decoder) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for group in parameter_groups(model).values() for name, parameter in group.items()}
+def _is_whole(path: Path) -> bool:
+    try:
+        read_index(path)
+    except Damaged:
+        return False
+    return True
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that a checkpoint holds, by name; DTensors where the model is sharded."""
+    tensors = {_MODEL + name: parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in _trained(parameters, optimizer).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{_OPTIMIZER}{name}/{key}"] = value
+    return tensors
+
+
+def _trained(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in trained}
+
+
+def _like(stored: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Room for a stored optimizer state, spread like its parameter; counters are whole everywhere."""
+    if stored.shape == parameter.shape:
+        return torch.zeros_like(parameter.detach(), dtype=stored.dtype)
+    return torch.zeros(stored.shape, dtype=stored.dtype, device=parameter.device)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

@@ -82,7 +82,11 @@ class TrainConfig:
     batch_size: int = 64
     """Sequences in one optimizer step."""
     micro_batch_size: int = 0
-    """Sequences that go through the model at once; 0 for the whole batch. Gradients add up to the same step."""
+    """Sequences that go through the model at once in each process; 0 for all of its part of the batch. Gradients add up
+    to the same step."""
+    replicas: int = 1
+    """Groups of processes that each hold the whole model, spread within the group (HSDP); 1 spreads it over all
+    processes. With several machines, as many groups as machines keep most traffic inside them."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
     precision: Precision = "auto"
@@ -105,7 +109,12 @@ class TrainConfig:
     save_every: int = 200
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
-    """Older checkpoints are removed once a newer one is whole."""
+    """How many of the newest checkpoints stay; older ones are removed once a newer one is whole."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for ever; 0 for none."""
+    most_skipped_steps: int = 10
+    """A step whose loss or gradient is not finite changes nothing and is counted; after more than this many in a row
+    the run stops and names the first bad tensor. 0 to stop at once."""
     sample_every: int = 200
     """Steps between generated samples; 0 for none."""
     sample_prompt: str = ""
@@ -114,11 +123,12 @@ class TrainConfig:
     """Length of a sample."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("context", "batch_size", "validate_every", "save_every", "keep_checkpoints", "sample_tokens")
-        for name in at_least_one:
+        at_least_one = ("context", "batch_size", "replicas", "validate_every", "save_every", "keep_checkpoints")
+        for name in (*at_least_one, "sample_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("steps", "minutes", "micro_batch_size", "validation_tokens", "sample_every", "seed"):
+        not_negative = ("steps", "minutes", "micro_batch_size", "validation_tokens", "keep_every", "most_skipped_steps")
+        for name in (*not_negative, "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name)}")
         if self.steps == 0 and not self.epochs > 0:

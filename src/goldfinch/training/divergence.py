@@ -1,47 +1,67 @@
 """Finding what went wrong first when a loss or a gradient is no number."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
+from goldfinch.training.processes import Processes
 
 
 class Diverged(UserError):
-    """A loss or a gradient was not finite; the weights before that step are saved."""
+    """Losses or gradients were not finite, more steps in a row than allowed; the weights before that are saved."""
 
 
-def first_bad_tensor(model: Decoder, windows: Tensor) -> str:
-    """Name the first tensor that is not finite, in the order of computation.
+def all_finite(tensors: Iterable[Tensor], processes: Processes) -> bool:
+    """Whether they hold numbers only, in every process; of sharded ones each looks at its part."""
+    return processes.lowest(float(all(_is_finite(tensor) for tensor in tensors))) == 1
 
-    Looks at the weights, then at each module's output in a forward pass over `windows` (B, T + 1), then at the
-    gradients that are there.
+
+def first_bad_tensor(model: Decoder, windows: Tensor, processes: Processes) -> str:
+    """Name the first tensor that is not finite, in the order of computation and in any process.
+
+    Looks at the weights, then at each module's output in a forward pass over `windows` (B, T + 1), this process's part
+    of the batch, then at the gradients that are there.
     """
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the weight {name}"
-    output = _first_bad_output(model, windows[:, :-1])
-    if output:
-        return f"the output of {output}"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {name}"
+    parameters = dict(model.named_parameters())
+    names = list(parameters)
+    if (bad := _first(names, [not _is_finite(p) for p in parameters.values()], processes)) is not None:
+        return f"the weight {bad}"
+    if (bad := _first(*_bad_outputs(model, windows[:, :-1]), processes)) is not None:
+        return f"the output of {bad}"
+    gradients = [parameter.grad for parameter in parameters.values()]
+    if (bad := _first(names, [g is not None and not _is_finite(g) for g in gradients], processes)) is not None:
+        return f"the gradient of {bad}"
     return "the loss itself (every tensor before it is finite)"
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(local.isfinite().all())
+
+
+def _first(names: list[str], bad: list[bool], processes: Processes) -> str | None:
+    """The first name that is bad in any process; the names are the same in all."""
+    place = processes.lowest(bad.index(True) if True in bad else math.inf)
+    return None if place == math.inf else names[int(place)]
+
+
 @torch.no_grad()
-def _first_bad_output(model: Decoder, ids: Tensor) -> str:
-    """The first module, in order of computation, whose output is not finite; "" if there is none."""
-    found: list[str] = []
+def _bad_outputs(model: Decoder, ids: Tensor) -> tuple[list[str], list[bool]]:
+    """The modules in order of computation, and whether the output of each is not finite."""
+    names: list[str] = []
+    bad: list[bool] = []
 
     def check(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(tensor, Tensor) and not tensor.isfinite().all() for tensor in tensors):
-                found.append(name)
+            names.append(name)
+            bad.append(any(isinstance(tensor, Tensor) and not _is_finite(tensor) for tensor in tensors))
 
         return hook
 
@@ -51,4 +71,4 @@ def _first_bad_output(model: Decoder, ids: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else ""
+    return names, bad

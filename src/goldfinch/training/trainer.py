@@ -1,82 +1,44 @@
 """The training loop."""
 
 import dataclasses
-import json
 import math
+import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description, save_weights
+from goldfinch.checkpoint.native import TOKENIZER
 from goldfinch.data.batches import Batches, sequential_windows
 from goldfinch.data.shards import TokenDataset
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import write_text
 from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
-from goldfinch.training.block_plan import apply_block_plan
-from goldfinch.training.checkpoint import FOLDER, Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from goldfinch.training.checkpoint import Checkpoints, Progress, list_checkpoints, newest_checkpoint, remove_unfinished
 from goldfinch.training.config import TrainConfig
-from goldfinch.training.divergence import Diverged, first_bad_tensor
+from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
+from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.interruption import Interrupted, stop_signals
-from goldfinch.training.loss import Validation, next_token_loss, validate
-from goldfinch.training.metrics import FILE as METRICS
+from goldfinch.training.loss import Validation, validate
 from goldfinch.training.metrics import Metrics
 from goldfinch.training.optimizer import build_optimizer, set_learning_rate
+from goldfinch.training.parallel_plan import (
+    apply_block_plan,
+    distribute_weights,
+    full_weights,
+    release,
+    shard,
+    whole_model,
+)
+from goldfinch.training.processes import ALONE, Processes
+from goldfinch.training.reporter import Reporter
+from goldfinch.training.run_folder import append_sample, begin, check_resumable, write_settings
 from goldfinch.training.schedule import learning_rate
-
-SETTINGS, SAMPLES = "training.json", "samples.txt"
-
-
-class Reporter(Protocol):
-    """Told what happens while a model trains; the command line shows it."""
-
-    def start(self, config: TrainConfig, step: int, steps: int) -> None:
-        """The run starts, or resumes after `step` of `steps`."""
-
-    def compiled(self, seconds: float) -> None:
-        """Blocks are compiled (`TrainConfig.compile`): the first step took this much longer than the second."""
-
-    def step(self, record: dict[str, Any], done: float) -> None:
-        """One optimizer step is done; `record` is its line of metrics.jsonl, `done` the part of the run, up to 1."""
-
-    def validation(self, step: int, result: Validation) -> None:
-        """A validation is done."""
-
-    def sample(self, step: int, text: str) -> None:
-        """The model has written a sample, its prompt included."""
-
-
-def read_settings(run: Path) -> TrainConfig:
-    """The settings that a run was started with.
-
-    Raises:
-        UserError: the folder holds no run.
-    """
-    path = run / SETTINGS
-    try:
-        return TrainConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{run} holds no training run: {SETTINGS} is missing") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is broken: {error}") from error
-
-
-def resolve_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
-    """The device to train on, and the type of its matrix products (float32, or bfloat16 under autocast)."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
-    return device, torch.bfloat16 if bf16 else torch.float32
 
 
 class Trainer:
@@ -85,20 +47,46 @@ class Trainer:
     Args:
         config: the settings.
         reporter: is told of every step.
-        resume: go on from the newest checkpoint in `config.output`; otherwise the folder must hold no run.
+        resume: go on from the newest whole checkpoint in `config.output`; otherwise the folder must hold no run.
+        processes: those that train together, from `join_processes`; each makes a trainer with the same settings.
 
     Raises:
         UserError: the data, the tokenizer and the model do not fit, or the folder is not as it should be.
     """
 
-    def __init__(self, config: TrainConfig, reporter: Reporter, resume: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, reporter: Reporter, resume: bool = False, processes: Processes = ALONE
+    ) -> None:
         keep_freed_memory()
-        self._device, self._dtype = resolve_device(config)
-        # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
-        config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
-        self._config = config
+        self._processes = processes
         self._reporter = reporter
         self._run = config.output
+        with processes.agreed():
+            self._device = processes.device(config.device)
+            self._dtype = resolve_dtype(config, self._device)
+            # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
+            config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
+            self._config = config
+            self._open_data()
+        self._steps = config.steps or max(1, math.ceil(config.epochs * self._batches.windows / config.batch_size))
+        # Before anything large is made: a folder that cannot be used is told at once.
+        checkpoint = processes.on_main(self._resume if resume else self._begin)
+        self._model = self._build_model(initialized=checkpoint is None)
+        # Taken once: while a model is gathered, it shows other parameters than those that the optimizer has.
+        self._parameters = dict(self._model.named_parameters())
+        self._optimizer = build_optimizer(self._model, config.optimizer)
+        self._checkpoints = Checkpoints(self._run, config.keep_checkpoints, config.keep_every, processes)
+        self._progress = Progress()
+        if checkpoint is not None:
+            self._progress = self._checkpoints.load(checkpoint, self._parameters, self._model, self._optimizer)
+        if resume:
+            processes.on_main(lambda: write_settings(config))
+        self._metrics = Metrics(self._run, self._progress.step) if processes.main else None
+        self._start = self._progress
+        self._clock = time.monotonic()
+
+    def _open_data(self) -> None:
+        config, count = self._config, self._processes.count
         self._tokenizer = load_tokenizer(config.data / TOKENIZER)
         self._train = TokenDataset.open(config.data, "train")
         self._validation = TokenDataset.open(config.data, "validation")
@@ -106,39 +94,43 @@ class Trainer:
         self._token_bytes = torch.tensor(
             [len(self._tokenizer.token_bytes(i)) for i in range(self._tokenizer.vocab_size)]
         )
-        self._batches = Batches(self._train, config.context, config.batch_size, config.seed)
-        self._steps = config.steps or max(1, math.ceil(config.epochs * self._batches.windows / config.batch_size))
+        if config.batch_size % count:
+            raise UserError(f"batch_size {config.batch_size} cannot be shared out evenly among {count} processes")
+        self._batches = Batches(
+            self._train, config.context, config.batch_size, config.seed, rank=self._processes.rank, world_size=count
+        )
 
+    def _begin(self) -> None:
+        begin(self._config, self._tokenizer)
+
+    def _resume(self) -> Path | None:
+        check_resumable(self._config)
+        remove_unfinished(self._run)
+        return newest_checkpoint(self._run, self._reporter.notice)
+
+    def _build_model(self, initialized: bool) -> Decoder:
+        config = self._config
         with torch.device("meta"):
-            self._model = Decoder(config.model)
-        self._model.to_empty(device=self._device)
-        initialize(self._model, config.seed)
-        apply_block_plan(self._model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
-        self._optimizer = build_optimizer(self._model, config.optimizer)
-        self._progress = self._resume() if resume else self._begin()
-        self._metrics = Metrics(self._run, self._progress.step)
-        self._start = self._progress
+            model = Decoder(config.model)
+        apply_block_plan(model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
+        mesh = self._processes.mesh(self._device, config.replicas)
+        if mesh is None:
+            model.to_empty(device=self._device)
+            if initialized:
+                initialize(model, config.seed)
+            return model
+        shard(model, mesh, self._dtype)
+        model.to_empty(device=self._device)
+        if initialized:
+            distribute_weights(model, self._initial_weights() if self._processes.main else {})
+        return model
 
-    def _begin(self) -> Progress:
-        if (self._run / SETTINGS).exists():
-            raise UserError(f"{self._run} holds a run already: go on with `goldfinch train --resume {self._run}`")
-        taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, FOLDER, METRICS) if (self._run / name).exists()]
-        if taken or self._run.is_file():
-            raise UserError(f"{self._run / ''.join(taken[:1])} is in the way: choose another output folder")
-        save_description(self._run, self._config.model, self._tokenizer)
-        self._write_settings()
-        return Progress()
-
-    def _resume(self) -> Progress:
-        if read_config(self._run) != self._config.model:
-            raise UserError(f"{self._run} holds another model than these settings describe: choose another output")
-        checkpoints = list_checkpoints(self._run)
-        progress = load_checkpoint(checkpoints[-1], self._model, self._optimizer) if checkpoints else Progress()
-        self._write_settings()
-        return progress
-
-    def _write_settings(self) -> None:
-        write_text(self._run / SETTINGS, json.dumps(self._config.to_dict(), indent=2) + "\n")
+    def _initial_weights(self) -> dict[str, Tensor]:
+        with torch.device("meta"):
+            model = Decoder(self._config.model)
+        model.to_empty(device="cpu")
+        initialize(model, self._config.seed)
+        return model.state_dict()
 
     def train(self) -> Validation:
         """Train to the last step.
@@ -147,29 +139,43 @@ class Trainer:
             The validation of the final weights, on the whole split.
 
         Raises:
-            Diverged: a loss or gradient is not finite; what was good is saved.
-            Interrupted: Ctrl-C or SIGTERM; all is saved.
+            Diverged: losses or gradients are not finite, for too many steps in a row; what was good is saved.
+            Interrupted: Ctrl-C or SIGTERM, in any process; all is saved.
         """
+        if self._processes.main:
+            self._reporter.start(self._config, self._progress.step, self._steps)
+        try:
+            with stop_signals() as stop:
+                self._loop(stop)
+            return self._validate(0)
+        finally:
+            self._checkpoints.wait()
+
+    def _loop(self, stop: threading.Event) -> None:
         config = self._config
-        self._reporter.start(config, self._progress.step, self._steps)
-        with stop_signals() as stop:
-            while self._done() < 1:
-                self._step()
-                step, last = self._progress.step, self._done() >= 1
-                if step % config.validate_every == 0 and not last:
-                    self._validate(config.validation_tokens)
-                if stop.is_set() or step % config.save_every == 0 or last:
-                    self._save()
-                if config.sample_every and (step % config.sample_every == 0 or last):
-                    self._sample()
-                if stop.is_set() and not last:
-                    raise Interrupted(
+        self._clock = time.monotonic()
+        while self._done() < 1:
+            stopping = self._step(stop.is_set())
+            step, last = self._progress.step, self._done() >= 1
+            validating = step % config.validate_every == 0 and not last
+            saving = stopping or step % config.save_every == 0 or last
+            sampling = config.sample_every > 0 and (step % config.sample_every == 0 or last)
+            if validating:
+                self._validate(config.validation_tokens)
+            if saving:
+                self._save()
+            if sampling:
+                self._sample()
+            if stopping and not last:
+                self._checkpoints.wait()
+                raise self._processes.once(
+                    Interrupted(
                         f"stopped after step {step} of {self._steps}, all saved; "
                         f"go on with: goldfinch train --resume {self._run}"
                     )
-        result = self._validate(0)
-        self._metrics.plot()
-        return result
+                )
+            if validating or saving or sampling:
+                self._clock = time.monotonic()
 
     def _done(self) -> float:
         """Part of the run that is done: of its steps, or of its time where that is ahead."""
@@ -177,91 +183,110 @@ class Trainer:
         by_clock = self._progress.seconds / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(max(by_steps, by_clock), 1.0)
 
-    def _step(self) -> None:
+    def _step(self, stop: bool) -> bool:
+        """Make one step; whether any process has been asked to `stop`."""
         config, step = self._config, self._progress.step
-        started = time.monotonic()
         windows = self._batches.batch(step).to(self._device)
         rate = learning_rate(step, self._done(), config.optimizer)
         set_learning_rate(self._optimizer, rate)
-        loss = self._accumulate(windows)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.optimizer.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._diverged(windows, loss, norm)
-        self._optimizer.step()
+        loss = accumulate(self._model, windows, config.micro_batch_size, self._processes.count, self._autocast())
+        norm = clip_gradient(self._parameters.values(), config.optimizer.clip)
+        # All that processes must agree on in a step, told at once; the time is the main one's.
+        now = time.monotonic()
+        loss, stops, seconds = self._processes.sums(loss, stop, (now - self._clock) * self._processes.main)
+        self._clock = now
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            self._optimizer.step()
+        else:
+            self._check_skip(windows, loss, norm)
         self._optimizer.zero_grad()
-        seconds = time.monotonic() - started
-        tokens = windows[:, 1:].numel()
-        self._progress = Progress(step=step + 1, seconds=self._progress.seconds + seconds)
-        record = {
-            "step": step + 1,
-            "tokens": (step + 1) * tokens,
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            "tokens_per_second": round(tokens / seconds, 1),
-        }
-        self._metrics.add(**record)
+        self._progress = self._progress.after(seconds, skipped=not finite)
+        tokens = config.batch_size * config.context
+        self._report_step(
+            {
+                "step": step + 1,
+                "tokens": (step + 1) * tokens,
+                **({"loss": loss, "gradient_norm": norm} if finite else {}),
+                "learning_rate": rate,
+                "tokens_per_second": round(tokens / seconds, 1),
+                "skipped_steps": self._progress.skipped_steps,
+            },
+            seconds,
+        )
+        return stops > 0
+
+    def _report_step(self, record: dict[str, Any], seconds: float) -> None:
+        self._record(**record)
+        if not self._processes.main:
+            return
         self._reporter.step(record, self._done())
-        if config.compile and step == self._start.step + 1:
+        if self._config.compile and self._progress.step == self._start.step + 2:
             first = self._progress.seconds - self._start.seconds - seconds
             self._reporter.compiled(first - seconds)
 
-    def _accumulate(self, windows: Tensor) -> float:
-        """Add up the gradients of the mean loss over a batch, (B, T + 1); returns that loss, nats per token."""
-        tokens = windows[:, 1:].numel()
-        losses = []
-        for part in windows.split(self._config.micro_batch_size or len(windows)):
-            with self._autocast():
-                loss = next_token_loss(self._model, part) / tokens
-            loss.backward()
-            losses.append(loss.detach())
-        # Not in the loop: a GPU would have to finish each part before the next one is sent.
-        return sum(loss.item() for loss in losses)
+    def _record(self, **record: Any) -> None:
+        if self._metrics is not None:
+            self._metrics.add(**record)
 
-    def _diverged(self, windows: Tensor, loss: float, norm: float) -> None:
+    def _check_skip(self, windows: Tensor, loss: float, norm: float) -> None:
+        """Raise Diverged where a step that is not finite is one too many, or the weights are not finite either."""
+        sound = all_finite(self._parameters.values(), self._processes)
+        if sound and self._progress.skipped_in_a_row < self._config.most_skipped_steps:
+            return
         step = self._progress.step
         with self._autocast():
-            culprit = first_bad_tensor(self._model, windows)
+            culprit = first_bad_tensor(self._model, windows, self._processes)
+        release(self._model)
         self._optimizer.zero_grad()
-        if self._weights_are_finite():
+        if sound:
             kept = f"the weights before this step are in {self._save()}"
+            self._checkpoints.wait()
         else:
+            self._checkpoints.wait()
             kept = f"the last good weights are in {next(iter(list_checkpoints(self._run)[::-1]), 'no checkpoint yet')}"
         starts = ", ".join(str(start) for start in self._batches.window_starts(step)[:4])
-        raise Diverged(
-            f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; first bad tensor: {culprit}; "
-            f"batch {step} of {self._config.data} (windows at tokens {starts}, ...); "
-            f"{kept}; resume with a lower --optimizer.learning-rate"
+        skipped = self._progress.skipped_in_a_row
+        raise self._processes.once(
+            Diverged(
+                f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}"
+                f"{f', after {skipped} skipped steps' if skipped else ''}; first bad tensor: {culprit}; "
+                f"batch {step} of {self._config.data} (windows at tokens {starts}, ...); "
+                f"{kept}; resume with a lower --optimizer.learning-rate"
+            )
         )
-
-    def _weights_are_finite(self) -> bool:
-        return all(bool(parameter.isfinite().all()) for parameter in self._model.parameters())
 
     def _validate(self, most_tokens: int) -> Validation:
         config, step = self._config, self._progress.step
-        size = config.micro_batch_size or config.batch_size
+        size = config.micro_batch_size or config.batch_size // self._processes.count
         windows = sequential_windows(self._validation, config.context, size, most_tokens or None)
         with self._autocast():
-            result = validate(self._model, (part.to(self._device) for part in windows), self._token_bytes)
-        self._metrics.add(
+            parts = (part.to(self._device) for part in windows)
+            result = validate(self._model, parts, self._token_bytes, self._processes)
+        release(self._model)
+        self._record(
             step=step,
             tokens=step * config.batch_size * config.context,
             validation_loss=result.loss,
             bits_per_byte=result.bits_per_byte,
         )
-        self._metrics.plot()
-        self._reporter.validation(step, result)
+        if self._metrics is not None:
+            self._metrics.plot()
+            self._reporter.validation(step, result)
         return result
 
     def _sample(self) -> None:
+        """The main process writes, with the whole model; the others wait for it at the next step."""
         config, step = self._config, self._progress.step
-        lm = LanguageModel(self._model, self._tokenizer)
+        model = whole_model(self._model, self._device)
+        if model is None:
+            return
+        lm = LanguageModel(model, self._tokenizer)
         prompt = config.sample_prompt or self._first_words()
         with self._autocast():
             pieces = lm.read(prompt).generate(max_tokens=config.sample_tokens, temperature=0.8, top_p=0.9, seed=step)
             text = prompt + "".join(pieces)
-        with (self._run / SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step}\n{text}\n\n")
+        append_sample(self._run, step, text)
         self._reporter.sample(step, text)
 
     def _first_words(self) -> str:
@@ -271,15 +296,20 @@ class Trainer:
 
     def _save(self) -> Path:
         """A checkpoint to resume from, and the weights as `goldfinch.load` reads them; never broken ones."""
-        if not self._weights_are_finite():
-            self._diverged(self._batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
-        keep = self._config.keep_checkpoints
-        path = save_checkpoint(self._run, self._model, self._optimizer, self._progress, keep)
-        save_weights(self._run, self._model.state_dict())
-        return path
+        if not all_finite(self._parameters.values(), self._processes):
+            self._check_skip(self._batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
+        weights = full_weights(self._model)
+        return self._checkpoints.save(self._parameters, self._optimizer, self._progress, weights)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16)
+
+
+def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The type of matrix products: float32, or bfloat16 under autocast."""
+    native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:

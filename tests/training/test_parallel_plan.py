@@ -7,9 +7,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import goldfinch as gf
 from goldfinch.errors import UserError
 from goldfinch.mixers import TIME_MIXES
-from goldfinch.training import block_plan
-from goldfinch.training.block_plan import apply_block_plan
+from goldfinch.training import parallel_plan
 from goldfinch.training.loss import next_token_loss
+from goldfinch.training.parallel_plan import apply_block_plan
 from goldfinch.training.trainer import Trainer
 
 # torch.compile looks at it itself and hides the warning; but where warnings are errors, it comes as one first.
@@ -21,9 +21,9 @@ PLANS = {"goldfinch": ("finch_c2", "finch_c2", "gold", "gold"), "llama": ("llama
 def model_with(small_config, small_model):
     """model_with(*plan, **block plan) -> a model that takes gradients; the same weights for the same plan."""
 
-    def make(*plan, **block_plan):
+    def make(*plan, **parallel_plan):
         model = small_model(small_config(*plan), torch.float32).requires_grad_()
-        apply_block_plan(model, **block_plan)
+        apply_block_plan(model, **parallel_plan)
         return model
 
     return make
@@ -33,7 +33,7 @@ def model_with(small_config, small_model):
 def backend(monkeypatch):
     """Compiles nothing, but traces forward and backward, and counts the graphs."""
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(block_plan, "BACKEND", counter)
+    monkeypatch.setattr(parallel_plan, "BACKEND", counter)
     yield counter
     torch.compiler.reset()
 
@@ -160,7 +160,7 @@ def test_a_backend_that_does_not_work_is_one_line(model_with, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no compiler\nat all")
 
-    monkeypatch.setattr(block_plan, "BACKEND", broken)
+    monkeypatch.setattr(parallel_plan, "BACKEND", broken)
     model = model_with("llama", compiled=True)
     with pytest.raises(UserError, match=r"does not work here \(no compiler\): train with --no-compile"):
         loss_and_gradients(model)

@@ -1,0 +1,289 @@
+"""How `torch.distributed.checkpoint` puts a checkpoint on disk: safetensors and JSON, nothing pickled.
+
+A checkpoint is a folder,
+
+    index.json              every tensor: dtype, shape, which part of it is in which file; sizes of the files
+    progress.json           where the run stands
+    shard-00000.safetensors what process 0 has written, each tensor or its part under the tensor's name
+    shard-00001.safetensors ...
+
+written as `.NAME.tmp` and renamed when each file is on the disk. PyTorch's own writer pickles its index.
+"""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint import (
+    LoadPlan,
+    LoadPlanner,
+    Metadata,
+    SavePlan,
+    SavePlanner,
+    StorageReader,
+    StorageWriter,
+)
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from goldfinch.checkpoint.native import write_safetensors
+from goldfinch.errors import UserError
+from goldfinch.files import sync, write_text
+
+FORMAT, VERSION = "goldfinch-checkpoint", 1
+INDEX, PROGRESS = "index.json", "progress.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
+
+
+class CheckpointWriter(StorageWriter):
+    """Writes one checkpoint.
+
+    Args:
+        folder: the checkpoint; replaced if it is there already.
+        rank: this process's; names its file.
+        progress: content of `progress.json`.
+        committed: called once the checkpoint is whole, in process 0.
+    """
+
+    def __init__(self, folder: Path, rank: int, progress: dict[str, Any], committed: Callable[[], None]) -> None:
+        self._folder = folder
+        self._temporary = temporary_folder(folder)
+        self._file = f"shard-{rank:05d}.safetensors"
+        self._progress = progress
+        self._committed = committed
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is left from an earlier checkpoint."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Make the temporary folder, in process 0, before any other one is told to write."""
+        if is_coordinator:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Every process writes what it holds."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """What several processes hold, the planner has given to one of them."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this process's file, down to the disk."""
+        tensors, results = {}, []
+        for item in plan.items:
+            assert item.tensor_data is not None, f"{item.index} is no tensor"
+            shape = list(item.tensor_data.chunk.sizes)
+            if 0 in shape:
+                continue  # fewer rows than processes
+            name, offset = item.index.fqn, list(item.tensor_data.chunk.offsets)
+            assert name not in tensors, f"two parts of {name} in one process"
+            data = planner.resolve_data(item)
+            assert isinstance(data, torch.Tensor)
+            tensors[name] = data.detach().cpu()
+            part = {"file": self._file, "offset": offset, "shape": shape}
+            results.append(WriteResult(item.index, tensors[name].nbytes, part))
+        if tensors:
+            write_safetensors(self._temporary / self._file, tensors)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Index what all processes have written, and give the whole its name: called in process 0, at the end."""
+        tensors: dict[str, dict[str, Any]] = {}
+        for result in (result for process in results for result in process):
+            name = result.index.fqn
+            stored = metadata.state_dict_metadata[name]
+            assert isinstance(stored, TensorStorageMetadata)
+            dtype = str(stored.properties.dtype).removeprefix("torch.")
+            entry = tensors.setdefault(name, {"dtype": dtype, "shape": list(stored.size), "parts": []})
+            entry["parts"].append(result.storage_data)
+        files = {path.name: path.stat().st_size for path in sorted(self._temporary.glob("*.safetensors"))}
+        index = {"format": FORMAT, "version": VERSION, "files": files, "tensors": tensors}
+        write_text(self._temporary / INDEX, json.dumps(index) + "\n")
+        write_text(self._temporary / PROGRESS, json.dumps(self._progress, indent=2) + "\n")
+        sync(self._temporary)
+        replaced = temporary_folder(self._folder.with_name(f"{self._folder.name}.replaced"))
+        if self._folder.exists():  # damaged, and left behind when the run resumed from an earlier one
+            self._folder.rename(replaced)
+        self._temporary.rename(self._folder)
+        sync(self._folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self._committed()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Never chosen by itself."""
+        return False
+
+
+class CheckpointReader(StorageReader):
+    """Reads the parts that this process needs, whoever wrote them.
+
+    Args:
+        folder: the checkpoint.
+        index: its index, checked.
+    """
+
+    def __init__(self, folder: Path, index: "Index") -> None:
+        self._folder = folder
+        self._index = index
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is left from an earlier checkpoint."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """What is stored, for the planner."""
+        return Metadata(
+            state_dict_metadata={
+                name: TensorStorageMetadata(
+                    properties=TensorProperties(dtype=tensor.dtype),
+                    size=torch.Size(tensor.shape),
+                    chunks=[ChunkStorageMetadata(torch.Size(p.offset), torch.Size(p.shape)) for p in tensor.parts],
+                )
+                for name, tensor in self._index.tensors.items()
+            }
+        )
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Keep where each part is."""
+        self._files = {
+            MetadataIndex(name, part.offset): part.file
+            for name, tensor in self._index.tensors.items()
+            for part in tensor.parts
+        }
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Every process reads what it needs."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Nobody reads for another."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Copy slices of the files to where they belong."""
+        items = sorted(plan.items, key=lambda item: self._files[item.storage_index])
+        for file, wanted in itertools.groupby(items, key=lambda item: self._files[item.storage_index]):
+            with safe_open(self._folder / file, "pt") as content:
+                for item in wanted:
+                    name = item.storage_index.fqn
+                    area = tuple(slice(o, o + n) for o, n in zip(item.storage_offsets, item.lengths, strict=True))
+                    stored = content.get_slice(name)[area] if area else content.get_tensor(name)
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(stored)
+                    planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Never chosen by itself."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some rows of a tensor, in a file under the tensor's name."""
+
+    file: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor, cut along its first dimension."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Index:
+    """What a checkpoint holds."""
+
+    tensors: dict[str, StoredTensor]
+    progress: dict[str, Any]
+
+
+class Damaged(Exception):
+    """A checkpoint is not whole; the message is the reason."""
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Where `folder` is written before it is whole."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def read_index(folder: Path) -> Index:
+    """Read and check the index of a checkpoint: that every file is there, in full, and holds what it should.
+
+    Raises:
+        Damaged: it is not whole.
+        UserError: a newer version wrote it.
+    """
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or not isinstance(progress, dict):
+            raise Damaged(f"{INDEX} or {PROGRESS} is something else")
+        if content["version"] > VERSION:
+            raise UserError(
+                f"{folder} has version {content['version']}, this program reads {VERSION}: update goldfinch"
+            )
+        tensors = {name: _stored_tensor(**entry) for name, entry in content["tensors"].items()}
+        headers = {file: _read_header(folder, file, size) for file, size in content["files"].items()}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(" ".join(str(error).split())) from error
+    for name, tensor in tensors.items():
+        for part in tensor.parts:
+            if headers.get(part.file, {}).get(name) != (tensor.dtype, part.shape):
+                raise Damaged(f"{part.file} does not hold {name} as {INDEX} describes it")
+        if not _complete(tensor):
+            raise Damaged(f"{name} is not there in full")
+    return Index(tensors=tensors, progress=progress)
+
+
+def _stored_tensor(dtype: str, shape: list[int], parts: list[dict[str, Any]]) -> StoredTensor:
+    boxes = tuple(Part(file=p["file"], offset=tuple(p["offset"]), shape=tuple(p["shape"])) for p in parts)
+    return StoredTensor(dtype=getattr(torch, dtype), shape=tuple(shape), parts=boxes)
+
+
+def _complete(tensor: StoredTensor) -> bool:
+    """Whether the parts are ranges of whole rows that follow each other from the first row to the last."""
+    if not tensor.shape:
+        return [part.offset for part in tensor.parts] == [()]
+    rows = 0
+    for part in sorted(tensor.parts, key=lambda part: part.offset):
+        if part.offset != (rows, *(0 for _ in tensor.shape[1:])) or part.shape[1:] != tensor.shape[1:]:
+            return False
+        rows += part.shape[0]
+    return rows == tensor.shape[0]
+
+
+def _read_header(folder: Path, file: str, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of each tensor in a file of `size` bytes."""
+    if Path(file).name != file or (folder / file).stat().st_size != size:
+        raise ValueError(f"{file} has not the {size:,} bytes that were written")
+    with safe_open(folder / file, "pt") as content:
+        return {
+            name: (_DTYPES[content.get_slice(name).get_dtype()], tuple(content.get_slice(name).get_shape()))
+            for name in content.keys()  # noqa: SIM118  # no mapping
+        }

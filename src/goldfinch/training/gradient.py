@@ -1,0 +1,47 @@
+"""The gradient of a batch that comes in parts: micro-batches, one after the other, in several processes."""
+
+import contextlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from goldfinch.model import Decoder
+from goldfinch.training.loss import next_token_loss
+from goldfinch.training.parallel_plan import synchronize_gradients
+
+
+def accumulate(
+    model: Decoder, windows: Tensor, micro_batch_size: int, processes: int, autocast: contextlib.AbstractContextManager
+) -> float:
+    """Add up the gradients of the mean loss over the batch.
+
+    Args:
+        model: its gradients are there afterwards, averaged over the processes.
+        windows: this process's part of the batch, (B, T + 1); equal parts everywhere.
+        micro_batch_size: windows that go through the model at once; 0 for all.
+        processes: how many share the batch.
+        autocast: around the forward passes.
+
+    Returns:
+        This process's part of that mean: the processes' sum is the mean.
+    """
+    tokens = windows[:, 1:].numel() * processes
+    losses = []
+    parts = windows.split(micro_batch_size or len(windows))
+    for number, part in enumerate(parts, start=1):
+        synchronize_gradients(model, number == len(parts))
+        with autocast:
+            loss = next_token_loss(model, part) / tokens
+        # The processes' gradients are averaged, but belong to a sum.
+        (loss * processes).backward()
+        losses.append(loss.detach())
+    # Not in the loop: a GPU would have to finish each part before the next one is sent.
+    return sum(loss.item() for loss in losses)
+
+
+def clip_gradient(parameters: Iterable[nn.Parameter], largest_norm: float) -> float:
+    """Scale the gradient of all parameters down to a norm of `largest_norm`; returns the norm that it had."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,147 @@
+"""How a run computes: blocks that recompute their activations, compiled blocks, weights spread over processes.
+
+The model knows nothing of training. What a run does to it is applied here, from outside; modules and parameters keep
+their names, so weights and checkpoints fit either way.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.utils.checkpoint import checkpoint
+
+from goldfinch.errors import UserError
+from goldfinch.mixers import KeyValueSource
+from goldfinch.model import Decoder
+from goldfinch.model.block import Block
+from goldfinch.ops.wkv6 import native
+from goldfinch.state import BlockState
+
+BACKEND = "inductor"
+"""Of torch.compile."""
+
+Forward = Callable[..., tuple[Tensor, BlockState]]
+
+
+def apply_block_plan(model: Decoder, *, activation_checkpointing: bool = False, compiled: bool = False) -> None:
+    """Change how `model`'s blocks run while gradients are recorded; validation and samples run as before.
+
+    Args:
+        model: its blocks are changed in place; a second call replaces the first one's plan.
+        activation_checkpointing: keep each block's inputs only, and run it again when its gradients are due. Losses
+            and gradients stay the same to the bit.
+        compiled: run blocks through torch.compile, each kind compiled once for all its layers, for one shape of
+            input. Compiled in an earlier plan is forgotten, by all models of the process.
+
+    Raises:
+        UserError: from the first forward pass, where torch.compile's backend does not work here.
+    """
+    forward = _compile(Block.forward) if compiled else Block.forward
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.forward = _planned(block, forward, activation_checkpointing)  # type: ignore[method-assign]  # a plan, not a subclass
+
+
+def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> Forward:
+    def run(
+        x: Tensor, state: BlockState | None = None, memory: KeyValueSource | None = None
+    ) -> tuple[Tensor, BlockState]:
+        # Without gradients there is nothing to save; and texts of any length would each be compiled.
+        if not torch.is_grad_enabled():
+            return Block.forward(block, x, state, memory)
+        if activation_checkpointing:
+            # Blocks draw no random numbers.
+            return checkpoint(forward, block, x, state, memory, use_reentrant=False, preserve_rng_state=False)
+        return forward(block, x, state, memory)
+
+    return run
+
+
+def _compile(forward: Forward) -> Forward:
+    """The function rather than each module: torch.compile then reuses its code for every block of the same kind."""
+    # Late: it takes two seconds.
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    # Variants of one function are counted over the whole process, and from the ninth on refused.
+    torch.compiler.reset()
+    # What it does, looking for a compiler and building, cannot be traced.
+    torch.compiler.assume_constant_result(native.available)
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
+
+    def run(*args: Any) -> tuple[Tensor, BlockState]:
+        try:
+            return compiled(*args)
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().partition("\n")[0]
+            raise UserError(f"torch.compile does not work here ({reason}): train with --no-compile") from error
+
+    return run
+
+
+def shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Spread the parameters over the processes of `mesh` (FSDP2): each keeps its rows, and gathers a block at a time.
+
+    Args:
+        model: on the meta device, or with weights, each process the same; then `apply_block_plan` is done already.
+        mesh: from `Processes.mesh`; with a dimension "replicate" (HSDP), each of its groups holds the whole model.
+        dtype: of matrix products. Weights are gathered in it; the parts that are kept, and gradients on their way, are
+            fp32.
+    """
+    # Blocks return states too, some of them views. Nothing changes them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    gathered = None if dtype == torch.float32 else dtype
+    # Activations stay as autocast makes them, as in a run of one process: the residual stream in fp32.
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # What the loss calls; `head`, which it uses without, is then gathered too.
+    register_fsdp_forward_method(model, "hidden")
+
+
+def synchronize_gradients(model: nn.Module, due: bool) -> None:
+    """Whether the next backward pass ends with the processes' gradients averaged, and weights spread again.
+
+    In all but the last of a step's passes there is no need: gradients add up where they are.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(due)
+        model.set_reshard_after_backward(due)
+
+
+def release(model: nn.Module) -> None:
+    """Let go of the gathered weights that a forward pass without a backward pass leaves behind."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the whole model's weights, gathered on the CPU of process 0; an empty dict elsewhere."""
+    if not isinstance(model, FSDPModule):
+        return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return cast(dict[str, Tensor], weights)
+
+
+def whole_model(model: Decoder, device: torch.device) -> Decoder | None:
+    """A model to write with, on `device`, in process 0; None in the others. In a run of one process it is `model`."""
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = full_weights(model)
+    if not weights:
+        return None
+    with torch.device("meta"):
+        whole = Decoder(model.config)
+    whole.load_state_dict({name: tensor.to(device) for name, tensor in weights.items()}, assign=True)
+    return whole
+
+
+def distribute_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """The inverse of `full_weights`: process 0 gives the whole model's weights, others an empty dict."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=isinstance(model, FSDPModule))
+    set_model_state_dict(model, dict(weights), options=options)
