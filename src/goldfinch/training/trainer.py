@@ -67,6 +67,7 @@ class Trainer:
             # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
             config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
             self._config = config
+            _check_processes(config, processes.count)
             self._open_data()
         self._steps = config.steps or max(1, math.ceil(config.epochs * self._batches.windows / config.batch_size))
         # Before anything large is made: a folder that cannot be used is told at once.
@@ -94,8 +95,6 @@ class Trainer:
         self._token_bytes = torch.tensor(
             [len(self._tokenizer.token_bytes(i)) for i in range(self._tokenizer.vocab_size)]
         )
-        if config.batch_size % count:
-            raise UserError(f"batch_size {config.batch_size} cannot be shared out evenly among {count} processes")
         self._batches = Batches(
             self._train, config.context, config.batch_size, config.seed, rank=self._processes.rank, world_size=count
         )
@@ -310,6 +309,13 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
     bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
     return torch.bfloat16 if bf16 else torch.float32
+
+
+def _check_processes(config: TrainConfig, count: int) -> None:
+    if config.batch_size % count:
+        raise UserError(f"batch_size {config.batch_size} cannot be shared out evenly among {count} processes")
+    if count % config.replicas:
+        raise UserError(f"replicas {config.replicas} must divide the number of processes, {count}")
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
