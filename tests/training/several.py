@@ -161,12 +161,12 @@ def freeze_the_lower_block(rank: int) -> None:
     """A fault that is none: the first block and the embedding are not trained."""
     from goldfinch.training import trainer
 
-    build = trainer.Trainer._build_model
+    build = trainer.build_model
 
-    def patched(itself, initialized):
-        model = build(itself, initialized)
+    def patched(*args, **options):
+        model = build(*args, **options)
         for part in (model.embedding, model.embedding_norm, model.blocks[0]):
             part.requires_grad_(False)
         return model
 
-    trainer.Trainer._build_model = patched
+    trainer.build_model = patched
