@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,7 +166,9 @@ def test_killed_processes_lose_nothing(fault, train, command, whole_run, tmp_pat
     assert all("another one of the run has ended" in printed for printed in survivors), ended.printed
     ended = command(2, "train", "--resume", run)
     assert_ended_well(ended)
-    assert "resuming after step 4 of 6" in ended.printed[0]
+    # Where it was killed in step 5, the checkpoint of step 4 may still have been on its way.
+    steps = "24" if isinstance(fault, several.AtStep) else "4"
+    assert re.search(rf"resuming after step [{steps}] of 6", ended.printed[0])
     assert_same_run(run, whole_run(2), **EXACT)
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000006"]
 

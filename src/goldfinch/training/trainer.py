@@ -69,7 +69,8 @@ class Trainer:
         self._model = build_model(config, processes, self._device, self._dtype, initialized=checkpoint is None)
         # Taken once: while a model is gathered, it shows other parameters than those that the optimizer has.
         self._parameters = dict(self._model.named_parameters())
-        self._optimizer = build_optimizer(self._model, config.optimizer)
+        with processes.agreed():
+            self._optimizer = build_optimizer(self._model, config.optimizer)
         self._checkpoints = Checkpoints(self._run, config.keep_checkpoints, config.keep_every, processes)
         self._progress = Progress()
         if checkpoint is not None:
