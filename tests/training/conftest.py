@@ -23,17 +23,17 @@ def data(tmp_path_factory):
     return folder / "data"
 
 
-@pytest.fixture
-def settings(data, tmp_path):
-    """settings(**fields) -> TrainConfig of a run of six steps in tmp_path/run."""
+@pytest.fixture(scope="session")
+def run_settings(data):
+    """run_settings(output, **fields) -> TrainConfig of a run of six steps."""
 
-    def make(**fields) -> TrainConfig:
+    def make(output, **fields) -> TrainConfig:
         plan = ("finch_c2", "gold")
         model = ModelConfig(vocab_size=257, width=32, head_size=16, time_mixes=plan, latent_ratio=4)
         defaults = {
             "model": model,
             "data": data,
-            "output": tmp_path / "run",
+            "output": output,
             "steps": 6,
             "context": 16,
             "batch_size": 4,
@@ -49,6 +49,12 @@ def settings(data, tmp_path):
         return TrainConfig(**defaults | fields)
 
     return make
+
+
+@pytest.fixture
+def settings(run_settings, tmp_path):
+    """settings(**fields) -> TrainConfig of a run of six steps in tmp_path/run."""
+    return lambda **fields: run_settings(**{"output": tmp_path / "run"} | fields)
 
 
 class Silent:

@@ -1,6 +1,7 @@
 """The gradient of a batch that comes in parts: micro-batches, one after the other, in several processes."""
 
 import contextlib
+import math
 from collections.abc import Iterable
 
 import torch
@@ -18,14 +19,14 @@ def accumulate(
     """Add up the gradients of the mean loss over the batch.
 
     Args:
-        model: its gradients are there afterwards, averaged over the processes.
+        model: its gradients are there afterwards, those of all processes together.
         windows: this process's part of the batch, (B, T + 1); equal parts everywhere.
         micro_batch_size: windows that go through the model at once; 0 for all.
         processes: how many share the batch.
         autocast: around the forward passes.
 
     Returns:
-        This process's part of that mean: the processes' sum is the mean.
+        This process's part of that mean: the sum over the processes is the mean, in nats per token.
     """
     tokens = windows[:, 1:].numel() * processes
     losses = []
@@ -34,7 +35,7 @@ def accumulate(
         synchronize_gradients(model, number == len(parts))
         with autocast:
             loss = next_token_loss(model, part) / tokens
-        # The processes' gradients are averaged, but belong to a sum.
+        # The mean over the processes is what they make of their gradients; the sum is due.
         (loss * processes).backward()
         losses.append(loss.detach())
     # Not in the loop: a GPU would have to finish each part before the next one is sent.
@@ -42,6 +43,14 @@ def accumulate(
 
 
 def clip_gradient(parameters: Iterable[nn.Parameter], largest_norm: float) -> float:
-    """Scale the gradient of all parameters down to a norm of `largest_norm`; returns the norm that it had."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    """Scale the gradient of all parameters down to a norm of `largest_norm`; returns the norm that it had.
+
+    One whose norm is not finite is left as it is, so that it can be looked at.
+    """
+    parameters = list(parameters)
+    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total = total.full_tensor() if isinstance(total, DTensor) else total
+    norm = float(total)
+    if math.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, total)
+    return norm

@@ -19,8 +19,11 @@ from goldfinch.errors import UserError
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
+from goldfinch.model.initialization import initialize
 from goldfinch.ops.wkv6 import native
 from goldfinch.state import BlockState
+from goldfinch.training.config import TrainConfig
+from goldfinch.training.processes import Processes
 
 BACKEND = "inductor"
 """Of torch.compile."""
@@ -83,7 +86,43 @@ def _compile(forward: Forward) -> Forward:
     return run
 
 
-def shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def build_model(
+    config: TrainConfig, processes: Processes, device: torch.device, dtype: torch.dtype, initialized: bool
+) -> Decoder:
+    """The model of a run, with its plan applied and spread over the processes.
+
+    Args:
+        config: the settings.
+        processes: all of them build it together.
+        device: of this process.
+        dtype: of matrix products.
+        initialized: with the weights that a new run starts from; otherwise with any, for a checkpoint to replace.
+    """
+    model = _empty_model(config)
+    apply_block_plan(model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
+    mesh = processes.mesh(device, config.replicas)
+    if mesh is not None:
+        _shard(model, mesh, dtype)
+    model.to_empty(device=device)
+    if initialized and mesh is None:
+        initialize(model, config.seed)
+    elif initialized:
+        _distribute(model, _initial_weights(config) if processes.main else {})
+    return model
+
+
+def _empty_model(config: TrainConfig) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(config.model)
+
+
+def _initial_weights(config: TrainConfig) -> dict[str, Tensor]:
+    model = _empty_model(config).to_empty(device="cpu")
+    initialize(model, config.seed)
+    return dict(model.state_dict())
+
+
+def _shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     """Spread the parameters over the processes of `mesh` (FSDP2): each keeps its rows, and gathers a block at a time.
 
     Args:
@@ -141,7 +180,7 @@ def whole_model(model: Decoder, device: torch.device) -> Decoder | None:
     return whole
 
 
-def distribute_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def _distribute(model: Decoder, weights: dict[str, Any]) -> None:
     """The inverse of `full_weights`: process 0 gives the whole model's weights, others an empty dict."""
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=isinstance(model, FSDPModule))
-    set_model_state_dict(model, dict(weights), options=options)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, weights, options=options)

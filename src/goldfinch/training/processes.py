@@ -64,12 +64,7 @@ class Processes:
 
         Returns:
             The mesh ("replicate", "shard"), or ("shard",) for one replica; None in a run of one process.
-
-        Raises:
-            UserError: `replicas` does not divide the processes.
         """
-        if self.count % replicas:
-            raise UserError(f"replicas {replicas} must divide the number of processes, {self.count}")
         if self.count == 1:
             return None
         if replicas == 1:

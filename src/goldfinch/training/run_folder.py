@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, and whether it can be begun or gone on with."""
+"""The folder of a run: whether it can be begun or gone on with, its settings, its samples."""
 
 import json
 from pathlib import Path
@@ -29,20 +29,13 @@ def read_settings(run: Path) -> TrainConfig:
         raise UserError(f"{path} is broken: {error}") from error
 
 
-def begin(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Make the folder of a new run.
-
-    Raises:
-        UserError: there is a run in it already, or anything else that a run would write.
-    """
-    run = config.output
+def check_new(run: Path) -> None:
+    """Raise a UserError where there is a run already, or anything else that a run would write."""
     if (run / SETTINGS).exists():
         raise UserError(f"{run} holds a run already: go on with `goldfinch train --resume {run}`")
     taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, FOLDER, METRICS) if (run / name).exists()]
     if taken or run.is_file():
         raise UserError(f"{run / ''.join(taken[:1])} is in the way: choose another output folder")
-    save_description(run, config.model, tokenizer)
-    write_settings(config)
 
 
 def check_resumable(config: TrainConfig) -> None:
@@ -51,8 +44,13 @@ def check_resumable(config: TrainConfig) -> None:
         raise UserError(f"{config.output} holds another model than these settings describe: choose another output")
 
 
+def describe_model(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Write what a new run's weights will be read with."""
+    save_description(config.output, config.model, tokenizer)
+
+
 def write_settings(config: TrainConfig) -> None:
-    """Store the settings: once the run has begun, or has been resumed with some changed."""
+    """Store the settings, of a new run or as they are changed in resuming one."""
     write_text(config.output / SETTINGS, json.dumps(config.to_dict(), indent=2) + "\n")
 
 

@@ -10,15 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import TOKENIZER
-from goldfinch.data.batches import Batches, sequential_windows
-from goldfinch.data.shards import TokenDataset
-from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
 from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.language_model import LanguageModel
-from goldfinch.model import Decoder
-from goldfinch.model.initialization import initialize
 from goldfinch.training.checkpoint import Checkpoints, Progress, list_checkpoints, newest_checkpoint, remove_unfinished
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
@@ -27,17 +21,17 @@ from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, validate
 from goldfinch.training.metrics import Metrics
 from goldfinch.training.optimizer import build_optimizer, set_learning_rate
-from goldfinch.training.parallel_plan import (
-    apply_block_plan,
-    distribute_weights,
-    full_weights,
-    release,
-    shard,
-    whole_model,
-)
+from goldfinch.training.parallel_plan import build_model, full_weights, release, whole_model
 from goldfinch.training.processes import ALONE, Processes
 from goldfinch.training.reporter import Reporter
-from goldfinch.training.run_folder import append_sample, begin, check_resumable, write_settings
+from goldfinch.training.run_data import RunData
+from goldfinch.training.run_folder import (
+    append_sample,
+    check_new,
+    check_resumable,
+    describe_model,
+    write_settings,
+)
 from goldfinch.training.schedule import learning_rate
 
 
@@ -67,70 +61,36 @@ class Trainer:
             # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
             config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
             self._config = config
-            self._open_data()
-        self._steps = config.steps or max(1, math.ceil(config.epochs * self._batches.windows / config.batch_size))
+            if processes.count % config.replicas:
+                raise UserError(f"replicas {config.replicas} must divide the number of processes, {processes.count}")
+            self._data = RunData(config, processes)
         # Before anything large is made: a folder that cannot be used is told at once.
-        checkpoint = processes.on_main(self._resume if resume else self._begin)
-        self._model = self._build_model(initialized=checkpoint is None)
+        checkpoint = processes.on_main(self._find_checkpoint if resume else lambda: check_new(self._run))
+        self._model = build_model(config, processes, self._device, self._dtype, initialized=checkpoint is None)
         # Taken once: while a model is gathered, it shows other parameters than those that the optimizer has.
         self._parameters = dict(self._model.named_parameters())
-        self._optimizer = build_optimizer(self._model, config.optimizer)
+        with processes.agreed():
+            self._optimizer = build_optimizer(self._model, config.optimizer)
         self._checkpoints = Checkpoints(self._run, config.keep_checkpoints, config.keep_every, processes)
         self._progress = Progress()
         if checkpoint is not None:
             self._progress = self._checkpoints.load(checkpoint, self._parameters, self._model, self._optimizer)
-        if resume:
-            processes.on_main(lambda: write_settings(config))
-        self._metrics = Metrics(self._run, self._progress.step) if processes.main else None
         self._start = self._progress
-        self._clock = time.monotonic()
+        # From here on the folder is changed.
+        with processes.agreed():
+            self._metrics = self._open_folder(resume) if processes.main else None
 
-    def _open_data(self) -> None:
-        config, count = self._config, self._processes.count
-        self._tokenizer = load_tokenizer(config.data / TOKENIZER)
-        self._train = TokenDataset.open(config.data, "train")
-        self._validation = TokenDataset.open(config.data, "validation")
-        _check_vocabulary(config, self._tokenizer)
-        self._token_bytes = torch.tensor(
-            [len(self._tokenizer.token_bytes(i)) for i in range(self._tokenizer.vocab_size)]
-        )
-        if config.batch_size % count:
-            raise UserError(f"batch_size {config.batch_size} cannot be shared out evenly among {count} processes")
-        self._batches = Batches(
-            self._train, config.context, config.batch_size, config.seed, rank=self._processes.rank, world_size=count
-        )
-
-    def _begin(self) -> None:
-        begin(self._config, self._tokenizer)
-
-    def _resume(self) -> Path | None:
+    def _find_checkpoint(self) -> Path | None:
         check_resumable(self._config)
-        remove_unfinished(self._run)
         return newest_checkpoint(self._run, self._reporter.notice)
 
-    def _build_model(self, initialized: bool) -> Decoder:
-        config = self._config
-        with torch.device("meta"):
-            model = Decoder(config.model)
-        apply_block_plan(model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
-        mesh = self._processes.mesh(self._device, config.replicas)
-        if mesh is None:
-            model.to_empty(device=self._device)
-            if initialized:
-                initialize(model, config.seed)
-            return model
-        shard(model, mesh, self._dtype)
-        model.to_empty(device=self._device)
-        if initialized:
-            distribute_weights(model, self._initial_weights() if self._processes.main else {})
-        return model
-
-    def _initial_weights(self) -> dict[str, Tensor]:
-        with torch.device("meta"):
-            model = Decoder(self._config.model)
-        model.to_empty(device="cpu")
-        initialize(model, self._config.seed)
-        return model.state_dict()
+    def _open_folder(self, resume: bool) -> Metrics:
+        if resume:
+            remove_unfinished(self._run)
+        else:
+            describe_model(self._config, self._data.tokenizer)
+        write_settings(self._config)
+        return Metrics(self._run, self._progress.step)
 
     def train(self) -> Validation:
         """Train to the last step.
@@ -143,7 +103,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM, in any process; all is saved.
         """
         if self._processes.main:
-            self._reporter.start(self._config, self._progress.step, self._steps)
+            self._reporter.start(self._config, self._progress.step, self._data.steps)
         try:
             with stop_signals() as stop:
                 self._loop(stop)
@@ -155,7 +115,7 @@ class Trainer:
         config = self._config
         self._clock = time.monotonic()
         while self._done() < 1:
-            stopping = self._step(stop.is_set())
+            stopping = self._step(stop)
             step, last = self._progress.step, self._done() >= 1
             validating = step % config.validate_every == 0 and not last
             saving = stopping or step % config.save_every == 0 or last
@@ -170,7 +130,7 @@ class Trainer:
                 self._checkpoints.wait()
                 raise self._processes.once(
                     Interrupted(
-                        f"stopped after step {step} of {self._steps}, all saved; "
+                        f"stopped after step {step} of {self._data.steps}, all saved; "
                         f"go on with: goldfinch train --resume {self._run}"
                     )
                 )
@@ -179,21 +139,21 @@ class Trainer:
 
     def _done(self) -> float:
         """Part of the run that is done: of its steps, or of its time where that is ahead."""
-        by_steps = self._progress.step / self._steps
+        by_steps = self._progress.step / self._data.steps
         by_clock = self._progress.seconds / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(max(by_steps, by_clock), 1.0)
 
-    def _step(self, stop: bool) -> bool:
-        """Make one step; whether any process has been asked to `stop`."""
+    def _step(self, stop: threading.Event) -> bool:
+        """Make one step; whether any process has been asked to stop."""
         config, step = self._config, self._progress.step
-        windows = self._batches.batch(step).to(self._device)
+        windows = self._data.batches.batch(step).to(self._device)
         rate = learning_rate(step, self._done(), config.optimizer)
         set_learning_rate(self._optimizer, rate)
         loss = accumulate(self._model, windows, config.micro_batch_size, self._processes.count, self._autocast())
         norm = clip_gradient(self._parameters.values(), config.optimizer.clip)
         # All that processes must agree on in a step, told at once; the time is the main one's.
         now = time.monotonic()
-        loss, stops, seconds = self._processes.sums(loss, stop, (now - self._clock) * self._processes.main)
+        loss, stops, seconds = self._processes.sums(loss, stop.is_set(), (now - self._clock) * self._processes.main)
         self._clock = now
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
@@ -245,7 +205,7 @@ class Trainer:
         else:
             self._checkpoints.wait()
             kept = f"the last good weights are in {next(iter(list_checkpoints(self._run)[::-1]), 'no checkpoint yet')}"
-        starts = ", ".join(str(start) for start in self._batches.window_starts(step)[:4])
+        starts = ", ".join(str(start) for start in self._data.batches.window_starts(step)[:4])
         skipped = self._progress.skipped_in_a_row
         raise self._processes.once(
             Diverged(
@@ -258,11 +218,9 @@ class Trainer:
 
     def _validate(self, most_tokens: int) -> Validation:
         config, step = self._config, self._progress.step
-        size = config.micro_batch_size or config.batch_size // self._processes.count
-        windows = sequential_windows(self._validation, config.context, size, most_tokens or None)
+        windows = (part.to(self._device) for part in self._data.validation_windows(most_tokens))
         with self._autocast():
-            parts = (part.to(self._device) for part in windows)
-            result = validate(self._model, parts, self._token_bytes, self._processes)
+            result = validate(self._model, windows, self._data.token_bytes, self._processes)
         release(self._model)
         self._record(
             step=step,
@@ -281,23 +239,18 @@ class Trainer:
         model = whole_model(self._model, self._device)
         if model is None:
             return
-        lm = LanguageModel(model, self._tokenizer)
-        prompt = config.sample_prompt or self._first_words()
+        lm = LanguageModel(model, self._data.tokenizer)
+        prompt = config.sample_prompt or self._data.first_words()
         with self._autocast():
             pieces = lm.read(prompt).generate(max_tokens=config.sample_tokens, temperature=0.8, top_p=0.9, seed=step)
             text = prompt + "".join(pieces)
         append_sample(self._run, step, text)
         self._reporter.sample(step, text)
 
-    def _first_words(self) -> str:
-        """How the validation text begins: about sixteen tokens of it."""
-        ids = self._validation.tokens(0, min(16, len(self._validation))).tolist()
-        return self._tokenizer.decode(ids)
-
     def _save(self) -> Path:
         """A checkpoint to resume from, and the weights as `goldfinch.load` reads them; never broken ones."""
         if not all_finite(self._parameters.values(), self._processes):
-            self._check_skip(self._batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
+            self._check_skip(self._data.batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
         weights = full_weights(self._model)
         return self._checkpoints.save(self._parameters, self._optimizer, self._progress, weights)
 
@@ -310,11 +263,3 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
     bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
     return torch.bfloat16 if bf16 else torch.float32
-
-
-def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"the tokenizer of {config.data} has {tokenizer.vocab_size} ids, the model only "
-            f"{config.model.vocab_size}: set --model.vocab-size {tokenizer.vocab_size}"
-        )
