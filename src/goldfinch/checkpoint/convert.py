@@ -49,23 +49,15 @@ def import_reference(
         UserError: `pth` is no such file or does not fit `config`, the tokenizer has more ids than the model, or
             `output` exists or cannot be written.
     """
-    _check_output(output, overwrite)
-    tensors = read_tensors(pth)
-    try:
-        config = config or infer_finch_config(tensors)
-        weights = from_reference(tensors, config)
-    except UserError as error:
-        raise UserError(f"{pth}: {error}") from error
-    if tokenizer is None and config.vocab_size == WORLD_VOCABULARY:
-        tokenizer = WorldTokenizer()
+    check_output(output, overwrite)
+    config, weights = read_reference(pth, config)
+    tokenizer = tokenizer or usual_tokenizer(config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} ids, the model of {pth} only "
             f"{config.vocab_size}: give its own with --tokenizer"
         )
-    with _writing(output), atomic_directory(output, replace=overwrite) as folder:
-        save_description(folder, config, tokenizer)
-        save_weights(folder, _untie(weights))
+    write_folder(output, config, weights, tokenizer, overwrite=overwrite)
     return _describe(config, weights, tokenizer)
 
 
@@ -90,6 +82,21 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
     with _writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)  # given a path, it would store that: other bytes for the same weights
     return _describe(model.config, weights, None)
+
+
+def read_reference(pth: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The config and weights, by our names, of a published checkpoint; see `import_reference`."""
+    tensors = read_tensors(pth)
+    try:
+        config = config or infer_finch_config(tensors)
+        return config, from_reference(tensors, config)
+    except UserError as error:
+        raise UserError(f"{pth}: {error}") from error
+
+
+def usual_tokenizer(config: ModelConfig) -> Tokenizer | None:
+    """The RWKV World tokenizer where the vocabulary has its size; None where it has another."""
+    return WorldTokenizer() if config.vocab_size == WORLD_VOCABULARY else None
 
 
 def read_tensors(pth: Path) -> dict[str, Tensor]:
@@ -166,7 +173,7 @@ def _describe(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokeni
     )
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
     """Refuse to replace anything; with `overwrite`, anything but a folder that holds our three files at most."""
     if not output.exists():
         return
@@ -177,6 +184,19 @@ def _check_output(output: Path, overwrite: bool) -> None:
     others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER})
     if others:
         raise UserError(f"{output} also holds {others[0]}, so it is not replaced: give another name")
+
+
+def write_folder(
+    output: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None, *, overwrite: bool
+) -> None:
+    """Write our folder format, all or nothing, where `check_output` had no objection.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with _writing(output), atomic_directory(output, replace=overwrite) as folder:
+        save_description(folder, config, tokenizer)
+        save_weights(folder, _untie(weights))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "measure a model on this machine",
     "info": "parameters, FLOPs and memory of a preset or a run",
     "convert": "published .pth checkpoints to our folders and back",
+    "upgrade": "GOLD layers for a pre-trained Finch",
     "data": "prepare text for training",
 }
 

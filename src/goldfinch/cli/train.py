@@ -11,7 +11,8 @@ import yaml
 
 from goldfinch.cli.arguments import parse
 from goldfinch.cli.progress import TrainingDisplay
-from goldfinch.config import RopeConfig, from_plain, merge
+from goldfinch.cli.rope import rope_on_one_line
+from goldfinch.config import from_plain, merge
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, model_config
 from goldfinch.training.config import TrainConfig, recipe
@@ -97,7 +98,10 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
             raise UserError(f"{path}: {error}") from error
     required = {name: tyro.MISSING for name in _REQUIRED if not values[name]}
     default = dataclasses.replace(from_plain(TrainConfig, values), **required)
-    options = {"default": Train(preset=preset, settings=default), "registry": _rope_on_one_line()}
+    options = {
+        "default": Train(preset=preset, settings=default),
+        "registry": rope_on_one_line(default.model.rope, "model.rope"),
+    }
     train = parse(Train, "train", args, **options)
     return train.settings, train.resume is not None
 
@@ -124,33 +128,3 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of settings, such as `steps: 1000`")
     return content
-
-
-def _rope_on_one_line() -> tyro.constructors.ConstructorRegistry:
-    """Lets `--model.rope` take `none` or fields such as `rescale=4,rebase=1`."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-        if info.type != RopeConfig | None:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="none|base=10000,rescale=1,rebase=1",
-            instance_from_str=lambda words: None if words[0] == "none" else _parse_rope(words[0]),
-            is_instance=lambda value: value is None or isinstance(value, RopeConfig),
-            str_from_instance=lambda value: [_format_rope(value)],
-        )
-
-    return registry
-
-
-def _parse_rope(text: str) -> RopeConfig:
-    pairs = [pair.partition("=") for pair in text.split(",") if pair]
-    return from_plain(RopeConfig, {name: value for name, _, value in pairs}, "model.rope.")
-
-
-def _format_rope(rope: RopeConfig | None) -> str:
-    if rope is None:
-        return "none"
-    return ",".join(f"{name}={value:g}" for name, value in dataclasses.asdict(rope).items())

@@ -1,5 +1,7 @@
 """Initial weights of every parameter (SPEC 7; Finch paper, appendix I)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -54,11 +56,19 @@ def _depth(layer: int, layers: int) -> float:
 
 
 @torch.no_grad()
-def initialize(model: Decoder, seed: int) -> None:
-    """Fill every parameter of `model`, on any device, from `seed` alone; the global random state is not touched."""
+def initialize(model: Decoder, seed: int, parts: Iterable[nn.Module] | None = None) -> None:
+    """Fill every parameter of `model`, on any device, from `seed` alone; the global random state is not touched.
+
+    Args:
+        model: its size and depth decide where each parameter starts.
+        seed: of the random numbers.
+        parts: modules of `model` to fill, with all that is in them, and to leave the rest alone; None for all of it.
+    """
+    # In order: the numbers are drawn one after the other.
+    chosen = {module: None for part in ((model,) if parts is None else parts) for module in part.modules()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in model.modules():
+        for module in chosen:
             match module:
                 case nn.LayerNorm() | nn.GroupNorm():
                     nn.init.ones_(module.weight)
@@ -69,11 +79,13 @@ def initialize(model: Decoder, seed: int) -> None:
                 case nn.Linear():
                     _orthogonal(module, 1.0)
         width, vocab_size = model.config.width, model.config.vocab_size
-        weight = model.embedding.weight
-        weight.copy_(torch.empty(weight.shape).uniform_(-EMBEDDING_BOUND, EMBEDDING_BOUND))
-        _orthogonal(model.head, 0.5 * max(vocab_size / width, 1) ** 0.5)
+        if model.embedding in chosen:
+            weight = model.embedding.weight
+            weight.copy_(torch.empty(weight.shape).uniform_(-EMBEDDING_BOUND, EMBEDDING_BOUND))
+        if model.head in chosen:
+            _orthogonal(model.head, 0.5 * max(vocab_size / width, 1) ** 0.5)
         for layer, block in enumerate(model.blocks):
-            for module in block.modules():
+            for module in filter(chosen.__contains__, block.modules()):
                 _initialize_in_layer(module, layer, len(model.blocks))
 
 

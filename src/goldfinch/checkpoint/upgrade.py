@@ -1,0 +1,119 @@
+"""A pre-trained Finch becomes a GoldFinch, in both ways of the paper (SPEC 8): GOLD layers appended, or in place of time
+mixes. The layers below GOLD stay as they are, to the bit, and what is new starts as the identity.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
+from goldfinch.checkpoint.native import load_model, read_tokenizer
+from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.errors import UserError
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+from goldfinch.presets import split_plan
+
+RECURRENT = ("finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2")
+
+
+def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
+    """The model to upgrade and its tokenizer.
+
+    Args:
+        source: a folder of ours, or the `.pth` of a pure Finch (RWKV-6 World) model. The weights keep their types.
+
+    Raises:
+        UserError: it is neither, is broken, or has layers that are not Finch.
+    """
+    if source.is_dir():
+        model = load_model(source)
+        tokenizer = read_tokenizer(source, model.config)
+    else:
+        config, weights = read_reference(source)
+        with torch.device("meta"):
+            model = Decoder(config)
+        model.load_state_dict(weights, assign=True)
+        tokenizer = usual_tokenizer(config)
+    others = sorted(set(model.config.time_mixes) - set(RECURRENT))
+    if "gold" in others:
+        raise UserError(
+            f"{source} has GOLD layers already: go on training it with `goldfinch train --initial {source} ...`"
+        )
+    if others:
+        raise UserError(
+            f"{source} has {others[0]} layers: only a Finch can be upgraded, whose layers are all recurrent"
+        )
+    return model, tokenizer
+
+
+def upgraded_config(
+    base: ModelConfig, gold: str, latent_ratio: int = 16, rope: RopeConfig | None = None
+) -> ModelConfig:
+    """What becomes of a Finch.
+
+    Args:
+        base: its config.
+        gold: "append:4" for so many GOLD layers more, before the head; "replace:1/3" for GOLD in place of the time
+            mixes of so large a part of the layers, the last ones.
+        latent_ratio: D / R, how many times narrower than the model a compressed key is.
+        rope: positions in the GOLD layers; None for none.
+
+    Raises:
+        UserError: `gold` is written otherwise, or would leave no layer below.
+    """
+    written = re.fullmatch(r"(append):(\d{1,3})|(replace):1/(\d{1,3})", gold)
+    number = int(written[2] or written[4]) if written else 0
+    if written is None or number < 1:
+        raise UserError(f"{gold!r} is no way to add GOLD layers: give append:4 (layers) or replace:1/3 (of them)")
+    plan = base.time_mixes
+    if written[1]:
+        plan += ("gold",) * number
+    else:
+        first = split_plan("finch", "gold", base.layers, number).index("gold")
+        if first == 0:
+            raise UserError(f"replace:1/{number} of {base.layers} layers leaves none below GOLD: replace fewer")
+        plan = plan[:first] + ("gold",) * (base.layers - first)
+    return dataclasses.replace(base, time_mixes=plan, latent_ratio=latent_ratio, rope=rope)
+
+
+def upgrade(base: Decoder, config: ModelConfig, seed: int = 0) -> Decoder:
+    """A model with the base's weights, which it shares, and new GOLD layers (SPEC 7), W_KD and W_KU in the base's type.
+
+    Args:
+        base: a Finch.
+        config: of `upgraded_config`.
+        seed: of the new weights.
+    """
+    with torch.device("meta"):
+        model = Decoder(config).to(base.head.weight.dtype)
+    parts = new_parts(model, base.config)
+    new = {parameter for part in parts for parameter in part.parameters()}
+    kept = [name for name, parameter in model.named_parameters() if parameter not in new]
+    weights = base.state_dict()
+    model.load_state_dict({name: weights[name] for name in kept}, strict=False, assign=True)
+    for part in parts:
+        part.to_empty(device=base.head.weight.device)
+    initialize(model, seed, parts)
+    return model
+
+
+def new_parts(model: Decoder, base: ModelConfig) -> list[nn.Module]:
+    """The modules of an upgraded model that its base has not got: whole blocks on top, or time mixes, and TokenCat."""
+    assert model.token_cat is not None
+    plan = model.config.time_mixes
+    replaced = [layer for layer, kind in enumerate(base.time_mixes) if plan[layer] != kind]
+    mixes = [model.blocks[layer].get_submodule("time_mix") for layer in replaced]
+    return [*model.blocks[base.layers :], *mixes, model.token_cat]
+
+
+def old_weights_slowly(base: ModelConfig, upgraded: ModelConfig, rate: float) -> tuple[str, ...]:
+    """Patterns for `OptimizerConfig.rates`: the base's weights learn `rate` times as fast as the new ones."""
+    with torch.device("meta"):
+        model = Decoder(upgraded)
+    parts = set(new_parts(model, base))
+    return f"*={rate:g}", *(f"{name}.*=1" for name, module in model.named_modules() if module in parts)

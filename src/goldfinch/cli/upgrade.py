@@ -1,0 +1,129 @@
+"""`goldfinch upgrade`: GOLD layers for a pre-trained Finch."""
+
+import dataclasses
+import itertools
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from goldfinch.cli.arguments import parse
+from goldfinch.cli.rope import rope_on_one_line
+from goldfinch.config import RopeConfig
+from goldfinch.errors import UserError
+
+if TYPE_CHECKING:
+    from goldfinch.data.tokenizers import Tokenizer
+    from goldfinch.model import Decoder
+
+CHECKED_TOKENS = 512
+OLD_RATE = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upgrade:
+    """Make a GoldFinch of a pre-trained Finch: goldfinch upgrade rwkv-6.pth --gold append:4 -o models/upgraded
+
+    The layers below GOLD stay as they are, to the bit. What is new starts as the identity: with append the new model
+    predicts what the base predicts, with replace it has lost the time mixes that GOLD now stands for, until it is
+    trained. The losses of both, on the beginning of a text, are printed.
+    """
+
+    finch: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER|PTH")]]
+    """The base: a folder of a Finch or Finch-C2 that `goldfinch train` or `goldfinch convert` wrote, or the .pth of an
+    RWKV-6 World model."""
+    gold: Annotated[str, tyro.conf.arg(metavar="append:N|replace:1/N")]
+    """append:4 puts so many GOLD layers on top, before the head; replace:1/3 puts GOLD in place of the time mixes of
+    the last third of the layers and keeps their channel mixes."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
+    """The folder to write."""
+    latent_ratio: int = 16
+    """How many times narrower than the model a compressed key is."""
+    rope: RopeConfig | None = None
+    """Rotary positions in the GOLD layers."""
+    seed: int = 0
+    """Of the new weights."""
+    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """What to compare the losses on; Moby-Dick if not given."""
+    overwrite: bool = False
+    """Replace the folder if it exists and holds nothing but a model."""
+
+    def run(self) -> None:
+        """Upgrade, compare, write, and print the next command.
+
+        Raises:
+            UserError: the base is no Finch, the output exists, or the text cannot be read; nothing is written then.
+        """
+        from goldfinch.checkpoint.convert import check_output, write_folder
+        from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
+
+        check_output(self.output, self.overwrite)
+        base, tokenizer = read_finch(self.finch)
+        config = upgraded_config(base.config, self.gold, self.latent_ratio, self.rope)
+        text = self._text(tokenizer)
+        model = upgrade(base, config, self.seed)
+        for title, one in (("base", base), ("upgraded", model)):
+            print(f"{title + ':':<10} {_describe(one)}")
+        if text is not None and tokenizer is not None:
+            self._compare(base, model, tokenizer.encode(text))
+        else:
+            print("loss:      not compared, there is no tokenizer for a text")
+        write_folder(self.output, config, model.state_dict(), tokenizer, overwrite=self.overwrite)
+        kind = f"with the {tokenizer.name} tokenizer" if tokenizer is not None else "without a tokenizer"
+        print(f"{self.output} is written, {kind}")
+        rates = shlex.join(old_weights_slowly(base.config, config, OLD_RATE))
+        folder = shlex.quote(str(self.output))
+        print(f"next: goldfinch train --initial {folder} --data DATA -o RUN --optimizer.rates {rates}")
+
+    def _text(self, tokenizer: "Tokenizer | None") -> str | None:
+        """What to compare the losses on; None where there is no tokenizer for it."""
+        if tokenizer is None:
+            if self.text is not None:
+                raise UserError(
+                    f"{self.finch} has no tokenizer for {self.text}: `goldfinch convert --tokenizer` makes a folder "
+                    "that has one, or leave out --text"
+                )
+            return None
+        if self.text is None:
+            from goldfinch.data.text import moby_dick
+
+            return moby_dick()[: 16 * CHECKED_TOKENS]
+        try:
+            # No token needs more characters than this.
+            with self.text.open(encoding="utf-8") as file:
+                content = file.read(1024 * CHECKED_TOKENS)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {self.text}: {error}") from error
+        if len(tokenizer.encode(content)) < 2:
+            raise UserError(f"{self.text} is too short to compare losses on: give a text of at least two tokens")
+        return content
+
+    def _compare(self, base: "Decoder", model: "Decoder", ids: list[int]) -> None:
+        """Print the losses of both on the first tokens."""
+        import torch
+
+        from goldfinch.training.loss import next_token_loss
+
+        windows = torch.tensor([ids[: CHECKED_TOKENS + 1]])
+        count = windows.shape[1] - 1
+        with torch.inference_mode():
+            before, after = (float(next_token_loss(one, windows)) / count for one in (base, model))
+        verdict = "the same, to the bit" if after == before else f"{after - before:+.4f}"
+        print(
+            f"loss:      {before:.4f} nats per token before, {after:.4f} after ({verdict}), "
+            f"on the first {count} tokens of {self.text or 'Moby-Dick'}"
+        )
+
+
+def _describe(model: "Decoder") -> str:
+    config = model.config
+    plan = ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    dtype = str(model.head.weight.dtype).removeprefix("torch.")
+    return f"{plan}; width {config.width}, vocabulary {config.vocab_size}; {count:,} parameters in {dtype}"
+
+
+def main(args: list[str]) -> None:
+    """Parse `args` and run."""
+    parse(Upgrade, "upgrade", args, registry=rope_on_one_line()).run()
