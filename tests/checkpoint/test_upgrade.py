@@ -1,4 +1,4 @@
-"""`goldfinch upgrade`: what is old stays to the bit, what is new starts as the identity, and what cannot be is refused."""
+"""`goldfinch upgrade`: what is old stays to the bit, what is new starts as the identity, what cannot be is refused."""
 
 import dataclasses
 import subprocess

@@ -4,8 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import goldfinch as gf
+from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.context_file import read_description
 
@@ -113,3 +117,43 @@ def test_mistakes_are_answered_with_the_remedy(book, small_run, goldfinch):
         error = goldfinch(*args, code=2).err
         assert remedy in error, args
         assert error.splitlines()[-1].startswith("goldfinch: ")
+
+
+@pytest.fixture
+def run_with_positions(small_config, small_model, tmp_path, monkeypatch):
+    """The folder "turned" with a model trained with positions, their base no usual one."""
+    monkeypatch.chdir(tmp_path)
+    config = small_config("finch_c2", "gold", vocab_size=257, rope=RopeConfig(base=500.0))
+    save_description(tmp_path / "turned", config, ByteTokenizer())
+    save_weights(tmp_path / "turned", small_model(config, torch.float32).state_dict())
+    return "turned"
+
+
+def test_positions_are_changed_for_one_command_and_the_rest_of_them_stays(goldfinch, run_with_positions):
+    Path("book.txt").write_text("The whale swims past the ship. " * 20)
+    assert goldfinch("read", "book.txt", "-m", run_with_positions, "-o", "book.gfc").out
+    command = ("generate", "book.gfc", "The", "--seed", "0", "--max-tokens", "20")
+    lm = gf.load(run_with_positions, rope=RopeConfig(base=500.0, rescale=4.0))
+    expected = lm.open("book.gfc").generate("The", max_tokens=20, seed=0, temperature=0.8, top_p=0.9)
+    turned = goldfinch(*command, "--rope", "rescale=4").out
+    assert turned == "The" + "".join(expected) + "\n"
+    assert turned != goldfinch(*command).out
+    assert (
+        goldfinch("ask", "book.gfc", "The", *SHORT).out
+        != goldfinch("ask", "book.gfc", "The", *SHORT, "--rope", "rebase=9").out
+    )
+    goldfinch("read", "book.txt", "-m", run_with_positions, "-o", "again.gfc", "--rope", "rescale=4")
+    stored, again = load_file("book.gfc"), load_file("again.gfc")
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+
+
+def test_positions_that_cannot_be_changed_are_told(goldfinch, run_with_positions, small_run):
+    cases = {
+        ("generate", small_run, "x", "--rope", "rescale=4"): "trained without positions",
+        ("generate", run_with_positions, "x", "--rope", "none"): "positions can be changed, not left out",
+        ("generate", run_with_positions, "x", "--rope", "rescal=4"): "did you mean rescale",
+        ("generate", run_with_positions, "x", "--rope", "rescale=no"): "rope.rescale must be a number",
+        ("generate", run_with_positions, "x", "--rope", "4"): "rope.4",
+    }
+    for args, answer in cases.items():
+        assert answer in goldfinch(*args, code=2).err, args

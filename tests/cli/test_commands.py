@@ -167,3 +167,27 @@ def test_half_written_weights_are_refused(trained, tmp_path, capsys):
     whole = (trained / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "model.safetensors" in fails(capsys, "generate", tmp_path, "x")
+
+
+def test_a_model_is_trained_on_from_its_weights_with_longer_contexts(corpus, tmp_path, capsys):
+    data, base, out = corpus / "data", tmp_path / "base", tmp_path / "longer"
+    assert run(["train", "goldfinch_rope-L3-D64", "--data", str(data), "-o", str(base), *SMALL]) == 0
+    args = ["train", "--initial", str(base), "--data", str(data), "-o", str(out), *SMALL]
+    assert run([*args, "--model.rope", "rescale=4", "--context", "64"]) == 0
+    stored = json.loads((out / "training.json").read_text())
+    assert stored["initial"] == str(base)
+    assert stored["model"]["rope"] == {"base": 10000.0, "rescale": 4.0, "rebase": 1.0}
+    assert stored["model"]["width"] == 64
+    # Its settings, from a file, start the same run again.
+    again = ["train", "--config", str(out / "training.json"), "-o", str(tmp_path / "again")]
+    assert run(again) == 0
+    lines = [(run_ / "metrics.jsonl").read_text().splitlines()[0] for run_ in (out, tmp_path / "again")]
+    assert json.loads(lines[0])["loss"] == json.loads(lines[1])["loss"]
+    wrong = {
+        ("train", "finch-L1-D64", "--initial", base, "--data", data): "leave out the preset finch-L1-D64",
+        ("train", "--initial", base, "--data", data, "--model.width", 128): "model.width 64, not 128",
+        ("train", "--initial", tmp_path, "--data", data): "holds no model",
+    }
+    for words, answer in wrong.items():
+        assert answer in fails(capsys, *words, "-o", tmp_path / "none")
+        assert not (tmp_path / "none").exists()

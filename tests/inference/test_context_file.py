@@ -1,5 +1,6 @@
 """Contexts as files: exact, checked, replaced all or nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,11 +17,13 @@ from safetensors.torch import save_file
 
 import goldfinch as gf
 from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference import context_file, prefill
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.model import Decoder
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +112,63 @@ def test_tuning_gold_layers_or_the_head_leaves_files_valid(saved, text):
         torch.testing.assert_close(lm.open(path).read(question).logits, expected, rtol=0, atol=1e-5)
 
 
+def test_positions_of_gold_layers_may_be_changed_under_a_file(model_of, text, tmp_path):
+    trained = LanguageModel(model_of("RoPE", torch.float32), None)
+    trained.read(text(37)).save(tmp_path / "book.gfc")
+    save_description(tmp_path / "model", trained.config, None)
+    save_weights(tmp_path / "model", trained.model.state_dict())
+    longer = gf.load(tmp_path / "model", rope=RopeConfig(rescale=8, rebase=3))
+    assert longer.config.rope == RopeConfig(rescale=8, rebase=3)
+    opened = longer.open(tmp_path / "book.gfc")
+    assert torch.equal(opened.logits, longer.read(text(37)).logits)
+    assert not torch.allclose(opened.logits, trained.open(tmp_path / "book.gfc").logits)
+    expected = longer.logits(torch.cat([text(37), text(9)])[None])[0, -1]
+    torch.testing.assert_close(opened.read(text(9)).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_positions_that_are_in_the_kept_keys_may_not(small_config, small_model, text, tmp_path):
+    config = small_config("finch_c2", "gptalpha", "gold", rope=RopeConfig())
+    lm = LanguageModel(small_model(config, torch.float32), None)
+    lm.read(text(9)).save(tmp_path / "book.gfc")
+    longer = small_model(dataclasses.replace(config, rope=RopeConfig(rescale=2)), torch.float32)
+    with pytest.raises(UserError, match=r"written with .*rescale=1.0.* load the model with the file's"):
+        LanguageModel(longer, None).open(tmp_path / "book.gfc")
+
+
+def test_a_certificate_is_for_the_predictions_that_it_was_measured_on(model_of, text, tmp_path):
+    lm = LanguageModel(model_of("RoPE", torch.float32), None)
+    context = lm.read(text(100), "int4")
+    context.save(tmp_path / "book.gfc")
+    assert lm.open(tmp_path / "book.gfc").certify() == context.certify()
+    config = dataclasses.replace(lm.config, rope=RopeConfig(rescale=4))
+    turned = LanguageModel(Decoder(config), None)
+    turned.model.load_state_dict(lm.model.state_dict())
+    assert turned.open(tmp_path / "book.gfc").certify() is None
+    for name in ("blocks.2.time_mix.query.weight", "token_cat.up.weight", "output_norm.bias", "head.weight"):
+        before = lm.model.get_parameter(name).clone()
+        lm.model.get_parameter(name).view(-1)[3] += 1e-3
+        assert lm.open(tmp_path / "book.gfc").certify() is None, name
+        lm.model.get_parameter(name).copy_(before)
+    assert lm.open(tmp_path / "book.gfc").certify() == context.certify()
+
+
+def test_files_of_version_1_keep_their_certificate(model_of, text, tmp_path):
+    lm = LanguageModel(model_of("two GOLD layers", torch.float32), None)
+    context = lm.read(text(100), "int8")
+    context.save(tmp_path / "book.gfc")
+
+    def older(metadata):
+        description = json.loads(metadata["description"])
+        del description["certificate"]["weights"]
+        metadata.update(version="1", description=json.dumps(description))
+
+    rewrite(tmp_path / "book.gfc", older)
+    sign(tmp_path / "book.gfc")
+    opened = lm.open(tmp_path / "book.gfc")
+    assert torch.equal(opened.logits, context.logits)
+    assert opened.certify() == dataclasses.replace(context.certify(), weights="")
+
+
 @pytest.mark.parametrize(
     "name", ["embedding", "embedding_norm", "blocks.0.time_mix.key", "blocks.1.channel_mix.key", "token_cat.down"]
 )
@@ -186,8 +246,8 @@ def test_truncated_files_are_refused(saved, left):
 
 def test_files_of_other_kinds_and_newer_versions_are_refused(saved, tmp_path):
     lm, path, _ = saved
-    rewrite(path, lambda metadata: metadata.update(version="2"))
-    with pytest.raises(UserError, match="version 2, this program reads 1: update"):
+    rewrite(path, lambda metadata: metadata.update(version="3"))
+    with pytest.raises(UserError, match="version 3, this program reads 2: update"):
         lm.open(path)
     save_file({"x": torch.ones(2)}, path)
     with pytest.raises(UserError, match="no context file"):

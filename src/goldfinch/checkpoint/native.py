@@ -1,5 +1,6 @@
 """Our own format: a folder with `model.safetensors`, `config.json` and `tokenizer.json`."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from goldfinch.config import ModelConfig
+from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_file, write_text
@@ -84,18 +85,32 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     return tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    rope: RopeConfig | None = None,
+) -> Decoder:
     """Build the model of a folder with its weights.
 
     Args:
         folder: written by `goldfinch train` or `goldfinch convert`.
         dtype: of the parameters; None for the one they are stored in.
         device: where they go.
+        rope: positions in place of the model's own, which hold no weights; None for its own.
 
     Raises:
-        UserError: the folder or a file in it is missing, broken, half-written or does not fit the config.
+        UserError: the folder or a file in it is missing, broken, half-written or does not fit the config, or `rope` is
+            given for a model that knows no positions.
     """
     config = read_config(folder)
+    if rope is not None:
+        if config.rope is None:
+            raise UserError(
+                f"the model in {folder} was trained without positions: there are none to interpolate; to train it with "
+                f"them: goldfinch train --initial {folder} --model.rope rescale=1 ..."
+            )
+        config = dataclasses.replace(config, rope=rope)
     path = folder / WEIGHTS
     with torch.device("meta"):
         model = Decoder(config)

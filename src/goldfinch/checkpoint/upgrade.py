@@ -1,5 +1,7 @@
-"""A pre-trained Finch becomes a GoldFinch, in both ways of the paper (SPEC 8): GOLD layers appended, or in place of time
-mixes. The layers below GOLD stay as they are, to the bit, and what is new starts as the identity.
+"""A pre-trained Finch becomes a GoldFinch, in both ways of the paper (SPEC 8).
+
+GOLD layers are appended, or stand in place of time mixes. The layers below them stay as they are, to the bit, and what
+is new starts as the identity.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from torch import nn
 
 from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
 from goldfinch.checkpoint.native import load_model, read_tokenizer
-from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.config import ModelConfig, RopeConfig, TimeMixKind
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
@@ -70,14 +72,14 @@ def upgraded_config(
     number = int(written[2] or written[4]) if written else 0
     if written is None or number < 1:
         raise UserError(f"{gold!r} is no way to add GOLD layers: give append:4 (layers) or replace:1/3 (of them)")
-    plan = base.time_mixes
+    kind: TimeMixKind = "gold"
     if written[1]:
-        plan += ("gold",) * number
+        plan = base.time_mixes + (kind,) * number
     else:
-        first = split_plan("finch", "gold", base.layers, number).index("gold")
+        first = split_plan("finch", kind, base.layers, number).index(kind)
         if first == 0:
             raise UserError(f"replace:1/{number} of {base.layers} layers leaves none below GOLD: replace fewer")
-        plan = plan[:first] + ("gold",) * (base.layers - first)
+        plan = base.time_mixes[:first] + (kind,) * (base.layers - first)
     return dataclasses.replace(base, time_mixes=plan, latent_ratio=latent_ratio, rope=rope)
 
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.rope import parse_rope
 from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
     from goldfinch.inference.context import Context
+    from goldfinch.inference.language_model import LanguageModel
     from goldfinch.inference.speculation import Speculation
 
+Rope = Annotated[str | None, tyro.conf.arg(metavar="rescale=4,rebase=1")]
 Source = Annotated[Path, tyro.conf.arg(metavar="FOLDER|FILE.gfc")]
 
 
@@ -30,6 +33,9 @@ class Opening:
     """Type of the weights, such as bfloat16; as they are stored, or as they were for the .gfc file, if not given."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    rope: Rope = None
+    """Rotary positions to use in place of the model's, for texts longer than it was trained on: rescale divides the
+    angles, rebase multiplies their base; what is left out is the model's own."""
     guess: int = 8
     """Most tokens to guess at once, from what followed the last words where they stood before; 0 for none. The model
     looks at all guesses in one step and drops what it would not have written: that saves time where a text repeats
@@ -51,22 +57,38 @@ class Opening:
 
     def open_file(self, path: Path) -> "Context":
         """What a file of `goldfinch read` holds; see `open`."""
-        from goldfinch import load
         from goldfinch.inference.context_file import read_description
         from goldfinch.inference.inspection import require_model_folder
 
         description = read_description(path)
-        lm = load(require_model_folder(path, description, self.model), self.dtype or description.dtype, self.device)
+        folder = require_model_folder(path, description, self.model)
+        lm = load_folder(folder, self.dtype or description.dtype, self.device, self.rope)
         context = lm.open(path, self.cache_budget)
         print(f"{path}: {len(context):,} tokens{_kept(context)}", file=sys.stderr)
         return context
 
     def _open_folder(self, folder: Path) -> "Context":
-        from goldfinch import load
-
         if self.model is not None:
             raise UserError(f"{folder} is no .gfc file, which -m is for: leave out -m, or the folder")
-        return load(folder, self.dtype, self.device).context(budget=self.cache_budget)
+        return load_folder(folder, self.dtype, self.device, self.rope).context(budget=self.cache_budget)
+
+
+def load_folder(folder: Path, dtype: str | None, device: str, rope: str | None) -> "LanguageModel":
+    """`goldfinch.load`, with positions as `--rope` gives them.
+
+    Raises:
+        UserError: as `goldfinch.load`, or `rope` says nothing of positions.
+    """
+    from goldfinch import load
+
+    if rope is None:
+        return load(folder, dtype, device)
+    from goldfinch.checkpoint.native import read_config
+
+    positions = parse_rope(rope, read_config(folder).rope)
+    if positions is None:
+        raise UserError("--rope none: positions can be changed, not left out; give fields such as rescale=4")
+    return load(folder, dtype, device, positions)
 
 
 def text_argument(argument: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from goldfinch.cli.arguments import parse
-from goldfinch.cli.contexts import Opening
+from goldfinch.cli.contexts import Opening, Rope, load_folder
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.units import clock, size
 from goldfinch.errors import UserError
@@ -48,6 +48,9 @@ class Read:
     several times faster in float32."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    rope: Rope = None
+    """Rotary positions to use in place of the model's, as `goldfinch ask` takes them. What the file keeps of a text
+    depends on them only in models with attention layers other than GOLD."""
 
     def run(self) -> None:
         """Check all that can be checked, read, save, and print what it came to.
@@ -97,10 +100,9 @@ class Read:
 
     def _context(self) -> "Context":
         if self.append:
-            return Opening(model=self.model, dtype=self.dtype, device=self.device).open_file(self.output)
-        from goldfinch import load
-
-        lm = load(self.model, self.dtype, self.device)
+            opening = Opening(model=self.model, dtype=self.dtype, device=self.device, rope=self.rope)
+            return opening.open_file(self.output)
+        lm = load_folder(self.model, self.dtype, self.device, self.rope)
         return lm.context(None if self.latents == "model" else self.latents)
 
     def _print_summary(self, context: "Context") -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -12,10 +12,10 @@ import yaml
 from goldfinch.cli.arguments import parse
 from goldfinch.cli.progress import TrainingDisplay
 from goldfinch.cli.rope import rope_on_one_line
-from goldfinch.config import from_plain, merge
+from goldfinch.config import ModelConfig, from_plain, merge
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, model_config
-from goldfinch.training.config import TrainConfig, recipe
+from goldfinch.training.config import TrainConfig, gold_only, recipe
 
 if TYPE_CHECKING:
     from goldfinch.training.processes import Processes
@@ -29,6 +29,8 @@ _REQUIRED: dict[str, Any] = {"data": "", "output": ""}
 class Train:
     """Train a model: goldfinch train [PRESET] --data DIR -o RUN, or goldfinch train --resume RUN.
 
+    From the weights of another model: goldfinch train --initial MODEL --data DIR -o RUN.
+
     Every setting below can be given here, or in a yaml or json file with the same names (--config). The defaults
     shown are those of the preset and files given before --help.
     """
@@ -39,6 +41,9 @@ class Train:
     """yaml or json file with settings; may be given several times. A run's training.json is one."""
     resume: Path | None = None
     """Go on with this run from its newest checkpoint."""
+    train_only: Literal["gold"] | None = None
+    """gold: train the GOLD layers, the last norm and the head, and freeze all below them; with --initial. Steps are
+    cheaper, and contexts that were saved before stay valid. Short for --optimizer.rates, and followed by those."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run."""
 
@@ -87,8 +92,14 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
 
         values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:
-        data = [content["data"] for _, content in files if "data" in content] + _values(args, "--data")
-        model = model_config(preset, _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY)
+        initial, data = (
+            [content[name] for _, content in files if content.get(name)] + _values(args, f"--{name}")
+            for name in ("initial", "data")
+        )
+        if initial:
+            model = _initial_model(Path(initial[-1]), args)
+        else:
+            model = model_config(preset, _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY)
         values = _REQUIRED | {"model": model.to_dict(), **recipe(model)}
     for path, content in files:
         values = merge(values, content)
@@ -103,13 +114,26 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
         "registry": rope_on_one_line(default.model.rope, "model.rope"),
     }
     train = parse(Train, "train", args, **options)
-    return train.settings, train.resume is not None
+    settings = train.settings
+    if train.train_only == "gold":
+        rates = gold_only(settings.model) + settings.optimizer.rates
+        settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, rates=rates))
+    return settings, train.resume is not None
 
 
 def _values(args: list[str], flag: str) -> list[str]:
     """What the arguments give for `flag`, as `--flag value` or `--flag=value`."""
     following = [value for name, value in itertools.pairwise(args) if name == flag]
     return following + [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
+
+
+def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
+    """The model that a run with `--initial` starts from, which takes the place of a preset."""
+    from goldfinch.checkpoint.native import read_config
+
+    if args and not args[0].startswith("-"):
+        raise UserError(f"--initial takes the model of {folder}: leave out the preset {args[0]}")
+    return read_config(folder)
 
 
 def _vocabulary(data: Path) -> int:

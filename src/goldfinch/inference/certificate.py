@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from goldfinch.inference.fingerprint import upper_hash
 from goldfinch.inference.prefill import LowerState, read_upper, tail_length
 from goldfinch.memory.expansion import Expansion
 from goldfinch.memory.key_memory import KeyMemory
@@ -33,6 +34,8 @@ class Certificate:
     """The largest of them, nats."""
     top1_agreement: float
     """Part of the places at which both have the same likeliest token."""
+    weights: str = ""
+    """`upper_hash` of the model that predicted; empty where a file of version 1 does not say."""
 
 
 class Witness:
@@ -103,6 +106,7 @@ class Witness:
             mean_kl=kl.mean().item(),
             max_kl=kl.max().item(),
             top1_agreement=(exact.argmax(-1) == rounded.argmax(-1)).double().mean().item(),
+            weights=upper_hash(self._model),
         )
 
     def _logits(self, memory: KeyMemory) -> Tensor:

@@ -163,7 +163,8 @@ class Context:
     def certify(self) -> Certificate | None:
         """What storing latents as integers changes, measured on this text; None where they are not integers.
 
-        It is measured once, on what was read up to then; the unrounded latents, kept so far, are dropped.
+        It is measured once, on what was read up to then; the unrounded latents, kept so far, are dropped. None, too, in
+        a context from a file if this model predicts by other weights or positions than the one it was measured with.
         """
         return self.sequence.certify()
 

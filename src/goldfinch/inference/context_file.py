@@ -11,12 +11,10 @@ layers and head make of the text is not stored: it is worked out anew, so that t
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +27,7 @@ from goldfinch.config import ModelConfig, from_plain
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.certificate import Certificate
+from goldfinch.inference.fingerprint import lower_hash, turns_below_gold, upper_hash
 from goldfinch.inference.prefill import LowerState, tail_length
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.memory.growing_tensor import GrowingTensor
@@ -37,7 +36,7 @@ from goldfinch.memory.latents import latent_format
 from goldfinch.model import Decoder
 from goldfinch.state import AttentionState, BlockState, RecurrentState
 
-FORMAT, VERSION = "goldfinch-context", 1
+FORMAT, VERSION = "goldfinch-context", 2  # 1 did not say what a certificate was measured with
 CHECKED_AT_ONCE = 64 << 20  # bytes: the checksums of smaller files are compared when they are opened
 HEADER_LIMIT = 100_000_000  # bytes, that of the safetensors format
 
@@ -58,7 +57,7 @@ class Description:
     model: ModelConfig
     """The model that read the text."""
     weights: str
-    """`weights_hash` of it."""
+    """`lower_hash` of it."""
     dtype: str
     """Of its weights."""
     model_folder: str = ""
@@ -76,7 +75,7 @@ class Description:
     chosen: tuple[int, ...] = ()
     """Those of them that were asked for."""
     certificate: Certificate | None = None
-    """What integer latents change."""
+    """What integer latents change, as long as nothing above them does."""
 
     def to_json(self) -> str:
         """The inverse of `from_json`."""
@@ -90,28 +89,6 @@ class Description:
         if description.tokens < 1 or any(not 0 < count <= description.tokens for count in counts):
             raise ValueError("positions outside the text")
         return description
-
-
-def weights_hash(model: Decoder) -> str:
-    """SHA-256 over the names, types, shapes and CRC-32s of the weights that write contexts, and over their use.
-
-    These are the embedding, the layers below GOLD and W_KD: what they make of a text is in the file, what all others
-    make of it is not.
-    """
-    kept = ["embedding.", "embedding_norm.", "token_cat.down."]
-    kept += [f"blocks.{layer}." for layer in range(model.config.first_gold_layer)]
-    parts = {name: tensor for name, tensor in sorted(model.state_dict().items()) if name.startswith(tuple(kept))}
-    # In threads: of gigabytes of weights this is most of the time that opening a file takes.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        checksums = pool.map(crc32, parts.values())
-    lines = [
-        f"{name} {tensor.dtype} {tuple(tensor.shape)} {checksum}"
-        for (name, tensor), checksum in zip(parts.items(), checksums, strict=True)
-    ]
-    config = model.config.to_dict() | {"time_mixes": model.config.time_mixes[: model.config.first_gold_layer]}
-    if not {"gptalpha", "llama"} & set(config["time_mixes"]):
-        del config["rope"]  # only GOLD layers turn anything, and they may be told to do so differently
-    return hashlib.sha256("\n".join([json.dumps(config, sort_keys=True), *lines]).encode()).hexdigest()
 
 
 def save_context(
@@ -128,7 +105,7 @@ def save_context(
     sequence.certify()
     description = Description(
         model=model.config,
-        weights=weights_hash(model),
+        weights=lower_hash(model),
         dtype=_dtype_name(model),
         model_folder=_relative(model_folder, path.parent) if model_folder else "",
         tokenizer=tokenizer.hash if tokenizer is not None else "",
@@ -175,7 +152,10 @@ def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | Non
     if path.stat().st_size <= CHECKED_AT_ONCE:
         memory.verify()
     snapshots = {position: states[position] for position in description.snapshots}
-    sequence.resume(memory, states[description.tokens], snapshots, set(description.chosen), description.certificate)
+    certificate = description.certificate
+    if certificate is not None and certificate.weights not in ("", upper_hash(model)):
+        certificate = None  # measured on other predictions than this model's
+    sequence.resume(memory, states[description.tokens], snapshots, set(description.chosen), certificate)
     return list(description.documents)
 
 
@@ -231,7 +211,12 @@ def _check_belongs(path: Path, description: Description, model: Decoder, tokeniz
             f"{path} was written with weights in {description.dtype}, these are in {_dtype_name(model)}: "
             f"load the model with dtype={description.dtype!r} (--dtype {description.dtype})"
         )
-    if description.weights != weights_hash(model):
+    if turns_below_gold(model) and theirs.rope != ours.rope:
+        raise UserError(
+            f"{path} was written with {theirs.rope or 'no positions'}, this model has {ours.rope or 'none'}, and they "
+            "are in the keys that the file keeps: load the model with the file's (rope=, --rope)"
+        )
+    if description.weights != lower_hash(model):
         raise UserError(
             f"{path} was written by other weights: below the GOLD layers this model differs; open it with its own "
             "model, or read the text again"

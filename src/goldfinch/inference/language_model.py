@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from goldfinch.checkpoint.native import load_model, read_tokenizer
-from goldfinch.config import ModelConfig
+from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.heap import keep_freed_memory
@@ -98,20 +98,25 @@ class LanguageModel:
         return context
 
 
-def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> LanguageModel:
+def load(
+    path: str | Path, dtype: str | None = None, device: str = "cpu", rope: RopeConfig | None = None
+) -> LanguageModel:
     """Load a model that `goldfinch train` or `goldfinch convert` has written.
 
     Args:
         path: the folder, such as "runs/quickstart".
         dtype: "float32", "bfloat16", ...; None for the one the weights are stored in.
         device: "cpu", "cuda", ...
+        rope: positions in place of the model's own, such as RopeConfig(rescale=4) for texts four times as long as it
+            was trained on; None for its own. Contexts that were saved before stay valid: GOLD turns keys as it rebuilds
+            them.
 
     Raises:
-        UserError: the folder or a file in it is missing or broken.
+        UserError: the folder or a file in it is missing or broken, or `rope` is given for a model without positions.
     """
     keep_freed_memory()
     folder = Path(path)
-    model = load_model(folder, _dtype(dtype) if dtype else None, device).eval()
+    model = load_model(folder, _dtype(dtype) if dtype else None, device, rope).eval()
     return LanguageModel(model, read_tokenizer(folder, model.config), folder)
 
 

@@ -49,6 +49,20 @@ class OptimizerConfig:
         return [_rate(text) for text in self.rates]
 
 
+def gold_only(model: ModelConfig) -> tuple[str, ...]:
+    """`OptimizerConfig.rates` that train the GOLD layers, the last norm and the head, and freeze everything below.
+
+    What a saved context depends on (embedding, recurrent layers, W_KD) stays as it is, to the bit.
+
+    Raises:
+        UserError: there are no GOLD layers.
+    """
+    if not model.gold_layers:
+        raise UserError("this model has no GOLD layers to train: `goldfinch upgrade` adds some to a Finch")
+    gold = range(model.first_gold_layer, model.layers)
+    return "*=0", *(f"blocks.{layer}.*=1" for layer in gold), "output_norm.*=1", "head.*=1"
+
+
 def _rate(text: str) -> tuple[str, float]:
     pattern, _, number = text.rpartition("=")
     try:
@@ -66,6 +80,9 @@ class TrainConfig:
 
     model: ModelConfig
     """What to train."""
+    initial: Path | None = None
+    """Folder of a model to start from these weights instead of random ones; the model and the tokenizer are its own. Of
+    its settings only model.rope may be changed: it holds no weights. Weights are trained in fp32, however stored."""
     data: Path
     """Folder made by `goldfinch data prepare`."""
     output: Path
@@ -143,7 +160,8 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
         values = dataclasses.asdict(self)
-        return values | {"model": self.model.to_dict(), "data": str(self.data), "output": str(self.output)}
+        paths = {name: str(values[name]) for name in ("data", "output", "initial") if values[name] is not None}
+        return values | {"model": self.model.to_dict()} | paths
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

@@ -19,10 +19,10 @@ from goldfinch.errors import UserError
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
-from goldfinch.model.initialization import initialize
 from goldfinch.ops.wkv6 import native
 from goldfinch.state import BlockState
 from goldfinch.training.config import TrainConfig
+from goldfinch.training.initial_weights import set_initial_weights
 from goldfinch.training.processes import Processes
 
 BACKEND = "inductor"
@@ -33,6 +33,8 @@ Forward = Callable[..., tuple[Tensor, BlockState]]
 
 def apply_block_plan(model: Decoder, *, activation_checkpointing: bool = False, compiled: bool = False) -> None:
     """Change how `model`'s blocks run while gradients are recorded; validation and samples run as before.
+
+    Blocks that are frozen, with all below them, record nothing, whatever the plan.
 
     Args:
         model: its blocks are changed in place; a second call replaces the first one's plan.
@@ -57,6 +59,10 @@ def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> 
         # Without gradients there is nothing to save; and texts of any length would each be compiled.
         if not torch.is_grad_enabled():
             return Block.forward(block, x, state, memory)
+        if memory is None and not x.requires_grad and not any(weight.requires_grad for weight in block.parameters()):
+            # Frozen, and nothing below is trained: gradients end above it.
+            with torch.no_grad():
+                return forward(block, x, state)
         if activation_checkpointing:
             # Blocks draw no random numbers.
             return checkpoint(forward, block, x, state, memory, use_reentrant=False, preserve_rng_state=False)
@@ -105,9 +111,11 @@ def build_model(
         _shard(model, mesh, dtype)
     model.to_empty(device=device)
     if initialized and mesh is None:
-        initialize(model, config.seed)
+        set_initial_weights(model, config)
     elif initialized:
-        _distribute(model, _initial_weights(config) if processes.main else {})
+        with processes.agreed():
+            weights = _initial_weights(config) if processes.main else {}
+        _distribute(model, weights)
     return model
 
 
@@ -118,7 +126,7 @@ def _empty_model(config: TrainConfig) -> Decoder:
 
 def _initial_weights(config: TrainConfig) -> dict[str, Tensor]:
     model = _empty_model(config).to_empty(device="cpu")
-    initialize(model, config.seed)
+    set_initial_weights(model, config)
     return dict(model.state_dict())
 
 

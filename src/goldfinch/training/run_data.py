@@ -59,7 +59,12 @@ class RunData:
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.model.vocab_size:
+        remedy = (
+            f"set --model.vocab-size {tokenizer.vocab_size}"
+            if config.initial is None
+            else f"prepare it with the tokenizer that {config.initial} was trained with"
+        )
         raise UserError(
             f"the tokenizer of {config.data} has {tokenizer.vocab_size} ids, the model only "
-            f"{config.model.vocab_size}: set --model.vocab-size {tokenizer.vocab_size}"
+            f"{config.model.vocab_size}: {remedy}"
         )

@@ -17,6 +17,7 @@ from goldfinch.training.checkpoint import Checkpoints, Progress, list_checkpoint
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
 from goldfinch.training.gradient import accumulate, clip_gradient
+from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, validate
 from goldfinch.training.metrics import Metrics
@@ -64,6 +65,8 @@ class Trainer:
             if processes.count % config.replicas:
                 raise UserError(f"replicas {config.replicas} must divide the number of processes, {processes.count}")
             self._data = RunData(config, processes)
+            if not resume:
+                check_initial(config, self._data.tokenizer)
         # Before anything large is made: a folder that cannot be used is told at once.
         checkpoint = processes.on_main(self._find_checkpoint if resume else lambda: check_new(self._run))
         self._model = build_model(config, processes, self._device, self._dtype, initialized=checkpoint is None)

@@ -1,0 +1,99 @@
+"""Training steps: of all weights, and of the GOLD layers and the head alone. `python benchmarks/gold_only.py`
+
+Steps are measured in turns in one process, peak memory in a process for each case: its largest resident set, less what
+Python with PyTorch takes before the model is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from common import arguments, peak, report, resident, spread
+
+from goldfinch.inference.rounds import in_turns, seconds
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+from goldfinch.presets import model_config
+from goldfinch.training.config import OptimizerConfig, gold_only
+from goldfinch.training.loss import next_token_loss
+from goldfinch.training.optimizer import build_optimizer
+from goldfinch.training.parallel_plan import apply_block_plan
+
+CASES = {"everything": False, "GOLD layers and head": True}
+PEAK_STEPS = 2  # the optimizer's moments are there from the first on
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = arguments(__doc__, rounds=7)
+    parser.add_argument("preset", nargs="?", default="goldfinch-L6-D256")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--only", choices=list(CASES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.only is not None:
+        print(json.dumps(peak_of_steps(options)))
+        return
+    peaks = {name: peak_in_new_process(name) for name in CASES}
+    taken = in_turns({name: partial(seconds, make_step(options, name)) for name in CASES}, options.rounds)
+    whole, tokens = taken["everything"], options.batch_size * options.context
+    rows = [
+        [
+            name,
+            spread([tokens / one for one in samples.seconds]),
+            spread([all_ / one for all_, one in zip(whole.seconds, samples.seconds, strict=True)]),
+            f"{peaks[name] / 2**20:.0f}",
+            f"{peaks['everything'] / peaks[name]:.2f}",
+        ]
+        for name, samples in taken.items()
+    ]
+    columns = ["trained", "tokens/s", "times as fast", "peak memory, MiB", "times less memory"]
+    plan = ", activation checkpointing" if options.activation_checkpointing else ""
+    title = f"{options.preset}, {options.batch_size} x {options.context} tokens, fp32{plan}"
+    report(title, columns, rows, options.json)
+
+
+def make_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
+    """All that the trainer does in a step, but for the data."""
+    config = model_config(options.preset, options.vocab_size)
+    model = Decoder(config)
+    initialize(model, 0)
+    apply_block_plan(model, activation_checkpointing=options.activation_checkpointing)
+    optimizer = build_optimizer(model, OptimizerConfig(rates=gold_only(config) if CASES[name] else ()))
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(options.vocab_size, (options.batch_size, options.context + 1), generator=generator)
+
+    def step() -> None:
+        (next_token_loss(model, windows) / windows[:, 1:].numel()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def peak_in_new_process(name: str) -> int:
+    """Bytes."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_of_steps(options: argparse.Namespace) -> int:
+    """Bytes that a few steps take in this process."""
+    before = resident()
+    step = make_step(options, options.only)
+    for _ in range(PEAK_STEPS):
+        step()
+    return peak() - before
+
+
+if __name__ == "__main__":
+    main()
