@@ -62,13 +62,13 @@ def wkv6(
         implementation = _fastest(r, dtype)
     compute = IMPLEMENTATIONS[implementation]
     bonus = None if u is None else u.to(dtype)
-    inputs = tuple(x.to(dtype) for x in (r, k, v, log_w))
+    r_wide, k, v, log_w, state = (x.to(dtype) for x in (r, k, v, log_w, state))
     # Autocast would run the products in bf16; the recurrence needs fp32. (The meta device knows no autocast.)
     with torch.autocast("cpu" if r.is_meta else r.device.type, enabled=False):
         if starts is None:
-            y, state = compute(*inputs, bonus, state.to(dtype))
+            y, state = compute(r_wide, k, v, log_w, bonus, state)
         else:
-            y, state = _with_resets(compute, *inputs, bonus, state.to(dtype), starts[..., None, None])
+            y, state = _with_resets(compute, r_wide, k, v, log_w, bonus, state, starts[..., None, None])
     return y.to(r.dtype), state
 
 

@@ -7,7 +7,7 @@ this file keeps away from:
 - `fused_recurrent_rwkv6` loses the gradient that comes in through the state after. It runs only where nothing is
   differentiated; `chunk_rwkv6`, which has all gradients, wherever something is.
 - `chunk_rwkv6` subtracts sums of log-decays over a chunk from each other. -inf gives NaN, and large numbers lose their
-  digits, so decays are bounded from below (`SMALLEST_LOG_DECAY`), and -inf is the smallest number that does what it says
+  digits, so decays are bounded from below (`SMALLEST_LOG_DECAY`), but a decay of 0 stays one
   (`LOG_OF_ZERO`).
 - Triton multiplies fp32 matrices in TF32 (10 bits of mantissa) where the GPU can.
 """
