@@ -73,7 +73,7 @@ def test_however_a_window_is_split(plan, packed):
     check()
 
 
-def reach_of_the_middle(model, ids, starts):
+def reach_of_the_middle(model, ids, starts, bf16=False):
     """The largest entry of d loss(B) / d x0 over the tokens of A, of B and of C; x0 is what the embedding gives."""
     x0 = []
 
@@ -81,22 +81,22 @@ def reach_of_the_middle(model, ids, starts):
         x0.append(output.detach().requires_grad_())
         return x0[0]
 
-    with model.embedding_norm.register_forward_hook(keep):
+    with model.embedding_norm.register_forward_hook(keep), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits, _ = model(ids, starts=starts)
-    loss = F.cross_entropy(logits[0, A : A + B - 1], ids[0, A + 1 : A + B])
+    loss = F.cross_entropy(logits[0, A : A + B - 1].to(x0[0].dtype), ids[0, A + 1 : A + B])
     (gradient,) = torch.autograd.grad(loss, x0[0])
     assert gradient.isfinite().all()
     return [part.abs().max().item() for part in gradient[0].split([A, B, C])]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 @every_plan
-def test_the_loss_of_a_document_has_no_gradient_in_another(plan, dtype, packed):
-    model, ids, starts = packed(plan, dtype)
-    before, own, after = reach_of_the_middle(model, ids, starts)
+def test_the_loss_of_a_document_has_no_gradient_in_another(plan, precision, packed):
+    model, ids, starts = packed(plan, torch.float64 if precision == "fp64" else torch.float32)
+    before, own, after = reach_of_the_middle(model, ids, starts, bf16=precision == "bf16")
     assert before == after == 0
     assert own > 1e-3
-    before, _, after = reach_of_the_middle(model, ids, None)
+    before, _, after = reach_of_the_middle(model, ids, None, bf16=precision == "bf16")
     assert before > 1e-5
     assert after == 0
 

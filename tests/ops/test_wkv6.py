@@ -127,6 +127,23 @@ def test_documents_begin_with_an_empty_state_and_all_gradients_stay_numbers(impl
         assert_agree(actual, expected, tolerance)
 
 
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_not_the_smallest_gradient_crosses_the_border_of_a_document(implementation, dtype):
+    values = {name: value.requires_grad_() for name, value in inputs(67, dtype).items()}
+    starts = torch.zeros(BATCH, 67, dtype=torch.bool)
+    starts[:, [21, 50]] = True
+    y, _ = wkv6(**values, implementation=implementation, starts=starts)
+    gradients = torch.autograd.grad(y[:, 21:50].square().sum(), [values[name] for name in NAMES])
+    for name, gradient in zip(NAMES, gradients, strict=True):
+        if name == "state":
+            assert (gradient == 0).all()
+        elif name != "u":
+            assert (gradient[:, :21] == 0).all(), name
+            assert (gradient[:, 50:] == 0).all(), name
+            assert (gradient[:, 21:49] != 0).any(), name
+
+
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("size", [16, 48, 64])

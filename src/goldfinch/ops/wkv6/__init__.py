@@ -88,7 +88,7 @@ def _with_resets(
     token's own r[t] diag(u) k[t]^T v[t] is put back: the kernels need not know of documents.
     """
     y, state = compute(r, k, v, log_w.masked_fill(starts, -torch.inf), u, state)
-    own = torch.zeros_like(y) if u is None else (r * u * k).sum(-1, keepdim=True) * v
+    own = 0.0 if u is None else (r * u * k).sum(-1, keepdim=True) * v
     return torch.where(starts, own, y), state
 
 
