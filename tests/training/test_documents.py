@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from goldfinch.data.batches import Batches, sequential_windows
-from goldfinch.data.prepare import prepare
 from goldfinch.data.shards import TokenDataset
-from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.training import parallel_plan
@@ -118,17 +116,6 @@ def test_compiled_blocks_keep_documents_apart(plan, model_with, monkeypatch):
 
 
 # Runs
-
-
-@pytest.fixture(scope="module")
-def many_documents(tmp_path_factory):
-    """A prepared folder of documents of 1 to 60 bytes."""
-    folder = tmp_path_factory.mktemp("documents")
-    lengths = [1 + (7 * i) ** 2 % 60 for i in range(80)]
-    lines = [json.dumps({"text": ("the whale swims " * 4)[i % 16 :][:length]}) for i, length in enumerate(lengths)]
-    (folder / "text.jsonl").write_text("\n".join(lines))
-    prepare([folder / "text.jsonl"], folder / "data", ByteTokenizer(), validation_fraction=0.2)
-    return folder / "data"
 
 
 def records(config):
