@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from goldfinch.ops import cross_entropy
-from goldfinch.ops.cross_entropy import linear_cross_entropy
+from goldfinch.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_per_token
 
 
 def inputs(dtype, tokens=23, width=8, vocab=31):
@@ -39,6 +39,36 @@ def test_what_is_frozen_gets_no_gradient(frozen):
     linear_cross_entropy(hidden, weight, targets).backward()
     assert (hidden, weight)[frozen].grad is None
     assert (hidden, weight)[1 - frozen].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 31 * 5, 1 << 24])
+def test_tokens_that_do_not_count_are_as_if_they_were_not_there(at_once, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", at_once)
+    hidden, weight, targets = inputs(torch.float64)
+    counted = torch.arange(len(targets)) % 3 != 1
+    expected = F.cross_entropy(F.linear(hidden[counted], weight), targets[counted], reduction="sum")
+    actual = linear_cross_entropy(hidden, weight, targets, counted)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    wanted, got = (torch.autograd.grad(loss, (hidden, weight)) for loss in (expected, actual))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert got[0][~counted].abs().max() == 0
+    nothing = linear_cross_entropy(hidden, weight, targets, torch.zeros_like(counted))
+    assert all(gradient.abs().max() == 0 for gradient in torch.autograd.grad(nothing, (hidden, weight)))
+
+
+@pytest.mark.parametrize("at_once", [1, 31 * 5, 1 << 24])
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+def test_losses_of_single_tokens_add_up_to_the_sum(at_once, low, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", at_once)
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        expected = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
+        total = linear_cross_entropy(hidden, weight, targets)
+        losses = linear_cross_entropy_per_token(hidden, weight, targets)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(losses.sum(), total, rtol=1e-6, atol=0)
+    assert not losses.requires_grad
 
 
 def test_under_autocast_products_are_rounded_and_the_softmax_is_not():

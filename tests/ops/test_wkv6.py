@@ -17,12 +17,17 @@ NAMES = ("r", "k", "v", "log_w", "u", "state")
 BATCH, HEADS, SIZE = 2, 3, 4
 
 
-def definition(r, k, v, log_w, u=None, state=None):
-    """y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);  S[t] = diag(w[t]) S[t-1] + k[t]^T v[t], entry by entry."""
+def definition(r, k, v, log_w, u=None, state=None, starts=None):
+    """y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);  S[t] = diag(w[t]) S[t-1] + k[t]^T v[t], entry by entry.
+
+    S[t-1] is zero where a document begins at t.
+    """
     if state is None:
         state = torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3], dtype=r.dtype)
     y = []
     for t in range(r.shape[1]):
+        if starts is not None:
+            state = state.masked_fill(starts[:, t, None, None, None], 0)
         written = torch.einsum("bhi,bhj->bhij", k[:, t], v[:, t])
         seen = state if u is None else state + torch.einsum("hi,bhij->bhij", u, written)
         y.append(torch.einsum("bhi,bhij->bhj", r[:, t], seen))
@@ -94,6 +99,49 @@ def test_extreme_decays_stay_finite_and_exact_with_their_gradients(implementatio
         expected = run_with_gradients(definition, {name: value.double() for name, value in values.items()})
         actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation=implementation), values)
         assert_agree(actual, expected, tolerance)
+
+
+STARTS = {
+    "nowhere": [],
+    "at the first token": [0],
+    "at the last token": [34],
+    "one after the other": [0, 1, 2, 16, 17, 31, 32, 33],
+    "everywhere": range(35),
+}
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
+def test_documents_begin_with_an_empty_state_and_all_gradients_stay_numbers(implementation, dtype, tolerance, places):
+    starts = torch.zeros(BATCH, 35, dtype=torch.bool)
+    starts[0, list(places)] = True
+    starts[1, 5] = True
+    for with_u, with_state in ((True, True), (False, True), (False, False)):
+        values = inputs(35, dtype, with_u, with_state)
+        wide = {name: None if value is None else value.double() for name, value in values.items()}
+        expected = run_with_gradients(lambda **leaves: definition(**leaves, starts=starts), wide)
+        actual = run_with_gradients(
+            lambda **leaves: wkv6(**leaves, implementation=implementation, starts=starts), values
+        )
+        assert_agree(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_not_the_smallest_gradient_crosses_the_border_of_a_document(implementation, dtype):
+    values = {name: value.requires_grad_() for name, value in inputs(67, dtype).items()}
+    starts = torch.zeros(BATCH, 67, dtype=torch.bool)
+    starts[:, [21, 50]] = True
+    y, _ = wkv6(**values, implementation=implementation, starts=starts)
+    gradients = torch.autograd.grad(y[:, 21:50].square().sum(), [values[name] for name in NAMES])
+    for name, gradient in zip(NAMES, gradients, strict=True):
+        if name == "state":
+            assert (gradient == 0).all()
+        elif name != "u":
+            assert (gradient[:, :21] == 0).all(), name
+            assert (gradient[:, 50:] == 0).all(), name
+            assert (gradient[:, 21:49] != 0).any(), name
 
 
 @needs_compiler

@@ -1,5 +1,6 @@
 """A tiny corpus and a tiny run."""
 
+import json
 import random
 
 import pytest
@@ -20,6 +21,16 @@ def data(tmp_path_factory):
     )
     (folder / "text.txt").write_text(text)
     prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def many_documents(tmp_path_factory):
+    """A prepared folder of documents of 1 to 60 bytes."""
+    folder = tmp_path_factory.mktemp("documents")
+    texts = [("the whale swims " * 5)[i % 16 :][: 1 + (7 * i) ** 2 % 60] for i in range(80)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    prepare([folder / "text.jsonl"], folder / "data", ByteTokenizer(), validation_fraction=0.2)
     return folder / "data"
 
 

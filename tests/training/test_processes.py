@@ -114,6 +114,16 @@ def test_so_do_four_and_groups_that_each_hold_the_whole_model(count, replicas, t
     assert_same_run(run, whole_run(1), **TIGHT)
 
 
+def test_two_processes_divide_by_the_targets_of_both_where_documents_are_kept_apart(train, many_documents, tmp_path):
+    fields = {"data": many_documents, "document_resets": True, "micro_batch_size": 1}
+    for count in (1, 2):
+        assert_ended_well(train(count, tmp_path / f"run-{count}", **fields))
+    assert_same_run(tmp_path / "run-2", tmp_path / "run-1", **TIGHT)
+    one, two = (records(tmp_path / f"run-{count}")[-1]["loss_by_document_position"] for count in (1, 2))
+    assert [part["tokens"] for part in two] == [part["tokens"] for part in one]
+    torch.testing.assert_close([part["loss"] for part in two], [part["loss"] for part in one], **TIGHT)
+
+
 @pytest.mark.slow
 def test_two_processes_in_bf16_come_near_to_one(train, tmp_path):
     for count in (1, 2):

@@ -1,4 +1,7 @@
-"""Time mixes behind one protocol: forward(x, state) -> (y, state), GOLD with the key memory as a third argument."""
+"""Time mixes behind one protocol: forward(x, state, *, starts) -> (y, state), GOLD with the key memory as its third.
+
+starts: (B, T) bool, the tokens that begin a document, which nothing of an earlier one reaches; None for one document.
+"""
 
 from collections.abc import Callable
 

@@ -12,15 +12,24 @@ from goldfinch.state import AttentionState
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, rope: RopeConfig | None, state: AttentionState | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    rope: RopeConfig | None,
+    state: AttentionState | None,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Three of (B, T, D) -> attention output (B, T, D), and all keys and values so far, (B, H, n + T, N)."""
+    """Three of (B, T, D) -> attention output (B, T, D), and all keys and values so far, (B, H, n + T, N).
+
+    With `starts`, (B, T), documents see themselves only. Positions go on over them: RoPE sees distances alone.
+    """
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     start = state.keys.shape[2] if state else 0
     q, k = rotate(q, start, rope), rotate(k, start, rope)
     if state:
         k, v = torch.cat([state.keys, k], dim=2), torch.cat([state.values, v], dim=2)
-    return causal_attention(q, k, v).transpose(1, 2).flatten(-2), k, v
+    return causal_attention(q, k, v, starts).transpose(1, 2).flatten(-2), k, v
 
 
 class GptAlpha(nn.Module):
@@ -41,13 +50,15 @@ class GptAlpha(nn.Module):
         self.norm = layer_norm(width)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
-        """(B, T, D) -> (B, T, D)."""
-        x_q, x_k, x_v = self.ddlerp(x, token_shift(x, state.last if state else None))
+    def forward(
+        self, x: Tensor, state: AttentionState | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
+        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document, from an empty state only."""
+        x_q, x_k, x_v = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
         q = self.query_norm(self.query(x_q))
         k = self.key_norm(self.key(x_k))
         v = self.value_norm(self.value(x_v))
-        y, keys, values = _attend(q, k, v, self.heads, self.rope, state)
+        y, keys, values = _attend(q, k, v, self.heads, self.rope, state, starts)
         return self.output(self.norm(y)), AttentionState(last=last_token(x), keys=keys, values=values)
 
 
@@ -64,7 +75,9 @@ class LlamaAttention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
-        """(B, T, D) -> (B, T, D)."""
-        y, keys, values = _attend(self.query(x), self.key(x), self.value(x), self.heads, self.rope, state)
+    def forward(
+        self, x: Tensor, state: AttentionState | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
+        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document, from an empty state only."""
+        y, keys, values = _attend(self.query(x), self.key(x), self.value(x), self.heads, self.rope, state, starts)
         return self.output(y), AttentionState(last=None, keys=keys, values=values)

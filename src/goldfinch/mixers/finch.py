@@ -49,14 +49,16 @@ class Finch(nn.Module):
         self.norm = nn.GroupNorm(self.heads, width, eps=HEAD_NORM_EPS)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
-        """(B, T, D) -> (B, T, D)."""
-        x_w, x_k, x_v, x_r, x_g = self.ddlerp(x, token_shift(x, state.last if state else None))
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document."""
+        x_w, x_k, x_v, x_r, x_g = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
         r, k, v, log_w = (
             part.unflatten(-1, (self.heads, -1))
             for part in (self.receptance(x_r), self.key(x_k), self.value(x_v), self.decay(x_w))
         )
-        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None)
+        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None, starts=starts)
         y = self.norm(y.flatten(0, 1).flatten(-2)).view(x.shape)
         return self.output(y * F.silu(self.gate(x_g))), RecurrentState(last=last_token(x), wkv=wkv)
 
@@ -87,9 +89,11 @@ class FinchC2(nn.Module):
         self.norm = layer_norm(width)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
-        """(B, T, D) -> (B, T, D)."""
-        x_r, x_k, x_v, x_w, x_v2 = self.ddlerp(x, token_shift(x, state.last if state else None))
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document."""
+        x_r, x_k, x_v, x_w, x_v2 = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
         log_w = self.decay(x_w)
         k = self.key(x_k)
         if self.one_minus_w:
@@ -97,7 +101,7 @@ class FinchC2(nn.Module):
         r, k, v, log_w = (
             part.unflatten(-1, (self.heads, -1)) for part in (self.receptance(x_r), k, self.value(x_v), log_w)
         )
-        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None)
+        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None, starts=starts)
         y = y.flatten(-2)
         if self.bonus is None:
             y = y + self.second_value(x_v2, self.value(x_v2))[0]

@@ -13,7 +13,7 @@ from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
 from goldfinch.mixers import native_gold
-from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention
+from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
 from goldfinch.state import GoldState
 
 
@@ -39,6 +39,8 @@ class ExpandedMemory:
     """kD, (B, S, D), unit rms (P15)."""
     embeddings: Tensor
     """e, the embeddings of the same tokens, (B, S, D), unit rms."""
+    starts: Tensor | None = None
+    """(B, S) bool, the tokens that begin a document, and so have none before them; None for one document."""
 
     @property
     def query_positions(self) -> None:
@@ -49,8 +51,9 @@ class ExpandedMemory:
 
     def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
         """All in one block."""
-        weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None))
-        return (KeyValueBlock(layer.keys(self.keys, token_shift(self.keys, None), weights), values),)
+        weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None, self.starts))
+        keys = layer.keys(self.keys, token_shift(self.keys, None, self.starts), weights)
+        return (KeyValueBlock(keys, values),)
 
 
 class Gold(nn.Module):
@@ -76,24 +79,31 @@ class Gold(nn.Module):
         self.norm = layer_norm(width)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, state: GoldState | None, memory: KeyValueSource) -> tuple[Tensor, GoldState]:
+    def forward(
+        self, x: Tensor, state: GoldState | None, memory: KeyValueSource, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, GoldState]:
         """Attend from T tokens to all of the memory up to each of them; they are its newest, unless it says otherwise.
 
         Args:
             x: (B, T, D).
             state: None at the start of the text.
             memory: of S tokens, the T among them.
+            starts: (B, T) bool, the tokens that begin a document; the memory is then of these T and in one block.
         """
-        (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None))
-        y = self.attend(self.query_norm(self.query(x_q)), memory)
+        (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
+        y = self.attend(self.query_norm(self.query(x_q)), memory, starts)
         return self.output(self.norm(y)), GoldState(last=last_token(x))
 
-    def attend(self, q: Tensor, memory: KeyValueSource) -> Tensor:
-        """Queries, (B, T, D) -> what they find in the memory, (B, T, D)."""
+    def attend(self, q: Tensor, memory: KeyValueSource, starts: Tensor | None = None) -> Tensor:
+        """Queries, (B, T, D) -> what they find in the memory, or in their document's part of it, (B, T, D)."""
         q = self._split_heads(q)
         positions = memory.query_positions
         q = rotate(q, len(memory) - q.shape[2] if positions is None else positions, self.rope)
-        y = blockwise_causal_attention(q, self._rotated(memory), len(memory), positions)
+        if starts is None:
+            y = blockwise_causal_attention(q, self._rotated(memory), len(memory), positions)
+        else:
+            ((k, v, _),) = self._rotated(memory)
+            y = causal_attention(q, k, v, starts)
         return y.transpose(1, 2).flatten(-2)
 
     def _rotated(self, memory: KeyValueSource) -> Iterator[KeyValueBlock]:

@@ -22,11 +22,23 @@ class Block(nn.Module):
         self.channel_mix = CHANNEL_MIXES[config.channel_mix](config.width, config.channel_mix_width)
 
     def forward(
-        self, x: Tensor, state: BlockState | None = None, memory: KeyValueSource | None = None
+        self,
+        x: Tensor,
+        state: BlockState | None = None,
+        memory: KeyValueSource | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
-        """(B, T, D) -> (B, T, D); `memory` is for GOLD layers only."""
+        """(B, T, D) -> (B, T, D).
+
+        Args:
+            x: the residual stream.
+            state: None at the start of the text.
+            memory: for GOLD layers only.
+            starts: (B, T) bool, the tokens that begin a document; None for one document.
+        """
         shared = () if memory is None else (memory,)
-        y, time_mix = self.time_mix(self.time_mix_norm(x), state.time_mix if state else None, *shared)
+        y, time_mix = self.time_mix(self.time_mix_norm(x), state.time_mix if state else None, *shared, starts=starts)
         x = x + y
-        y, channel_mix = self.channel_mix(self.channel_mix_norm(x), state.channel_mix if state else None)
+        last = state.channel_mix if state else None
+        y, channel_mix = self.channel_mix(self.channel_mix_norm(x), last, starts=starts)
         return x + y, BlockState(time_mix=time_mix, channel_mix=channel_mix)

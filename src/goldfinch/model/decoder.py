@@ -31,31 +31,43 @@ class Decoder(nn.Module):
         self.output_norm = layer_norm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
-    def forward(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+    def forward(
+        self, ids: Tensor, state: ModelState | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
         """Logits of the next token after each of `ids`.
 
         Args:
             ids: (B, T) int64, T >= 1.
             state: of the tokens before; None at the start of the text. It is not changed.
+            starts: (B, T) bool, the tokens that begin a document: nothing of one document then reaches another,
+                neither forward nor in gradients, and each is read as if it stood alone. None for one document.
 
         Returns:
-            (B, T, V) logits, and the state after the last token.
+            (B, T, V) logits, and the state after the last token. With `starts` it still has the key memory, and
+            the keys of full-width attention, of all documents: no text goes on from it.
+
+        Raises:
+            ValueError: both a state and `starts` are given.
         """
-        hidden, state = self.hidden(ids, state)
+        hidden, state = self.hidden(ids, state, starts=starts)
         return self.head(hidden), state
 
-    def hidden(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+    def hidden(
+        self, ids: Tensor, state: ModelState | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
         """As `forward`, without the head: (B, T, D), normalised."""
+        if state is not None and starts is not None:
+            raise ValueError("documents that begin at `starts` are read from an empty state, but one is given")
         x0 = self.embed(ids)
-        x, blocks = self.lower(x0, state.blocks if state else None)
+        x, blocks = self.lower(x0, state.blocks if state else None, starts=starts)
         memory = None
         if self.token_cat is not None:
             memory = KeyMemory(ids=ids, latents=self.token_cat.compress(x))
             if state is not None and state.memory is not None:
                 memory = _join(state.memory, memory)
                 x0 = self.embed(memory.ids)
-            expanded = self.token_cat.expand(x0, memory.latents)
-            x, upper = self.upper(x, state.blocks[len(blocks) :] if state else None, expanded)
+            expanded = self.token_cat.expand(x0, memory.latents, starts)
+            x, upper = self.upper(x, state.blocks[len(blocks) :] if state else None, expanded, starts=starts)
             blocks += upper
         return self.output_norm(x), ModelState(blocks=blocks, memory=memory)
 
@@ -63,18 +75,25 @@ class Decoder(nn.Module):
         """x0: (B, T) ids -> (B, T, D) embeddings after ln0."""
         return self.embedding_norm(self.embedding(ids))
 
-    def lower(self, x0: Tensor, states: Sequence[BlockState] | None) -> tuple[Tensor, list[BlockState]]:
+    def lower(
+        self, x0: Tensor, states: Sequence[BlockState] | None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[BlockState]]:
         """The layers below GOLD: (B, T, D) -> (B, T, D), and their states; `states` of more layers are left alone."""
-        return self._run(range(self.config.first_gold_layer), x0, states)
+        return self._run(range(self.config.first_gold_layer), x0, states, starts=starts)
 
     def upper(
-        self, x: Tensor, states: Sequence[BlockState | None] | None, memory: KeyValueSource
+        self,
+        x: Tensor,
+        states: Sequence[BlockState | None] | None,
+        memory: KeyValueSource,
+        *,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockState]]:
         """The GOLD layers: the newest T tokens, (B, T, D) -> (B, T, D), and the states of these layers.
 
         A state may be None where what a token shift reaches back to does not matter.
         """
-        return self._run(range(self.config.first_gold_layer, self.config.layers), x, states, memory)
+        return self._run(range(self.config.first_gold_layer, self.config.layers), x, states, memory, starts)
 
     def _run(
         self,
@@ -82,10 +101,11 @@ class Decoder(nn.Module):
         x: Tensor,
         states: Sequence[BlockState | None] | None,
         memory: KeyValueSource | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockState]]:
         after = []
         for number, layer in enumerate(layers):
-            x, state = self.blocks[layer](x, states[number] if states else None, memory)
+            x, state = self.blocks[layer](x, states[number] if states else None, memory, starts)
             after.append(state)
         return x, after
 

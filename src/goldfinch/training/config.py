@@ -98,6 +98,10 @@ class TrainConfig:
     """Tokens in one sequence."""
     batch_size: int = 64
     """Sequences in one optimizer step."""
+    document_resets: bool = False
+    """Keep the documents of a sequence apart: recurrent state, token shift, key memory and attention begin anew at
+    each, and what predicts a document's first token from the one before it is no part of the loss, nor of the
+    validation loss. False: a sequence is one text, as in the paper."""
     micro_batch_size: int = 0
     """Sequences that go through the model at once in each process; 0 for all of its part of the batch. Gradients add up
     to the same step."""

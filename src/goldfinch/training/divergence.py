@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
+from goldfinch.training.documents import document_starts
 from goldfinch.training.processes import Processes
 
 
@@ -22,17 +23,19 @@ def all_finite(tensors: Iterable[Tensor], processes: Processes) -> bool:
     return processes.lowest(float(all(_is_finite(tensor) for tensor in tensors))) == 1
 
 
-def first_bad_tensor(model: Decoder, windows: Tensor, processes: Processes) -> str:
+def first_bad_tensor(model: Decoder, windows: Tensor, processes: Processes, reset_after: int | None = None) -> str:
     """Name the first tensor that is not finite, in the order of computation and in any process.
 
     Looks at the weights, then at each module's output in a forward pass over `windows` (B, T + 1), this process's part
-    of the batch, then at the gradients that are there.
+    of the batch, then at the gradients that are there. reset_after: as in `next_token_loss`.
     """
     parameters = dict(model.named_parameters())
     names = list(parameters)
     if (bad := _first(names, [not _is_finite(p) for p in parameters.values()], processes)) is not None:
         return f"the weight {bad}"
-    if (bad := _first(*_bad_outputs(model, windows[:, :-1]), processes)) is not None:
+    ids = windows[:, :-1]
+    starts = None if reset_after is None else document_starts(ids, reset_after)
+    if (bad := _first(*_bad_outputs(model, ids, starts), processes)) is not None:
         return f"the output of {bad}"
     gradients = [parameter.grad for parameter in parameters.values()]
     if (bad := _first(names, [g is not None and not _is_finite(g) for g in gradients], processes)) is not None:
@@ -52,7 +55,7 @@ def _first(names: list[str], bad: list[bool], processes: Processes) -> str | Non
 
 
 @torch.no_grad()
-def _bad_outputs(model: Decoder, ids: Tensor) -> tuple[list[str], list[bool]]:
+def _bad_outputs(model: Decoder, ids: Tensor, starts: Tensor | None) -> tuple[list[str], list[bool]]:
     """The modules in order of computation, and whether the output of each is not finite."""
     names: list[str] = []
     bad: list[bool] = []
@@ -67,7 +70,7 @@ def _bad_outputs(model: Decoder, ids: Tensor) -> tuple[list[str], list[bool]]:
 
     hooks = [module.register_forward_hook(check(name)) for name, module in model.named_modules() if name]
     try:
-        model(ids)
+        model(ids, starts=starts)
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from goldfinch.model import Decoder
-from goldfinch.training.loss import next_token_loss
+from goldfinch.training.loss import count_targets, next_token_loss
 from goldfinch.training.parallel_plan import synchronize_gradients
+from goldfinch.training.processes import Processes
 
 
 def accumulate(
-    model: Decoder, windows: Tensor, micro_batch_size: int, processes: int, autocast: contextlib.AbstractContextManager
+    model: Decoder,
+    windows: Tensor,
+    micro_batch_size: int,
+    processes: Processes,
+    autocast: contextlib.AbstractContextManager,
+    reset_after: int | None = None,
 ) -> float:
     """Add up the gradients of the mean loss over the batch.
 
@@ -22,21 +28,24 @@ def accumulate(
         model: its gradients are there afterwards, those of all processes together.
         windows: this process's part of the batch, (B, T + 1); equal parts everywhere.
         micro_batch_size: windows that go through the model at once; 0 for all.
-        processes: how many share the batch.
+        processes: all that share the batch.
         autocast: around the forward passes.
+        reset_after: as in `next_token_loss`; the mean is over the targets that count, of all processes.
 
     Returns:
         This process's part of that mean: the sum over the processes is the mean, in nats per token.
     """
-    tokens = windows[:, 1:].numel() * processes
+    targets = float(windows[:, 1:].numel() * processes.count)
+    if reset_after is not None:
+        (targets,) = processes.sums(count_targets(windows, reset_after))
     losses = []
     parts = windows.split(micro_batch_size or len(windows))
     for number, part in enumerate(parts, start=1):
         synchronize_gradients(model, number == len(parts))
         with autocast:
-            loss = next_token_loss(model, part) / tokens
+            loss = next_token_loss(model, part, reset_after) / max(1.0, targets)
         # The mean over the processes is what they make of their gradients; the sum is due.
-        (loss * processes).backward()
+        (loss * processes.count).backward()
         losses.append(loss.detach())
     # Not in the loop: a GPU would have to finish each part before the next one is sent.
     return sum(loss.item() for loss in losses)

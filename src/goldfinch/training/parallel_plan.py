@@ -54,19 +54,22 @@ def apply_block_plan(model: Decoder, *, activation_checkpointing: bool = False, 
 
 def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> Forward:
     def run(
-        x: Tensor, state: BlockState | None = None, memory: KeyValueSource | None = None
+        x: Tensor,
+        state: BlockState | None = None,
+        memory: KeyValueSource | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
         # Without gradients there is nothing to save; and texts of any length would each be compiled.
         if not torch.is_grad_enabled():
-            return Block.forward(block, x, state, memory)
+            return Block.forward(block, x, state, memory, starts)
         if memory is None and not x.requires_grad and not any(weight.requires_grad for weight in block.parameters()):
             # Frozen, and nothing below is trained: gradients end above it.
             with torch.no_grad():
-                return forward(block, x, state)
+                return forward(block, x, state, memory, starts)
         if activation_checkpointing:
             # Blocks draw no random numbers.
-            return checkpoint(forward, block, x, state, memory, use_reentrant=False, preserve_rng_state=False)
-        return forward(block, x, state, memory)
+            return checkpoint(forward, block, x, state, memory, starts, use_reentrant=False, preserve_rng_state=False)
+        return forward(block, x, state, memory, starts)
 
     return run
 

@@ -37,6 +37,8 @@ class RunData:
         _check_vocabulary(config, self.tokenizer)
         self.token_bytes = torch.tensor([len(self.tokenizer.token_bytes(i)) for i in range(self.tokenizer.vocab_size)])
         """(V,) int64: bytes of text that each id stands for."""
+        self.reset_after = self.tokenizer.end_of_text if config.document_resets else None
+        """The id that ends documents, where they are kept apart."""
         train = TokenDataset.open(config.data, "train")
         self.batches = Batches(
             train, config.context, config.batch_size, config.seed, rank=processes.rank, world_size=processes.count

@@ -152,7 +152,9 @@ class Trainer:
         windows = self._data.batches.batch(step).to(self._device)
         rate = learning_rate(step, self._done(), config.optimizer)
         set_learning_rate(self._optimizer, rate)
-        loss = accumulate(self._model, windows, config.micro_batch_size, self._processes.count, self._autocast())
+        loss = accumulate(
+            self._model, windows, config.micro_batch_size, self._processes, self._autocast(), self._data.reset_after
+        )
         norm = clip_gradient(self._parameters.values(), config.optimizer.clip)
         # All that processes must agree on in a step, told at once; the time is the main one's.
         now = time.monotonic()
@@ -199,7 +201,7 @@ class Trainer:
             return
         step = self._progress.step
         with self._autocast():
-            culprit = first_bad_tensor(self._model, windows, self._processes)
+            culprit = first_bad_tensor(self._model, windows, self._processes, self._data.reset_after)
         release(self._model)
         self._optimizer.zero_grad()
         if sound:
@@ -223,13 +225,22 @@ class Trainer:
         config, step = self._config, self._progress.step
         windows = (part.to(self._device) for part in self._data.validation_windows(most_tokens))
         with self._autocast():
-            result = validate(self._model, windows, self._data.token_bytes, self._processes)
+            result = validate(
+                self._model,
+                windows,
+                self._data.token_bytes,
+                self._processes,
+                end_of_text=self._data.tokenizer.end_of_text,
+                document_resets=config.document_resets,
+            )
         release(self._model)
         self._record(
             step=step,
             tokens=step * config.batch_size * config.context,
             validation_loss=result.loss,
             bits_per_byte=result.bits_per_byte,
+            loss_by_position=[dataclasses.asdict(part) for part in result.by_position],
+            loss_by_document_position=[dataclasses.asdict(part) for part in result.by_document_position],
         )
         if self._metrics is not None:
             self._metrics.plot()

@@ -7,7 +7,8 @@ this file keeps away from:
 - `fused_recurrent_rwkv6` loses the gradient that comes in through the state after. It runs only where nothing is
   differentiated; `chunk_rwkv6`, which has all gradients, wherever something is.
 - `chunk_rwkv6` subtracts sums of log-decays over a chunk from each other. -inf gives NaN, and large numbers lose their
-  digits, so decays are bounded from below (`SMALLEST_LOG_DECAY`).
+  digits, so decays are bounded from below (`SMALLEST_LOG_DECAY`), but a decay of 0 stays one
+  (`LOG_OF_ZERO`).
 - Triton multiplies fp32 matrices in TF32 (10 bits of mantissa) where the GPU can.
 """
 
@@ -25,6 +26,9 @@ REMEDY = "pip install 'goldfinch[cuda]'"
 # e^-20 = 2e-9 of the state is less than fp32 rounds away (6e-8), and a sum over a chunk of 64 of them is exact to 1e-4;
 # of -88, where e^x leaves fp32, only to 5e-4. docs/numerics.md has what each bound costs.
 SMALLEST_LOG_DECAY = -20.0
+# e^-110 is exactly 0 in fp32 (from -104 on), whatever rounding the sums add: where a document begins nothing is left of
+# the state. Starts are few, so that this costs no digits elsewhere.
+LOG_OF_ZERO = -110.0
 # Tokens in a chunk of theirs: within one there is nothing to run side by side.
 CHUNK_LENGTH = 64
 # Triton's matrix products have no smaller blocks.
@@ -53,8 +57,8 @@ def wkv6_fla(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, s
 
     Args:
         r, k, v: (B, T, H, N), fp32, bf16 or fp16, all of one type: that of the matrix products.
-        log_w: (B, T, H, N); read as fp32. Where something is differentiated or T > 64, below -20 it counts as -20, and
-            its gradient there is 0.
+        log_w: (B, T, H, N); read as fp32. Where something is differentiated or T > 64, a decay
+            below -20 counts as -20, but -inf as a decay of 0; the gradient of both is 0.
         u: (H, N); read as fp32. None for 0.
         state: (B, H, N, N) as key x value; read as fp32.
 
@@ -77,7 +81,7 @@ def wkv6_fla(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, s
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if differentiated or r.shape[1] > CHUNK_LENGTH:
         run = kernels.chunk_rwkv6
-        log_w = log_w.clamp(min=SMALLEST_LOG_DECAY)
+        log_w = torch.where(log_w.isneginf(), LOG_OF_ZERO, log_w.clamp(min=SMALLEST_LOG_DECAY))
     else:
         run = kernels.fused_recurrent_rwkv6
     y, after = run(r, k, v, log_w, bonus, scale=1.0, initial_state=state, output_final_state=True)
