@@ -28,11 +28,11 @@ _IN_TERMINAL = ("model", "loss", "bits per byte", "tokens/s", "cache B/token")
 class Compare:
     """Train several models on the same data and put them into one table.
 
-    `goldfinch compare RECIPE... --data DIR -o OUT [any setting of goldfinch train]` trains each model with each seed, in
-    processes of their own. Runs of one seed see the same batches. Models are matched: the width inside their channel
-    mixes is chosen so that all have as many parameters outside embedding and head, unless --model.channel-width or the
-    recipe says it. Each OUT/NAME/seed-N is an ordinary run. Ctrl-C lets all of them save; the same command goes on with
-    what is not finished, and never repeats what is.
+    `goldfinch compare RECIPE... --data DIR -o OUT [any setting of goldfinch train]` trains each model with each seed,
+    in processes of their own. Runs of one seed see the same batches. Models are matched: the width inside their
+    channel mixes is chosen so that all have as many parameters outside embedding and head, unless the recipe or
+    --model.channel-width says it. Each OUT/NAME/seed-N is an ordinary run. Ctrl-C lets all of them save; the same
+    command goes on with what is not finished, and never repeats what is.
 
     `goldfinch compare OUT` draws table and plots of what is there: results.md, loss_by_token.png,
     loss_by_position.png. The weights are measured once; measurements.json remembers the figures.

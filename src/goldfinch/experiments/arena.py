@@ -88,7 +88,7 @@ def seconds_left(statuses: Sequence[Status], jobs: int) -> float | None:
         return None
     mean = sum(known.values()) / len(known)
     seconds = [status.steps_left * known.get(status.entry.name, mean) for status in statuses]
-    return max(sum(seconds) / min(jobs, len(statuses)), max(seconds))
+    return max(sum(seconds) / jobs, *seconds)
 
 
 def run_all(entries: Sequence[Entry], jobs: int, observer: Observer) -> list[Status]:

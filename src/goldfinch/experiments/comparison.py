@@ -132,7 +132,8 @@ def beside_paper(models: Sequence[Row]) -> BesidePaper | None:
         )
         for row in known
     ]
-    same, other = [], []
+    same: list[tuple[Row, Row]] = []
+    other: list[tuple[Row, Row]] = []
     for better, worse in itertools.combinations(beside, 2):
         if better.ablation_loss is not None and worse.ablation_loss is not None and better.row.kind != worse.row.kind:
             pairs = same if better.ablation_loss < worse.ablation_loss else other

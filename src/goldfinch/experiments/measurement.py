@@ -107,8 +107,8 @@ def remembered_bytes(model: Decoder, ids: Tensor) -> tuple[float, int]:
     """
     context = Context(model, None)
     counts = []
-    for half in ids.chunk(2):
-        context.read(half)
+    for part in ids.chunk(2):
+        context.read(part)
         assert len(context.logits)  # runs the GOLD layers, whose token shifts are part of the state
         nbytes = context.nbytes
         # Other models do not need the ids that a context keeps for `trim`.

@@ -1,14 +1,23 @@
 """Can a model recall what it has read? Two-layer models of every kind on MQAR, best over learning rates."""
 
 import dataclasses
+import json
+import multiprocessing
+import signal
 import time
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import AsyncResult
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.config import ModelConfig
+from goldfinch.config import ModelConfig, from_plain
+from goldfinch.errors import UserError
 from goldfinch.experiments.mqar_task import MqarBatch, MqarTask
+from goldfinch.files import write_text
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import KINDS
@@ -17,6 +26,8 @@ from goldfinch.training.optimizer import build_optimizer, set_learning_rate
 from goldfinch.training.schedule import learning_rate
 
 LAYERS = 2
+HEAD_SIZE = 64
+CELLS = "cells.jsonl"
 TRAINING, TEST = 0, 1  # streams of sequences
 TEST_BATCHES = 8
 CHECK_EVERY = 50  # steps
@@ -31,9 +42,9 @@ class MqarCell:
     width: int
     """D."""
     task: MqarTask
-    """Length, pairs and vocabulary."""
+    """Vocabulary, length and pairs."""
     learning_rate: float
-    """After the warm-up; it falls to a tenth."""
+    """After the warm-up of a twentieth of the steps; a quarter cosine leads to a tenth of it."""
     steps: int
     """At most."""
     batch_size: int
@@ -44,18 +55,28 @@ class MqarCell:
     """Of weights and sequences."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MqarResult:
+    """What became of a cell."""
+
+    cell: MqarCell
+    accuracy: float
+    """Part of the queries of the test that the model answers with the right value."""
+    trained: int
+    """Optimizer steps that were made."""
+    seconds: float
+    """That it took."""
+
+
 def mqar_model(kind: str, width: int, vocab_size: int) -> ModelConfig:
-    """A two-layer model; one head where the width is below 64."""
-    config = KINDS[kind](LAYERS, 64, vocab_size)
-    return dataclasses.replace(config, width=width, head_size=min(64, width))
+    """A two-layer model with heads of 64, or one of its width below that."""
+    config = KINDS[kind](LAYERS, HEAD_SIZE, vocab_size)
+    return dataclasses.replace(config, width=width, head_size=min(HEAD_SIZE, width))
 
 
-def train_cell(cell: MqarCell) -> dict[str, float]:
-    """Train and test one model.
-
-    Returns:
-        accuracy (part of the test's queries answered right), steps, seconds.
-    """
+def train_cell(cell: MqarCell) -> MqarResult:
+    """Train and test one model, on one thread, so that its result depends on nothing but the cell."""
+    torch.set_num_threads(1)
     started = time.monotonic()
     model = Decoder(mqar_model(cell.kind, cell.width, cell.task.vocab_size))
     initialize(model, cell.seed)
@@ -77,7 +98,7 @@ def train_cell(cell: MqarCell) -> dict[str, float]:
         step += 1
         if step % CHECK_EVERY == 0 or step == cell.steps:
             accuracy = test_accuracy(model, cell)
-    return {"accuracy": accuracy, "steps": step, "seconds": round(time.monotonic() - started, 1)}
+    return MqarResult(cell=cell, accuracy=accuracy, trained=step, seconds=round(time.monotonic() - started, 1))
 
 
 def query_logits(model: Decoder, batch: MqarBatch) -> Tensor:
@@ -95,3 +116,98 @@ def test_accuracy(model: Decoder, cell: MqarCell) -> float:
         batch = cell.task.batch(cell.batch_size, cell.seed, TEST, number)
         right.append(query_logits(model, batch).argmax(-1) == batch.values.flatten())
     return float(torch.cat(right).float().mean())
+
+
+def sweep(
+    groups: Sequence[Sequence[MqarCell]], output: Path, jobs: int, told: Callable[[MqarResult], None]
+) -> list[MqarResult]:
+    """Train cells, each result kept in `output`/cells.jsonl as soon as it is there; those in it are not trained again.
+
+    Args:
+        groups: cells that differ in the learning rate alone; when one is solved, those after it are left out.
+        output: folder of that file.
+        jobs: processes at once, each with one thread.
+        told: of each new result.
+
+    Returns:
+        All results of these groups, in their order.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    path = output / CELLS
+    results = read_results(path)
+    write_text(path, "".join(map(_line, results)))  # without a last line that was cut short
+    known = {result.cell: result for result in results}
+
+    def following(group: Sequence[MqarCell]) -> MqarCell | None:
+        """The cell to train next; None where the group is done."""
+        for cell in group:
+            if cell not in known:
+                return cell
+            if known[cell].accuracy >= cell.solved:
+                break
+        return None
+
+    def add(result: MqarResult) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(result))
+        known[result.cell] = result
+        told(result)
+
+    # Spawned: a fork of a process with threads may hang. Leaving the block ends the workers, also after Ctrl-C.
+    with multiprocessing.get_context("spawn").Pool(jobs, _ignore_ctrl_c) as pool:
+        waiting = list(groups)
+        running: list[tuple[Sequence[MqarCell], AsyncResult[MqarResult]]] = []
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                group = waiting.pop(0)
+                cell = following(group)
+                if cell is not None:
+                    running.append((group, pool.apply_async(train_cell, (cell,))))
+            for group, future in [pair for pair in running if pair[1].ready()]:
+                running = [pair for pair in running if pair[1] is not future]
+                add(future.get())
+                waiting.insert(0, group)
+            time.sleep(0.05)
+    return [known[cell] for group in groups for cell in group if cell in known]
+
+
+def _ignore_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _line(result: MqarResult) -> str:
+    return json.dumps(dataclasses.asdict(result)) + "\n"
+
+
+def read_results(path: Path) -> list[MqarResult]:
+    """The results in a file; a last line that was cut short is left out.
+
+    Raises:
+        UserError: another line is broken.
+    """
+    if not path.exists():
+        return []
+    results = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            content: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
+        results.append(from_plain(MqarResult, content, f"{path}:{number} "))
+    return results
+
+
+def best(results: Sequence[MqarResult]) -> dict[tuple[str, int], dict[MqarTask, float]]:
+    """(kind, width) -> task -> accuracy: the best learning rate of each seed, mean over seeds."""
+    by_seed: dict[tuple[str, int, MqarTask], dict[int, float]] = {}
+    for result in results:
+        cell = result.cell
+        seeds = by_seed.setdefault((cell.kind, cell.width, cell.task), {})
+        seeds[cell.seed] = max(seeds.get(cell.seed, 0.0), result.accuracy)
+    table: dict[tuple[str, int], dict[MqarTask, float]] = {}
+    for (kind, width, task), accuracies in by_seed.items():
+        table.setdefault((kind, width), {})[task] = sum(accuracies.values()) / len(accuracies)
+    return table

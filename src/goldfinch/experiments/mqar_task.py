@@ -52,7 +52,12 @@ class MqarTask:
                 f"not {self.length}"
             )
         if self.vocab_size % 2 or self.vocab_size < 2 * self.pairs:
-            raise UserError(f"{self.pairs} pairs need an even vocabulary of {2 * self.pairs} ids, not {self.vocab_size}")
+            raise UserError(
+                f"{self.pairs} pairs need an even vocabulary of {2 * self.pairs} or more, not {self.vocab_size}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.length} tokens, {self.pairs} pairs"
 
     def batch(self, size: int, seed: int, stream: int, step: int) -> MqarBatch:
         """Sequences as a pure function of (seed, stream, step).

@@ -1,13 +1,15 @@
 """An arena's results as people read them: `results.md` and its two plots."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from goldfinch.experiments.comparison import BesidePaper, Estimate, Row, beside_paper, common_settings, rows
+from goldfinch.experiments.markdown import markdown_table
 from goldfinch.experiments.measurement import Measurement, label
+from goldfinch.experiments.plots import draw
 from goldfinch.experiments.runs import Run
-from goldfinch.files import atomic_file, write_text
+from goldfinch.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +25,9 @@ def write_report(runs: Sequence[Run], measurements: dict[str, Measurement], outp
     """Write all three files into `output`; returns the rows of the table, best first."""
     models = rows(runs, measurements)
     write_text(output / RESULTS, _markdown(runs, models))
-    _draw(output / LOSS_BY_TOKEN, lambda axes: _loss_by_token(axes, runs))
+    draw(output / LOSS_BY_TOKEN, lambda axes: _loss_by_token(axes, runs))
     if models:
-        _draw(output / LOSS_BY_POSITION, lambda axes: _loss_by_position(axes, runs, measurements, models))
+        draw(output / LOSS_BY_POSITION, lambda axes: _loss_by_position(axes, runs, measurements, models))
     return models
 
 
@@ -50,10 +52,9 @@ def _markdown(runs: Sequence[Run], models: Sequence[Row]) -> str:
     if models:
         parts += [
             markdown_table(HEADINGS, map(cells, models)),
-            "Loss: nats per token of the whole validation split by the final weights, mean over seeds ± standard error. "
+            "Loss: nats per token of the whole validation split, final weights, mean over seeds ± standard error. "
             "Runs of one seed saw the same batches. Tokens/s: median over the steps of training. Cache and state: "
-            "measured, in bf16 with token ids of 2 or 4 bytes and S of recurrent layers in fp32; what a context holds "
-            "after 512 and 1024 tokens.",
+            "measured on what a context holds after 512 and 1,024 tokens, in bf16, S of recurrent layers in fp32.",
         ]
         beside = beside_paper(models)
         if beside is not None:
@@ -88,13 +89,9 @@ def _settings(runs: Sequence[Run]) -> str:
 
 
 def _paper(beside: BesidePaper) -> list[str]:
-    reference = {"ablation_loss": None, "large_loss": None}
-    for paper_row in beside.rows:
-        if paper_row.row is beside.baseline:
-            reference = {"ablation_loss": paper_row.ablation_loss, "large_loss": paper_row.large_loss}
+    base = next(paper_row for paper_row in beside.rows if paper_row.row is beside.baseline)
 
-    def of_paper(name: str, loss: float | None) -> tuple[str, str]:
-        start = reference[name]
+    def of_paper(loss: float | None, start: float | None) -> tuple[str, str]:
         gap = "" if loss is None or start is None or loss == start else f"{loss - start:+.4f}"
         return ("" if loss is None else f"{loss:.4f}"), gap
 
@@ -103,8 +100,8 @@ def _paper(beside: BesidePaper) -> list[str]:
             paper_row.row.name,
             f"{paper_row.row.loss.mean:.4f}",
             "" if paper_row.row is beside.baseline else _signed(paper_row.gap),
-            *of_paper("ablation_loss", paper_row.ablation_loss),
-            *of_paper("large_loss", paper_row.large_loss),
+            *of_paper(paper_row.ablation_loss, base.ablation_loss),
+            *of_paper(paper_row.large_loss, base.large_loss),
         )
         for paper_row in beside.rows
     ]
@@ -131,25 +128,6 @@ def _signed(estimate: Estimate) -> str:
     return str(estimate) if estimate.mean < 0 else f"+{estimate}"
 
 
-def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(headings) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
-
-
-def _draw(path: Path, plot: Any) -> None:
-    # The object interface, not pyplot: no global state, and no display is looked for.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    plot(axes)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
 def _loss_by_token(axes: "Axes", runs: Sequence[Run]) -> None:
     """Training loss, smoothed, faint for each seed; validation losses, mean over seeds, strong."""
     by_name: dict[str, list[Run]] = {}
@@ -173,6 +151,8 @@ def _loss_by_token(axes: "Axes", runs: Sequence[Run]) -> None:
     if highest > lowest:  # the steep beginning would press all that matters into a corner
         axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title="training (faint, running mean) and validation")
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def _smoothed(run: Run, weight: float = 0.95) -> tuple[list[int], list[float]]:
@@ -197,3 +177,5 @@ def _loss_by_position(
         axes.plot(places, means, "o-", color=f"C{names.index(row.name)}", label=row.name)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens read in the window", ylabel="loss (nats per token)", title="by position, validation")
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -42,9 +42,7 @@ def read_progress(folder: Path) -> Progress:
     for record in _last_records(folder / METRICS):
         if "loss" in record:
             speed = record.get("tokens_per_second")
-            progress = dataclasses.replace(
-                progress, step=record["step"], loss=record["loss"], tokens_per_second=speed
-            )
+            progress = dataclasses.replace(progress, step=record["step"], loss=record["loss"], tokens_per_second=speed)
         if "validation_loss" in record:
             progress = dataclasses.replace(
                 progress, validated=record["step"], validation_loss=record["validation_loss"]
@@ -120,7 +118,7 @@ def find_runs(arena: Path) -> list[Run]:
     Raises:
         UserError: there are none, one is broken, or the seeds of one name are of different models.
     """
-    runs = []
+    runs: list[Run] = []
     for folder in sorted(arena.glob("*/seed-*")):
         seed = folder.name.removeprefix("seed-")
         if not seed.isdecimal() or not (folder / SETTINGS).exists():
