@@ -16,7 +16,7 @@ from goldfinch.errors import UserError
 from goldfinch.experiments.runs import Progress, read_progress
 from goldfinch.training.interruption import Interrupted, stop_signals
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 SHOWN_LOG_LINES = 8
 
 
@@ -115,7 +115,7 @@ def run_all(entries: Sequence[Entry], jobs: int, observer: Observer) -> list[Sta
                     running.append((status, _start(status, jobs)))
                 running = [(status, process) for status, process in running if not _ended(status, process, observer)]
                 observer.watch(statuses)
-                stop.wait(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)  # not stop.wait: a signal in the middle of it could block for ever
             stopped = stop.is_set()
             if stopped:
                 for _, process in running:

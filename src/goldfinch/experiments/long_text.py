@@ -189,10 +189,10 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
 
     counts = {curve.windows for curve in curves}
     trained = {f"{curve.trained_length:,}" for curve in curves if curve.trained_length}
+    numbers = " or ".join(map(str, sorted(counts)))
     explanation = [
-        f"{text_name} in {' or '.join(map(str, sorted(counts)))} windows of {curves[0].length:,} tokens, each read from an "
-        "empty state. Nats per token, mean over the windows and the positions of a bin; at position t the model has read "
-        "t + 1 tokens."
+        f"{text_name} in {numbers} windows of {curves[0].length:,} tokens, each read from an empty state. Nats per token, "
+        "mean over the windows and the positions of a bin; at position t the model has read t + 1 tokens."
     ]
     if trained:
         explanation.append(f"Tokens in a window of the training: {', '.join(sorted(trained))}.")

@@ -33,8 +33,8 @@ def write_mqar_report(results: Sequence[MqarResult], output: Path) -> None:
     text = (
         "# Multi-query associative recall",
         markdown_table(headings, lines),
-        f"Columns: tokens, key-value pairs. Accuracy at the queries of sequences not trained on, best over the learning "
-        f"rates {rates}, {seeds} seed{'s' * (seeds > 1)}. Two layers, {cells[0].task.vocab_size} ids, at most "
+        "Columns: tokens, key-value pairs. Accuracy at the queries of sequences not trained on, best over the "
+        f"learning rates {rates}, {seeds} seed{'s' * (seeds > 1)}. Two layers, {cells[0].task.vocab_size} ids, at most "
         f"{cells[0].steps:,} steps of {cells[0].batch_size} sequences, fewer where {cells[0].solved:.1%} was reached. "
         f"Training took {minutes:.0f} minutes, each on one thread.",
         markdown_table(("model, width", "task", "rate", "steps", "accuracy"), map(_cell, results), words=2),
