@@ -10,9 +10,11 @@ import time
 import pytest
 
 from goldfinch.cli.main import run
+from goldfinch.experiments import arena
 from goldfinch.experiments.arena import Entry, Status, seconds_left
 from goldfinch.experiments.runs import Progress, find_runs, read_progress
 
+MATCH = "--non-embedding-parameters"
 KINDS = ("goldfinch-L3-D64", "finch-L3-D64")
 
 
@@ -29,16 +31,23 @@ def command(data, tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def one_thread_each(monkeypatch):
+    """So small a model gains nothing by more, and loses much where the cores are shared."""
+    monkeypatch.setattr(arena, "_cores", lambda: 2)
+
+
 def losses(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, tmp_path, capsys):
-    steps = 150
+    steps = 60
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "goldfinch", *command("--jobs", "2", steps=steps)],
+        [sys.executable, "-m", "goldfinch", *command(steps=steps)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -57,7 +66,7 @@ def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, 
     assert not (out / KINDS[0] / "seed-1").exists()
     before = [losses(folder) for folder in first]
 
-    assert run(command("--jobs", "1", steps=steps)) == 0
+    assert run(command(steps=steps)) == 0
     assert "± " in capsys.readouterr().out
     runs = find_runs(out)
     assert [(each.name, each.seed) for each in runs] == [(kind, seed) for kind in sorted(KINDS) for seed in (0, 1)]
@@ -69,7 +78,7 @@ def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, 
         assert losses(folder)[: len(old)] == old  # they were gone on with, not begun again
 
     written = [(each.folder / "metrics.jsonl").stat().st_mtime_ns for each in runs]
-    assert run(command("--jobs", "1", steps=steps)) == 0
+    assert run(command(steps=steps)) == 0
     assert [(each.folder / "metrics.jsonl").stat().st_mtime_ns for each in runs] == written
 
     assert run(command("--learning-rate", "1", steps=steps)) == 2  # as `goldfinch train` would refuse it
@@ -107,7 +116,7 @@ def test_no_two_processes_train_one_run(command, tmp_path, capsys):
         (["goldfinch-L3-D64"], "say where the runs go"),
         (["goldfish-L3-D64", "-o", "out", "--data", "DATA"], "did you mean goldfinch"),
         (["finch-L3-D64", "finch-L3-D64", "-o", "out", "--data", "DATA"], "a model is named twice"),
-        (["finch-L3-D64", "finch-L3-D768", "-o", "out", "--data", "DATA"], "would train with context 1024"),
+        (["finch-L3-D64", "finch-L3-D768", "-o", "out", "--data", "DATA", MATCH, "0"], "would train with context 1024"),
         (["finch-L3-D64", "-o", "out", "--data", "DATA", "--seed", "3"], "give --seeds"),
         (["finch-L3-D64", "-o", "out", "--data", "DATA", "--stepz", "3"], "stepz"),
         (["finch-L3-D64", "-o", "out"], "data"),

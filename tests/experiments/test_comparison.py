@@ -16,7 +16,7 @@ from goldfinch.experiments.runs import find_runs
 from goldfinch.model.accounting import account
 
 MEASURED = Measurement(
-    loss_by_position=(Bin(first=0, last=15, loss=1.0, tokens=16),), cache_bytes_per_token=10.0, state_bytes=5
+    loss_by_position=(Bin(first=1, last=16, loss=1.0, tokens=16),), cache_bytes_per_token=10.0, state_bytes=5
 )
 
 

@@ -42,19 +42,20 @@ def test_means_are_over_the_windows_that_reach_so_far(model_of, text):
     assert result.tokens.tolist() == [2] * 5 + [1] * 7
     sums = direct(model, long)[0]
     sums[:5] += direct(model, short)[0]
-    bins = result.bins([0, 4, 8])
-    assert [(each.first, each.last, each.tokens) for each in bins] == [(0, 3, 8), (4, 7, 5), (8, 11, 4)]
+    bins = result.bins([4, 8, 12])
+    assert [(each.first, each.last, each.tokens) for each in bins] == [(1, 4, 8), (5, 8, 5), (9, 12, 4)]
     for each in bins:
-        assert each.loss == pytest.approx(float(sums[each.first : each.last + 1].sum()) / each.tokens, rel=1e-5)
+        assert each.loss == pytest.approx(float(sums[each.first - 1 : each.last].sum()) / each.tokens, rel=1e-5)
 
 
 @given(st.integers(1, 70_000))
-def test_bins_begin_at_zero_rise_and_stay_below_the_length(length):
-    for starts in (logarithmic(length), linear(length)):
-        assert starts[0] == 0
-        assert starts == sorted(set(starts))
-        assert starts[-1] < length
-    assert logarithmic(length)[1:] == [2**power for power in range(20) if 2**power < length]
+def test_bins_rise_and_reach_to_the_end(length):
+    for lasts in (logarithmic(length), linear(length)):
+        assert lasts == sorted(set(lasts))
+        assert lasts[0] >= 1
+        assert lasts[-1] == length
+    assert logarithmic(length)[:-1] == [2**power for power in range(20) if 2**power < length]
+    assert len(linear(length)) == min(length, 16)
 
 
 @given(st.integers(2, 60), st.integers(1, 59))
@@ -91,8 +92,8 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
     }
     lines = (tmp_path / "out" / "results.md").read_text().splitlines()
     headings = lines[lines.index("| --- | ---: | ---: | ---: |") - 1].strip("| ").split(" | ")
-    assert headings == ["position", "llama", "llama, rescale=4, rebase=2", "finch"]
-    for words, first, last in (("1", 1, 1), ("32 - 63", 32, 63), ("60 - 63", 60, 63)):
+    assert headings == ["tokens read", "llama", "llama, rescale=4, rebase=2", "finch"]
+    for words, first, last in (("1", 0, 0), ("33-64", 32, 63), ("61-64", 60, 63)):
         (line,) = (line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {words} |"))
         for name, loss in zip(headings[1:], line[1:], strict=True):
             assert float(loss) == pytest.approx(float(expected[name][first : last + 1].mean()), abs=1e-4)

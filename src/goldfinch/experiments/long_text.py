@@ -185,14 +185,14 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
 
     def table(bins: Sequence[Sequence[Bin]]) -> str:
         lines = ((_positions(same[0]), *(f"{each.loss:.4f}" for each in same)) for same in zip(*bins, strict=True))
-        return markdown_table(("position", *names), lines)
+        return markdown_table(("tokens read", *names), lines)
 
     counts = {curve.windows for curve in curves}
     trained = {f"{curve.trained_length:,}" for curve in curves if curve.trained_length}
     numbers = " or ".join(map(str, sorted(counts)))
     explanation = [
-        f"{text_name} in {numbers} windows of {curves[0].length:,} tokens, each read from an empty state. Nats per token, "
-        "mean over the windows and the positions of a bin; at position t the model has read t + 1 tokens."
+        f"{text_name} in {numbers} windows of {curves[0].length:,} tokens, each read from an empty state.",
+        "Nats per token, mean over the windows and over the tokens of a bin.",
     ]
     if trained:
         explanation.append(f"Tokens in a window of the training: {', '.join(sorted(trained))}.")
@@ -210,7 +210,7 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
 
 
 def _positions(part: Bin) -> str:
-    return f"{part.first:,} - {part.last:,}" if part.last > part.first else f"{part.first:,}"
+    return f"{part.first:,}-{part.last:,}" if part.last > part.first else f"{part.first:,}"
 
 
 def _short_names(curves: Sequence[Curve]) -> list[str]:
@@ -226,7 +226,7 @@ def _short_names(curves: Sequence[Curve]) -> list[str]:
 
 def _plot(axes: "Axes", names: Sequence[str], curves: Sequence[Curve]) -> None:
     for name, curve in zip(names, curves, strict=True):
-        places = [1 + (each.first + each.last) / 2 for each in curve.logarithmic]
+        places = [(each.first + each.last) / 2 for each in curve.logarithmic]
         axes.plot(places, [each.loss for each in curve.logarithmic], "o-", label=name)
     for length in sorted({curve.trained_length for curve in curves if curve.trained_length}):
         axes.axvline(length, color="0.6", linestyle=":", label=f"trained on {length:,}")

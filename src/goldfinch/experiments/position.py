@@ -1,6 +1,7 @@
 """Loss by position: how well a token is predicted after so many others."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,12 +17,12 @@ CHUNK = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Mean loss over some positions."""
+    """Mean loss after so many tokens."""
 
     first: int
-    """First position: tokens of the window before the one that is read."""
+    """Fewest tokens of the window that were read, 1 or more."""
     last: int
-    """Last position, included."""
+    """Most."""
     loss: float
     """Nats per token."""
     tokens: int
@@ -30,33 +31,32 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossByPosition:
-    """Sums over windows, for each position from 0 to T - 1. At position t the model has read t + 1 tokens of the
-    window, from an empty state, and predicts the next one."""
+    """Sums over windows of T tokens, each from an empty state; entry t is for what follows the first t + 1 tokens."""
 
     nats: Tensor
     """(T,) float64: sum of the losses."""
     tokens: Tensor
     """(T,) int64: how many windows reach so far."""
 
-    def bins(self, starts: Sequence[int]) -> list[Bin]:
-        """Means over the positions from each start up to the next one; the last reaches to the end."""
+    def bins(self, lasts: Sequence[int]) -> list[Bin]:
+        """Means over the tokens read up to each of `lasts`, from the one before on; bins without tokens are left out."""
         result = []
-        for first, end in zip(starts, [*starts[1:], len(self.nats)], strict=True):
-            tokens = int(self.tokens[first:end].sum())
+        for before, last in itertools.pairwise([0, *lasts]):
+            tokens = int(self.tokens[before:last].sum())
             if tokens:
-                loss = float(self.nats[first:end].sum()) / tokens
-                result.append(Bin(first=first, last=end - 1, loss=loss, tokens=tokens))
+                loss = float(self.nats[before:last].sum()) / tokens
+                result.append(Bin(first=before + 1, last=last, loss=loss, tokens=tokens))
         return result
 
 
 def logarithmic(length: int) -> list[int]:
-    """Starts of bins that double: 0, 1, 2, 4, 8 ... below `length`."""
-    return [0, *(1 << power for power in range((length - 1).bit_length()))]
+    """Ends of bins that double: 1, 2, 4, 8 ... and `length`, so that the bins are 1, 2, 3-4, 5-8, 9-16 ..."""
+    return [*(1 << power for power in range((length - 1).bit_length())), length]
 
 
 def linear(length: int, count: int = 16) -> list[int]:
-    """Starts of `count` bins of the same size, or of one position each where there are fewer."""
-    return sorted({length * index // count for index in range(count)})
+    """Ends of `count` bins of the same size, or of fewer with one position each."""
+    return sorted({-(-length * index // count) for index in range(1, count + 1)})
 
 
 @torch.inference_mode()

@@ -172,7 +172,7 @@ def _loss_by_position(
         bins = [
             measurements[label(run)].loss_by_position for run in runs if run.name == row.name and run.final is not None
         ]
-        places = [1 + (each.first + each.last) / 2 for each in bins[0]]
+        places = [(each.first + each.last) / 2 for each in bins[0]]
         means = [sum(each.loss for each in same) / len(same) for same in zip(*bins, strict=True)]
         axes.plot(places, means, "o-", color=f"C{names.index(row.name)}", label=row.name)
     axes.set_xscale("log", base=2)
