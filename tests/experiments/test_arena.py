@@ -157,4 +157,7 @@ def test_the_end_of_metrics_is_read_while_they_are_written(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 1001, "lo')
     progress = read_progress(tmp_path)
     assert (progress.step, progress.loss, progress.tokens_per_second) == (1000, 0.001, 1000)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('ss": 9.0}\n{"step": 1002, "tokens_per_second": 5, "skipped_steps": 1}\n')
+    assert (read_progress(tmp_path).step, read_progress(tmp_path).loss) == (1002, None)
     assert (progress.validated, progress.validation_loss) == (1000, 1.5)

@@ -155,7 +155,8 @@ def _check_same_batches(name: str, config: "TrainConfig", first: "TrainConfig") 
 
 def _check_same_run(folder: Path, config: "TrainConfig") -> None:
     """Refuse to go on with a run that was begun with other settings than these."""
-    from goldfinch.experiments.runs import SETTINGS, read_training
+    from goldfinch.experiments.runs import read_training
+    from goldfinch.training.run_folder import SETTINGS
 
     if not (folder / SETTINGS).exists():
         return

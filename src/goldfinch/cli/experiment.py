@@ -30,15 +30,15 @@ class Mqar:
     """Folder for results.md, accuracy.png and cells.jsonl."""
     kinds: tuple[str, ...] = ("llama", "finch", "goldfinch")
     """Of models, as in preset names."""
-    tasks: tuple[str, ...] = ("64,8", "128,32", "256,64")
+    tasks: tuple[str, ...] = ("32,4", "64,8", "128,32")
     """LENGTH,PAIRS: tokens in a sequence, key-value pairs in it."""
     widths: tuple[int, ...] = (32,)
     """D of the models; one head below 64, heads of 64 from there on."""
-    rates: tuple[float, ...] = (3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-3)
     """Learning rates, in the order in which they are tried."""
     vocab_size: int = 256
     """Ids: half of them keys, half of them values."""
-    steps: int = 1500
+    steps: int = 3000
     """At most, for each model and rate."""
     batch_size: int = 32
     """Sequences in a step."""

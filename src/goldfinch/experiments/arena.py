@@ -15,6 +15,7 @@ from typing import IO, Literal, Protocol
 from goldfinch.errors import UserError
 from goldfinch.experiments.runs import Progress, read_progress
 from goldfinch.training.interruption import Interrupted, stop_signals
+from goldfinch.training.run_folder import SETTINGS
 
 POLL_SECONDS = 0.2
 SHOWN_LOG_LINES = 8
@@ -142,7 +143,7 @@ def _status(entry: Entry) -> Status:
 
 def _start(status: Status, jobs: int) -> subprocess.Popen[bytes]:
     entry = status.entry
-    begun = (entry.folder / "training.json").exists()
+    begun = (entry.folder / SETTINGS).exists()
     arguments = entry.resume if begun else entry.begin
     threads = max(1, _cores() // jobs)
     entry.folder.parent.mkdir(parents=True, exist_ok=True)

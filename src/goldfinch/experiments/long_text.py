@@ -18,6 +18,7 @@ from goldfinch.experiments.plots import draw
 from goldfinch.experiments.position import Bin, linear, logarithmic, loss_by_position
 from goldfinch.files import write_text
 from goldfinch.model import Decoder
+from goldfinch.training.run_folder import SETTINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +153,7 @@ def _measure(curve: Curve, ids: Tensor, progress: Callable[[Curve, int, int], No
 
 def _trained_length(run: Path) -> int | None:
     try:
-        length = json.loads((run / "training.json").read_text(encoding="utf-8")).get("context")
+        length = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get("context")
     except (OSError, json.JSONDecodeError):
         return None
     return length if isinstance(length, int) else None

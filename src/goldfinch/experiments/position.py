@@ -39,7 +39,7 @@ class LossByPosition:
     """(T,) int64: how many windows reach so far."""
 
     def bins(self, lasts: Sequence[int]) -> list[Bin]:
-        """Means over the tokens read up to each of `lasts`, from the one before on; bins without tokens are left out."""
+        """Means over the tokens read from each of `lasts` to the next; bins without tokens are left out."""
         result = []
         for before, last in itertools.pairwise([0, *lasts]):
             tokens = int(self.tokens[before:last].sum())

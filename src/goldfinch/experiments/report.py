@@ -83,6 +83,8 @@ def _settings(runs: Sequence[Run]) -> str:
             f"Learning rate {optimizer.get('learning_rate')} to {optimizer.get('final_learning_rate')}, "
             f"{shared.get('precision', '?')}."
         )
+    skipped = {label(run): run.steps[-1].get("skipped_steps", 0) for run in runs if run.steps}
+    lines += [f"{name} skipped {count} steps that were not finite." for name, count in skipped.items() if count]
     for name, values in differing.items():
         lines.append(f"**Not the same in all runs: {name}** ({'; '.join(map(str, values))}).")
     return " ".join(lines)
@@ -157,11 +159,12 @@ def _loss_by_token(axes: "Axes", runs: Sequence[Run]) -> None:
 
 def _smoothed(run: Run, weight: float = 0.95) -> tuple[list[int], list[float]]:
     """Exponential running mean of the training loss, without the pull towards zero at the start."""
+    steps = [record for record in run.steps if "loss" in record]
     losses, total, norm = [], 0.0, 0.0
-    for record in run.steps:
+    for record in steps:
         total, norm = weight * total + (1 - weight) * record["loss"], weight * norm + 1 - weight
         losses.append(total / norm)
-    return [record["tokens"] for record in run.steps], losses
+    return [record["tokens"] for record in steps], losses
 
 
 def _loss_by_position(

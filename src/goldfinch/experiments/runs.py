@@ -15,8 +15,8 @@ from goldfinch.errors import UserError
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.metrics import FILE as METRICS
 from goldfinch.training.metrics import read_metrics
+from goldfinch.training.run_folder import SETTINGS
 
-SETTINGS = "training.json"
 TAIL_BYTES = 1 << 14
 
 
@@ -27,7 +27,7 @@ class Progress:
     step: int = 0
     """Of the last optimizer step."""
     loss: float | None = None
-    """At that step."""
+    """At that step; None where it was skipped."""
     tokens_per_second: float | None = None
     """At that step."""
     validated: int | None = None
@@ -40,13 +40,11 @@ def read_progress(folder: Path) -> Progress:
     """The end of a run's metrics; step 0 where there are none."""
     progress = Progress()
     for record in _last_records(folder / METRICS):
-        if "loss" in record:
-            speed = record.get("tokens_per_second")
-            progress = dataclasses.replace(progress, step=record["step"], loss=record["loss"], tokens_per_second=speed)
         if "validation_loss" in record:
-            progress = dataclasses.replace(
-                progress, validated=record["step"], validation_loss=record["validation_loss"]
-            )
+            changed = {"validated": record["step"], "validation_loss": record["validation_loss"]}
+        else:  # a step, without a loss where it was skipped
+            changed = {name: record.get(name) for name in ("step", "loss", "tokens_per_second")}
+        progress = dataclasses.replace(progress, **changed)
     return progress
 
 
@@ -82,8 +80,8 @@ class Run:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """The records of optimizer steps."""
-        return [record for record in self.records if "loss" in record]
+        """The records of optimizer steps; those that were skipped have no loss."""
+        return [record for record in self.records if "validation_loss" not in record]
 
     @cached_property
     def validations(self) -> list[dict[str, Any]]:
