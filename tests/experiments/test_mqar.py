@@ -58,7 +58,7 @@ def test_queries_stand_by_the_power_law():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"length": 15}, "at least 16 tokens"), ({"vocab_size": 7}, "even vocabulary"), ({"vocab_size": 6}, "8 ids")],
+    [({"length": 15}, "at least 16 tokens"), ({"vocab_size": 7}, "even vocabulary"), ({"vocab_size": 6}, "8 or more")],
 )
 def test_tasks_that_cannot_be_are_refused(fields, message):
     with pytest.raises(UserError, match=message):

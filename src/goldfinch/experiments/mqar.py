@@ -155,21 +155,22 @@ def sweep(
         known[result.cell] = result
         told(result)
 
-    # Spawned: a fork of a process with threads may hang. Leaving the block ends the workers, also after Ctrl-C.
-    with multiprocessing.get_context("spawn").Pool(jobs, _ignore_ctrl_c) as pool:
-        waiting = list(groups)
-        running: list[tuple[Sequence[MqarCell], AsyncResult[MqarResult]]] = []
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                group = waiting.pop(0)
-                cell = following(group)
-                if cell is not None:
-                    running.append((group, pool.apply_async(train_cell, (cell,))))
-            for group, future in [pair for pair in running if pair[1].ready()]:
-                running = [pair for pair in running if pair[1] is not future]
-                add(future.get())
-                waiting.insert(0, group)
-            time.sleep(0.05)
+    waiting = [group for group in groups if following(group)]
+    running: list[tuple[Sequence[MqarCell], AsyncResult[MqarResult]]] = []
+    if waiting:
+        # Spawned: a fork of a process with threads may hang. Leaving the block ends the workers, also after Ctrl-C.
+        with multiprocessing.get_context("spawn").Pool(min(jobs, len(waiting)), _ignore_ctrl_c) as pool:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    group = waiting.pop(0)
+                    cell = following(group)
+                    if cell is not None:
+                        running.append((group, pool.apply_async(train_cell, (cell,))))
+                for group, future in [pair for pair in running if pair[1].ready()]:
+                    running = [pair for pair in running if pair[1] is not future]
+                    add(future.get())
+                    waiting.insert(0, group)
+                time.sleep(0.05)
     return [known[cell] for group in groups for cell in group if cell in known]
 
 
