@@ -117,12 +117,13 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
         for recipe in command.names:
             name = recipe.rpartition("/")[2]
             folder = command.output / name / f"seed-{seed}"
+            model = ["--recipe", recipe] if "/" in recipe else [recipe]
             flags = [*data, *settings, "--seed", str(seed)]
-            config, _ = resolve([recipe, *flags, "-o", str(folder)])
+            config, _ = resolve([*model, *flags, "-o", str(folder)])
             if config.model.channel_width == 0 and command.non_embedding_parameters:
                 width = match_parameters(config.model, command.non_embedding_parameters).channel_width
                 flags += ["--model.channel-width", str(width)]
-                config, _ = resolve([recipe, *flags, "-o", str(folder)])
+                config, _ = resolve([*model, *flags, "-o", str(folder)])
             first = first or config
             _check_same_batches(name, config, first)
             _check_same_run(folder, config)
@@ -131,7 +132,7 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
                     name=name,
                     seed=seed,
                     folder=folder,
-                    begin=(recipe, *flags, "-o", str(folder)),
+                    begin=(*model, *flags, "-o", str(folder)),
                     resume=("--resume", str(folder), *flags),
                     steps=planned_steps(config),
                 )
@@ -253,7 +254,7 @@ class ArenaDisplay:
 
         done = sum(status.state == "finished" for status in statuses)
         left = seconds_left(statuses, self._jobs)
-        return f"{done} of {len(statuses)} runs finished" + (f", {clock(left)} left" if left is not None else "")
+        return f"{done} of {len(statuses)} runs finished" + (f", {clock(left)} left" if left else "")
 
     def _table(self, statuses: "Sequence[Status]") -> Any:
         from rich import box
