@@ -105,7 +105,8 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
     """
     from goldfinch.experiments.arena import Entry
     from goldfinch.experiments.matching import match_parameters
-    from goldfinch.experiments.runs import planned_steps
+    from goldfinch.training.processes import ALONE
+    from goldfinch.training.run_data import RunData
 
     assert command.output is not None
     if "--seed" in settings or "--resume" in settings:
@@ -134,7 +135,7 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
                     folder=folder,
                     begin=(*model, *flags, "-o", str(folder)),
                     resume=("--resume", str(folder), *flags),
-                    steps=planned_steps(config),
+                    steps=RunData(config, ALONE).steps,
                 )
             )
     if len({entry.folder for entry in entries}) < len(entries):
@@ -190,8 +191,7 @@ def _report(arena: Path, output: Path | None, data: tuple[str, ...]) -> None:
     output = output or arena
     runs = find_runs(arena)
     finished = [run for run in runs if run.final is not None]
-    where = Path(data[0]) if data else None
-    measured = measure_runs(finished, output, where, lambda run: console.print(f"measuring {escape(label(run))} ..."))
+    measured = measure_runs(finished, output, data, lambda run: console.print(f"measuring {escape(label(run))} ..."))
     models: list[Row] = write_report(runs, measured, output)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown = [index for index, heading in enumerate(HEADINGS) if heading in _IN_TERMINAL]

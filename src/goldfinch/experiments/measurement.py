@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from goldfinch.checkpoint.native import WEIGHTS, load_model
 from goldfinch.config import from_plain
-from goldfinch.data.batches import sequential_windows
-from goldfinch.data.shards import TokenDataset
 from goldfinch.errors import UserError
 from goldfinch.experiments.position import Bin, logarithmic, loss_by_position
 from goldfinch.experiments.runs import Run
 from goldfinch.files import write_text
 from goldfinch.inference.context import Context
 from goldfinch.model import Decoder
+from goldfinch.training.config import TrainConfig
+from goldfinch.training.processes import ALONE
+from goldfinch.training.run_data import RunData
 
 FILE = "measurements.json"
 POSITION_TOKENS = 131_072
@@ -42,14 +43,14 @@ class Measurement:
 
 
 def measure_runs(
-    runs: Sequence[Run], output: Path, data: Path | None, progress: Callable[[Run], None]
+    runs: Sequence[Run], output: Path, data: tuple[str, ...], progress: Callable[[Run], None]
 ) -> dict[str, Measurement]:
     """Measure finished runs, each once: what is known is in `output`/measurements.json.
 
     Args:
         runs: all finished.
         output: folder of that file.
-        data: their data directory; None for the one in each run's settings.
+        data: where their data is; () for what each run's settings say.
         progress: told of each run before it is measured.
 
     Returns:
@@ -80,16 +81,14 @@ def label(run: Run) -> str:
     return f"{run.name}/seed-{run.seed}"
 
 
-def measure(run: Run, data: Path | None) -> Measurement:
+def measure(run: Run, data: tuple[str, ...]) -> Measurement:
     """Measure one run's final weights; `data` as in `measure_runs`."""
-    validation = _validation(run, data)
     length = run.settings["context"]
+    windows = list(_validation_windows(run, data))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(run.folder, torch.float32, device).eval()
-    windows = sequential_windows(validation, length, WINDOWS_AT_ONCE, POSITION_TOKENS)
-    losses = loss_by_position(model, windows, length)
-    count = min(len(validation), 2 * READ_TOKENS)
-    ids = torch.from_numpy(validation.tokens(0, count)).repeat(-(-2 * READ_TOKENS // count))[: 2 * READ_TOKENS]
+    losses = loss_by_position(load_model(run.folder, torch.float32, device).eval(), windows, length)
+    text = torch.cat([part[:, :-1].flatten() for part in windows])
+    ids = text.repeat(-(-2 * READ_TOKENS // len(text)))[: 2 * READ_TOKENS]
     per_token, state = remembered_bytes(load_model(run.folder, torch.bfloat16).eval(), ids)
     return Measurement(
         loss_by_position=tuple(losses.bins(logarithmic(length))), cache_bytes_per_token=per_token, state_bytes=state
@@ -117,12 +116,20 @@ def remembered_bytes(model: Decoder, ids: Tensor) -> tuple[float, int]:
     return (whole - half) / (len(ids) // 2), 2 * half - whole
 
 
-def _validation(run: Run, data: Path | None) -> TokenDataset:
-    folder = data or Path(run.settings["data"])
+def _validation_windows(run: Run, data: tuple[str, ...]) -> Iterator[Tensor]:
+    """(B, T + 1) int64 each, as long as those of the training."""
+    values = {
+        "model": run.model.to_dict(),
+        "data": (data[0] if len(data) == 1 else list(data)) if data else run.settings["data"],
+        "output": str(run.folder),
+        "context": run.settings["context"],
+        "batch_size": WINDOWS_AT_ONCE,
+        "steps": 1,
+    }
     try:
-        return TokenDataset.open(folder, "validation")
+        return RunData(TrainConfig.from_dict(values), ALONE).validation_windows(POSITION_TOKENS)
     except UserError as error:
-        if data is not None:
+        if data:
             raise
         raise UserError(f"{run.folder}: {error}; if its data has moved, give --data") from error
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 
 from goldfinch.checkpoint.native import WEIGHTS, read_config
 from goldfinch.config import ModelConfig
-from goldfinch.data.shards import TokenDataset
 from goldfinch.errors import UserError
-from goldfinch.training.config import TrainConfig
 from goldfinch.training.metrics import FILE as METRICS
 from goldfinch.training.metrics import read_metrics
 from goldfinch.training.run_folder import SETTINGS
@@ -96,18 +93,6 @@ class Run:
         last, step = self.validations[-1], self.steps[-1]["step"]
         whole = step >= self.settings.get("steps", 0)
         return last if whole and last["step"] == step else None
-
-
-def planned_steps(config: TrainConfig) -> int:
-    """Optimizer steps of a run from beginning to end, where the clock does not end it.
-
-    Raises:
-        UserError: the data directory cannot be read.
-    """
-    if config.steps:
-        return config.steps
-    windows = (len(TokenDataset.open(config.data, "train")) - 1) // config.context
-    return max(1, math.ceil(config.epochs * windows / config.batch_size))
 
 
 def find_runs(arena: Path) -> list[Run]:
