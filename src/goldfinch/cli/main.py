@@ -11,6 +11,8 @@ from goldfinch.errors import UserError
 COMMANDS = {
     "quickstart": "train a small GoldFinch on Moby-Dick in minutes and watch it write",
     "train": "train a model from a preset, a config file or both",
+    "compare": "train several models on the same data and put them into one table",
+    "experiment": "recall of pairs, and loss far beyond the trained length, as in the paper",
     "read": "read files once and keep what the model remembers of them in a small file",
     "ask": "ask what was read, as often as you like",
     "cache": "look into such a file: what it holds, its text, whether it is whole",

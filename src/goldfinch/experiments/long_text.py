@@ -1,0 +1,237 @@
+"""Loss by position far beyond the trained length, on a held-out text, with and without interpolated positions."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from goldfinch.checkpoint.native import WEIGHTS, load_model, read_config, read_tokenizer
+from goldfinch.config import RopeConfig, from_plain
+from goldfinch.errors import UserError
+from goldfinch.experiments.markdown import markdown_table
+from goldfinch.experiments.plots import draw
+from goldfinch.experiments.position import Bin, linear, logarithmic, loss_by_position
+from goldfinch.files import write_text
+from goldfinch.model import Decoder
+from goldfinch.training.run_folder import SETTINGS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES, RESULTS, PLOT = "curves.json", "results.md", "loss_by_position.png"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The loss of one model, with one setting, over one text."""
+
+    run: str
+    """Folder of the model."""
+    weights: str
+    """SHA-256 of its weights."""
+    text: str
+    """SHA-256 of the text."""
+    length: int
+    """T, tokens in a window."""
+    rope: RopeConfig | None
+    """Rotary positions that it was read with."""
+    trained_length: int | None = None
+    """Tokens in a window of its training, if the folder says so."""
+    windows: int = 0
+    """How many the text has."""
+    logarithmic: tuple[Bin, ...] = ()
+    """In bins that double."""
+    linear: tuple[Bin, ...] = ()
+    """In bins of the same size."""
+
+    @property
+    def name(self) -> str:
+        """The folder, and what interpolates its positions."""
+        if self.rope is None or (self.rope.rescale, self.rope.rebase) == (1.0, 1.0):
+            return self.run
+        changed = [f"{field}={getattr(self.rope, field):g}" for field in ("rescale", "rebase")]
+        return f"{self.run}, {', '.join(text for text in changed if not text.endswith('=1'))}"
+
+
+def windows(ids: Tensor, length: int) -> Iterator[Tensor]:
+    """A text in whole windows that share one token each: (n,) int64 -> (1, length + 1) each; the rest is left out.
+
+    Raises:
+        UserError: the text is shorter than one window.
+    """
+    count = (len(ids) - 1) // length
+    if count < 1:
+        raise UserError(f"the text has {len(ids):,} tokens, one window needs {length + 1:,}: give a shorter --length")
+    for start in range(0, count * length, length):
+        yield ids[None, start : start + length + 1]
+
+
+def measure_curves(
+    runs: Sequence[Path],
+    text: str,
+    length: int,
+    interpolations: Sequence[RopeConfig],
+    output: Path,
+    progress: Callable[[Curve, int, int], None],
+) -> list[Curve]:
+    """Read the text with every model, as it was trained and, where it has rotary positions, with each interpolation.
+
+    Args:
+        runs: folders of models.
+        text: in windows of `length` tokens, each from an empty state.
+        length: T, at least 1.
+        interpolations: `rescale` and `rebase` that replace those of a model.
+        output: its curves.json remembers what is measured.
+        progress: told (curve, windows done, all windows).
+
+    Raises:
+        UserError: a folder holds no model or no tokenizer, the text is too short, or there are interpolations and no
+            model has rotary positions.
+    """
+    path = output / CURVES
+    known = _read(path)
+    text_hash = hashlib.sha256(text.encode()).hexdigest()
+    configs = [read_config(run) for run in runs]
+    if interpolations and all(config.rope is None for config in configs):
+        raise UserError("--rope interpolates rotary positions, and no model here has any")
+    curves = []
+    for run, config in zip(runs, configs, strict=True):
+        tokenizer = read_tokenizer(run, config)
+        if tokenizer is None:
+            raise UserError(f"{run} has no tokenizer: it cannot read a text")
+        weights_hash = _sha256(run / WEIGHTS)
+        ids = torch.tensor(tokenizer.encode(text))
+        own = config.rope
+        ropes = [own]
+        if own is not None:
+            ropes += [dataclasses.replace(own, rescale=other.rescale, rebase=other.rebase) for other in interpolations]
+        for rope in ropes:
+            curve = Curve(run=str(run), weights=weights_hash, text=text_hash, length=length, rope=rope)
+            found = next((each for each in known if _same(each, curve)), None)
+            if found is None:
+                found = _measure(curve, ids, progress)
+                known.append(found)
+                write_text(path, json.dumps([dataclasses.asdict(each) for each in known], indent=1) + "\n")
+            curves.append(found)
+    return curves
+
+
+def with_rope(model: Decoder, rope: RopeConfig | None) -> Decoder:
+    """The same weights with other rotary positions."""
+    with torch.device("meta"):
+        other = Decoder(dataclasses.replace(model.config, rope=rope))
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other
+
+
+def _measure(curve: Curve, ids: Tensor, progress: Callable[[Curve, int, int], None]) -> Curve:
+    run, length = Path(curve.run), curve.length
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = with_rope(load_model(run, torch.float32, device).eval(), curve.rope)
+    parts = list(windows(ids, length))
+
+    def told() -> Iterator[Tensor]:
+        for number, part in enumerate(parts):
+            progress(curve, number, len(parts))
+            yield part
+
+    losses = loss_by_position(model, told(), length)
+    progress(curve, len(parts), len(parts))
+    return dataclasses.replace(
+        curve,
+        trained_length=_trained_length(run),
+        windows=len(parts),
+        logarithmic=tuple(losses.bins(logarithmic(length))),
+        linear=tuple(losses.bins(linear(length))),
+    )
+
+
+def _trained_length(run: Path) -> int | None:
+    try:
+        length = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get("context")
+    except (OSError, json.JSONDecodeError):
+        return None
+    return length if isinstance(length, int) else None
+
+
+def _same(first: Curve, second: Curve) -> bool:
+    return all(getattr(first, name) == getattr(second, name) for name in ("run", "weights", "text", "length", "rope"))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; train the model first") from error
+
+
+def _read(path: Path) -> list[Curve]:
+    if not path.exists():
+        return []
+    try:
+        return [from_plain(Curve, content) for content in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, UserError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it to measure again") from error
+
+
+def write_position_report(curves: Sequence[Curve], text_name: str, output: Path) -> None:
+    """Write `results.md` and `loss_by_position.png` into `output`."""
+    names = _short_names(curves)
+
+    def table(bins: Sequence[Sequence[Bin]]) -> str:
+        lines = ((_positions(same[0]), *(f"{each.loss:.4f}" for each in same)) for same in zip(*bins, strict=True))
+        return markdown_table(("tokens read", *names), lines)
+
+    counts = {curve.windows for curve in curves}
+    trained = {f"{curve.trained_length:,}" for curve in curves if curve.trained_length}
+    numbers = " or ".join(map(str, sorted(counts)))
+    explanation = [
+        f"{text_name} in {numbers} windows of {curves[0].length:,} tokens, each read from an empty state.",
+        "Nats per token, mean over the windows and over the tokens of a bin.",
+    ]
+    if trained:
+        explanation.append(f"Tokens in a window of the training: {', '.join(sorted(trained))}.")
+    if len(counts) > 1:
+        explanation.append("**The models have different tokenizers: their losses cannot be compared.**")
+    parts = [
+        "# Loss by position in a long text",
+        " ".join(explanation),
+        table([curve.logarithmic for curve in curves]),
+        table([curve.linear for curve in curves]),
+        f"![Loss by position]({PLOT})",
+    ]
+    write_text(output / RESULTS, "\n\n".join(parts) + "\n")
+    draw(output / PLOT, lambda axes: _plot(axes, names, curves))
+
+
+def _positions(part: Bin) -> str:
+    return f"{part.first:,}-{part.last:,}" if part.last > part.first else f"{part.first:,}"
+
+
+def _short_names(curves: Sequence[Curve]) -> list[str]:
+    """Names without the folders that all runs lie in."""
+    parts = [Path(curve.run).parts for curve in curves]
+    common = 0
+    while len({part[:-1][: common + 1] for part in parts}) == 1 and common + 1 < min(map(len, parts)):
+        common += 1
+    return [
+        curve.name.replace(curve.run, "/".join(part[common:]), 1) for curve, part in zip(curves, parts, strict=True)
+    ]
+
+
+def _plot(axes: "Axes", names: Sequence[str], curves: Sequence[Curve]) -> None:
+    for name, curve in zip(names, curves, strict=True):
+        places = [(each.first + each.last) / 2 for each in curve.logarithmic]
+        axes.plot(places, [each.loss for each in curve.logarithmic], "o-", label=name)
+    for length in sorted({curve.trained_length for curve in curves if curve.trained_length}):
+        axes.axvline(length, color="0.6", linestyle=":", label=f"trained on {length:,}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="tokens read", ylabel="loss (nats per token)", title="loss by position in a long text")
+    axes.grid(alpha=0.3)
+    axes.legend()

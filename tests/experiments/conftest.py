@@ -1,0 +1,71 @@
+"""A tiny corpus, and folders as `goldfinch train` leaves them, without training."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.data.prepare import prepare
+from goldfinch.data.tokenizers import ByteTokenizer
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+from goldfinch.presets import model_config
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A prepared folder of sentences that can be learned in a few steps."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0)
+    text = "\n\n".join(
+        " ".join(words.choice(["the whale", "the ship", "swims", "sinks", "and"]) for _ in range(40)) for _ in range(60)
+    )
+    (folder / "text.txt").write_text(text)
+    prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
+    return folder / "data"
+
+
+@pytest.fixture
+def finished_run(tmp_path, data):
+    """finished_run(name, seed, preset, losses, **settings) -> a run in tmp_path/name/seed-N whose last loss is the last
+    of `losses`, one a step.
+    """
+
+    def make(name, seed, preset, losses, steps=None, **settings):
+        folder = tmp_path / "runs" / name / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        config = model_config(preset, 257)
+        save_description(folder, config, ByteTokenizer())
+        model = Decoder(config)
+        initialize(model, seed)
+        save_weights(folder, model.state_dict())
+        steps = steps or len(losses)
+        content = {"data": str(data), "context": 16, "batch_size": 2, "steps": steps, "from_the_future": 1} | settings
+        (folder / "training.json").write_text(json.dumps(content))
+        records = [{"step": n, "tokens": 32 * n, "loss": loss} for n, loss in enumerate(losses, start=1)]
+        last = {"step": len(losses), "tokens": 32 * len(losses), "validation_loss": losses[-1]}
+        records.append(last | {"bits_per_byte": losses[-1] / 2})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def reading_model():
+    """reading_model(folder, config): a model with random weights that reads bytes."""
+
+    def make(folder, config, seed=0):
+        folder.mkdir(parents=True)
+        save_description(folder, config, ByteTokenizer())
+        model = Decoder(config)
+        initialize(model, seed)
+        for name, parameter in model.named_parameters():
+            if name.endswith("output.weight"):  # zero at the start: attention would have no effect
+                torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(seed))
+        save_weights(folder, model.state_dict())
+        return model.eval().requires_grad_(False)
+
+    return make
