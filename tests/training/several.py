@@ -127,6 +127,10 @@ def break_a_weight(trainer: Any) -> None:
         trainer._parameters["blocks.1.time_mix.output.weight"].to_local()[-1, -1] = float("nan")
 
 
+def break_a_gradient(trainer: Any) -> None:
+    trainer._parameters["head.weight"].grad.to_local()[-1, -1] = float("inf")
+
+
 @dataclasses.dataclass
 class InSave:
     """A fault: half of a process's file of the checkpoint of `step` is written, then `act`."""

@@ -204,11 +204,18 @@ def test_a_loss_that_is_not_finite_in_one_process_is_skipped_in_all(train, tmp_p
 
 
 @pytest.mark.slow
-def test_a_broken_weight_in_the_part_of_one_process_is_named(train, tmp_path):
-    ended = train(2, tmp_path / "run", several.AtStep(3, 1, several.break_a_weight))
+@pytest.mark.parametrize(
+    ("breaks", "culprit", "saved"),
+    [
+        (several.break_a_weight, "the weight blocks.1.time_mix.output.weight; ", ["step-00000002"]),
+        (several.break_a_gradient, "the gradient of head.weight; ", ["step-00000002"]),
+    ],
+)
+def test_what_breaks_in_the_part_of_one_process_is_named(breaks, culprit, saved, train, tmp_path):
+    ended = train(2, tmp_path / "run", several.AtStep(3, 1, breaks), most_skipped_steps=0)
     assert ended.exit_codes == [2, 2], ended.printed
-    assert_said_once(ended, "first bad tensor: the weight blocks.1.time_mix.output.weight")
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert_said_once(ended, f"first bad tensor: {culprit}")
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == saved
 
 
 @pytest.mark.parametrize(

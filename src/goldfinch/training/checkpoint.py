@@ -82,7 +82,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         weights: dict[str, Tensor],
-    ) -> Path:
+    ) -> None:
         """Copy everything, and go on while it is written to `checkpoints/step-N/`, and then to `model.safetensors`.
 
         Args:
@@ -106,7 +106,6 @@ class Checkpoints:
         future = dcp.async_save(_tensors(parameters, optimizer), storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
         self._saving = path, future
-        return path
 
     def wait(self) -> None:
         """Return when the last checkpoint is whole.

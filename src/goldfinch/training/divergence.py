@@ -1,7 +1,7 @@
 """Finding what went wrong first when a loss or a gradient is no number."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,13 +23,25 @@ def all_finite(tensors: Iterable[Tensor], processes: Processes) -> bool:
     return processes.lowest(float(all(_is_finite(tensor) for tensor in tensors))) == 1
 
 
-def first_bad_tensor(model: Decoder, windows: Tensor, processes: Processes, reset_after: int | None = None) -> str:
+def first_bad_tensor(
+    model: Decoder,
+    parameters: Mapping[str, nn.Parameter],
+    windows: Tensor,
+    processes: Processes,
+    reset_after: int | None = None,
+) -> str:
     """Name the first tensor that is not finite, in the order of computation and in any process.
 
     Looks at the weights, then at each module's output in a forward pass over `windows` (B, T + 1), this process's part
-    of the batch, then at the gradients that are there. reset_after: as in `next_token_loss`.
+    of the batch, then at the gradients that are there.
+
+    Args:
+        model: of the run.
+        parameters: its own by name; after the forward pass, a sharded model shows gathered ones without gradients.
+        windows: where it happened.
+        processes: all of them look, each at its part.
+        reset_after: as in `next_token_loss`.
     """
-    parameters = dict(model.named_parameters())
     names = list(parameters)
     if (bad := _first(names, [not _is_finite(p) for p in parameters.values()], processes)) is not None:
         return f"the weight {bad}"

@@ -123,6 +123,8 @@ class Trainer:
             validating = step % config.validate_every == 0 and not last
             saving = stopping or step % config.save_every == 0 or last
             sampling = config.sample_every > 0 and (step % config.sample_every == 0 or last)
+            if validating or saving or sampling:
+                self._check_weights()
             if validating:
                 self._validate(config.validation_tokens)
             if saving:
@@ -194,6 +196,11 @@ class Trainer:
         if self._metrics is not None:
             self._metrics.add(**record)
 
+    def _check_weights(self) -> None:
+        """Raise Diverged where the last step has broken the weights: they must not be saved."""
+        if not all_finite(self._parameters.values(), self._processes):
+            self._check_skip(self._data.batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
+
     def _check_skip(self, windows: Tensor, loss: float, norm: float) -> None:
         """Raise Diverged where a step that is not finite is one too many, or the weights are not finite either."""
         sound = all_finite(self._parameters.values(), self._processes)
@@ -201,15 +208,14 @@ class Trainer:
             return
         step = self._progress.step
         with self._autocast():
-            culprit = first_bad_tensor(self._model, windows, self._processes, self._data.reset_after)
+            culprit = first_bad_tensor(self._model, self._parameters, windows, self._processes, self._data.reset_after)
         release(self._model)
         self._optimizer.zero_grad()
         if sound:
-            kept = f"the weights before this step are in {self._save()}"
-            self._checkpoints.wait()
-        else:
-            self._checkpoints.wait()
-            kept = f"the last good weights are in {next(iter(list_checkpoints(self._run)[::-1]), 'no checkpoint yet')}"
+            self._save()
+        self._checkpoints.wait()
+        last = next(iter(list_checkpoints(self._run)[::-1]), "no checkpoint yet")
+        kept = f"the {'weights before this step' if sound else 'last good weights'} are in {last}"
         starts = ", ".join(str(start) for start in self._data.batches.window_starts(step)[:4])
         skipped = self._progress.skipped_in_a_row
         raise self._processes.once(
@@ -261,12 +267,10 @@ class Trainer:
         append_sample(self._run, step, text)
         self._reporter.sample(step, text)
 
-    def _save(self) -> Path:
-        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them; never broken ones."""
-        if not all_finite(self._parameters.values(), self._processes):
-            self._check_skip(self._data.batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
+    def _save(self) -> None:
+        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them."""
         weights = full_weights(self._model)
-        return self._checkpoints.save(self._parameters, self._optimizer, self._progress, weights)
+        self._checkpoints.save(self._parameters, self._optimizer, self._progress, weights)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16)
