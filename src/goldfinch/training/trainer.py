@@ -26,7 +26,7 @@ from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, validate
 from goldfinch.training.metrics import Metrics
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer import build_optimizer, check_rates, set_learning_rate
 from goldfinch.training.parallel_plan import (
     apply_block_plan,
     distribute_weights,
@@ -39,6 +39,9 @@ from goldfinch.training.processes import ALONE, Processes
 from goldfinch.training.reporter import Reporter
 from goldfinch.training.run_folder import append_sample, begin, check_resumable, write_settings
 from goldfinch.training.schedule import learning_rate
+from goldfinch.training.throughput import Throughput
+from goldfinch.training.trackers import check_trackers, open_trackers
+from goldfinch.training.update_sizes import UpdateSizes
 
 
 class Trainer:
@@ -68,6 +71,9 @@ class Trainer:
             config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
             self._config = config
             self._open_data()
+            check_rates(config.model, config.optimizer)
+            if processes.main:
+                check_trackers(config)
         self._steps = config.steps or max(1, math.ceil(config.epochs * self._batches.windows / config.batch_size))
         # Before anything large is made: a folder that cannot be used is told at once.
         checkpoint = processes.on_main(self._resume if resume else self._begin)
@@ -81,7 +87,11 @@ class Trainer:
             self._progress = self._checkpoints.load(checkpoint, self._parameters, self._model, self._optimizer)
         if resume:
             processes.on_main(lambda: write_settings(config))
-        self._metrics = Metrics(self._run, self._progress.step) if processes.main else None
+        self._metrics: Metrics | None = None
+        with processes.agreed():
+            if processes.main:
+                self._metrics = Metrics(self._run, self._progress.step, open_trackers(config))
+        self._throughput = Throughput(config, self._device, self._dtype, processes.count)
         self._start = self._progress
         self._clock = time.monotonic()
 
@@ -149,6 +159,8 @@ class Trainer:
                 self._loop(stop)
             return self._validate(0)
         finally:
+            if self._metrics is not None:
+                self._metrics.close()
             self._checkpoints.wait()
 
     def _loop(self, stop: threading.Event) -> None:
@@ -196,8 +208,9 @@ class Trainer:
         loss, stops, seconds = self._processes.sums(loss, stop, (now - self._clock) * self._processes.main)
         self._clock = now
         finite = math.isfinite(loss) and math.isfinite(norm)
+        update_sizes: dict[str, float] = {}
         if finite:
-            self._optimizer.step()
+            update_sizes = self._update_weights()
         else:
             self._check_skip(windows, loss, norm)
         self._optimizer.zero_grad()
@@ -209,12 +222,21 @@ class Trainer:
                 "tokens": (step + 1) * tokens,
                 **({"loss": loss, "gradient_norm": norm} if finite else {}),
                 "learning_rate": rate,
-                "tokens_per_second": round(tokens / seconds, 1),
+                **({"update_sizes": update_sizes} if update_sizes else {}),
+                **self._throughput.of_step(seconds),
                 "skipped_steps": self._progress.skipped_steps,
             },
             seconds,
         )
         return stops > 0
+
+    def _update_weights(self) -> dict[str, float]:
+        """Let the optimizer step; now and then, tell how far (`UpdateSizes`)."""
+        every = self._config.update_sizes_every
+        measured = every > 0 and (self._progress.step + 1) % every == 0
+        sizes = UpdateSizes(self._optimizer) if measured else None
+        self._optimizer.step()
+        return sizes.relative(self._processes.sums(*sizes.squares())) if sizes else {}
 
     def _report_step(self, record: dict[str, Any], seconds: float) -> None:
         self._record(**record)
