@@ -21,7 +21,7 @@ from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, validate
 from goldfinch.training.metrics import Metrics
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer import build_optimizer, check_rates, set_learning_rate
 from goldfinch.training.parallel_plan import build_model, full_weights, release, whole_model
 from goldfinch.training.processes import ALONE, Processes
 from goldfinch.training.reporter import Reporter
@@ -34,6 +34,9 @@ from goldfinch.training.run_folder import (
     write_settings,
 )
 from goldfinch.training.schedule import learning_rate
+from goldfinch.training.throughput import Throughput
+from goldfinch.training.trackers import check_trackers, open_trackers
+from goldfinch.training.update_sizes import UpdateSizes
 
 
 class Trainer:
@@ -67,6 +70,9 @@ class Trainer:
             self._data = RunData(config, processes)
             if not resume:
                 check_initial(config, self._data.tokenizer)
+            check_rates(config.model, config.optimizer)
+            if processes.main:
+                check_trackers(config)
         # Before anything large is made: a folder that cannot be used is told at once.
         checkpoint = processes.on_main(self._find_checkpoint if resume else lambda: check_new(self._run))
         self._model = build_model(config, processes, self._device, self._dtype, initialized=checkpoint is None)
@@ -78,6 +84,7 @@ class Trainer:
         self._progress = Progress()
         if checkpoint is not None:
             self._progress = self._checkpoints.load(checkpoint, self._parameters, self._model, self._optimizer)
+        self._throughput = Throughput(config, self._device, self._dtype, processes.count)
         self._start = self._progress
         # From here on the folder is changed.
         with processes.agreed():
@@ -93,7 +100,7 @@ class Trainer:
         else:
             describe_model(self._config, self._data.tokenizer)
         write_settings(self._config)
-        return Metrics(self._run, self._progress.step)
+        return Metrics(self._run, self._progress.step, open_trackers(self._config))
 
     def train(self) -> Validation:
         """Train to the last step.
@@ -112,6 +119,8 @@ class Trainer:
                 self._loop(stop)
             return self._validate(0)
         finally:
+            if self._metrics is not None:
+                self._metrics.close()
             self._checkpoints.wait()
 
     def _loop(self, stop: threading.Event) -> None:
@@ -163,8 +172,9 @@ class Trainer:
         loss, stops, seconds = self._processes.sums(loss, stop.is_set(), (now - self._clock) * self._processes.main)
         self._clock = now
         finite = math.isfinite(loss) and math.isfinite(norm)
+        update_sizes: dict[str, float] = {}
         if finite:
-            self._optimizer.step()
+            update_sizes = self._update_weights()
         else:
             self._check_skip(windows, loss, norm)
         self._optimizer.zero_grad()
@@ -176,12 +186,21 @@ class Trainer:
                 "tokens": (step + 1) * tokens,
                 **({"loss": loss, "gradient_norm": norm} if finite else {}),
                 "learning_rate": rate,
-                "tokens_per_second": round(tokens / seconds, 1),
+                **({"update_sizes": update_sizes} if update_sizes else {}),
+                **self._throughput.of_step(seconds),
                 "skipped_steps": self._progress.skipped_steps,
             },
             seconds,
         )
         return stops > 0
+
+    def _update_weights(self) -> dict[str, float]:
+        """Let the optimizer step; now and then, tell how far (`UpdateSizes`)."""
+        every = self._config.update_sizes_every
+        measured = every > 0 and (self._progress.step + 1) % every == 0
+        sizes = UpdateSizes(self._optimizer) if measured else None
+        self._optimizer.step()
+        return sizes.relative(self._processes.sums(*sizes.squares())) if sizes else {}
 
     def _report_step(self, record: dict[str, Any], seconds: float) -> None:
         self._record(**record)
