@@ -22,7 +22,7 @@ from goldfinch.training.processes import ALONE
 from goldfinch.training.run_data import RunData
 
 FILE = "measurements.json"
-POSITION_TOKENS = 131_072
+POSITION_TOKENS = 65_536
 """Validation tokens that the loss by position is a mean over, at most."""
 WINDOWS_AT_ONCE = 8
 READ_TOKENS = 512
