@@ -11,12 +11,12 @@ from goldfinch.errors import UserError
 from goldfinch.experiments import measurement
 from goldfinch.experiments.comparison import Estimate, beside_paper, rows
 from goldfinch.experiments.measurement import Measurement, label, remembered_bytes
-from goldfinch.experiments.position import Bin
 from goldfinch.experiments.runs import find_runs
 from goldfinch.model.accounting import account
+from goldfinch.training.loss import PositionLoss
 
 MEASURED = Measurement(
-    loss_by_position=(Bin(first=1, last=16, loss=1.0, tokens=16),), cache_bytes_per_token=10.0, state_bytes=5
+    loss_by_position=(PositionLoss(first=1, last=16, loss=1.0, tokens=16),), cache_bytes_per_token=10.0, state_bytes=5
 )
 
 
@@ -98,6 +98,18 @@ def test_weights_are_measured_once(finished_run, tmp_path, capsys):
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     assert run(args) == 0
     assert "measuring llama/seed-0" in capsys.readouterr().out
+
+
+def test_loss_by_position_is_of_windows_from_all_over_the_validation_split(finished_run, tmp_path, monkeypatch):
+    finished_run("llama", 0, "llama-L3-D64", [2.0])
+    (run_,) = find_runs(tmp_path / "runs")
+    every = torch.cat(measurement._validation_windows(run_, ()))
+    monkeypatch.setattr(measurement, "POSITION_TOKENS", 5 * 16)
+    chosen = torch.cat(measurement._validation_windows(run_, ()))
+    assert chosen.shape == (5, 17)
+    places = [(every == row).all(dim=1).nonzero()[0].item() for row in chosen]
+    assert places == sorted(places)
+    assert max(places) >= len(every) * 3 // 5
 
 
 def test_data_that_has_moved_can_be_given(finished_run, tmp_path, data, capsys):

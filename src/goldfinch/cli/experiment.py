@@ -150,10 +150,13 @@ class Position:
 
 
 def _interpolation(text: str) -> "RopeConfig":
-    from goldfinch.config import RopeConfig, from_plain
+    from goldfinch.cli.rope import parse_rope
+    from goldfinch.config import RopeConfig
 
-    given = {name: value for name, _, value in (pair.partition("=") for pair in text.split(",") if pair)}
-    return from_plain(RopeConfig, given, "--rope ")
+    rope = parse_rope(text, name="--rope")
+    if rope is None or rope.base != RopeConfig().base:
+        raise UserError(f"--rope {text}: only rescale and rebase interpolate, such as rescale=4")
+    return rope
 
 
 def _tell_window(curve: "Curve", done: int, windows: int) -> None:

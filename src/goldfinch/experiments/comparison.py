@@ -143,16 +143,16 @@ def beside_paper(models: Sequence[Row]) -> BesidePaper | None:
 
 def common_settings(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Settings that decide a result and that all runs share, and those in which they differ, with the values met."""
-    names = ("data", "context", "batch_size", "steps", "epochs", "minutes", "precision", "optimizer")
+    names = ("data", "context", "batch_size", "steps", "epochs", "minutes", "precision", "document_resets", "optimizer")
     shared: dict[str, Any] = {}
     differing: dict[str, list[Any]] = {}
     for name in names:
         met: list[Any] = []
         for run in runs:
-            if run.settings.get(name) not in met:
-                met.append(run.settings.get(name))
+            if name in run.settings and run.settings[name] not in met:  # runs of other versions may lack it
+                met.append(run.settings[name])
         if len(met) == 1:
             shared[name] = met[0]
-        else:
+        elif met:
             differing[name] = met
     return shared, differing

@@ -15,9 +15,9 @@ from goldfinch.config import RopeConfig, from_plain
 from goldfinch.errors import UserError
 from goldfinch.experiments.markdown import markdown_table
 from goldfinch.experiments.plots import draw
-from goldfinch.experiments.position import Bin, linear, logarithmic, loss_by_position
+from goldfinch.experiments.position import linear, logarithmic, loss_by_position
 from goldfinch.files import write_text
-from goldfinch.model import Decoder
+from goldfinch.training.loss import PositionLoss
 from goldfinch.training.run_folder import SETTINGS
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class Curve:
     """Tokens in a window of its training, if the folder says so."""
     windows: int = 0
     """How many the text has."""
-    logarithmic: tuple[Bin, ...] = ()
+    logarithmic: tuple[PositionLoss, ...] = ()
     """In bins that double."""
-    linear: tuple[Bin, ...] = ()
+    linear: tuple[PositionLoss, ...] = ()
     """In bins of the same size."""
 
     @property
@@ -121,18 +121,10 @@ def measure_curves(
     return curves
 
 
-def with_rope(model: Decoder, rope: RopeConfig | None) -> Decoder:
-    """The same weights with other rotary positions."""
-    with torch.device("meta"):
-        other = Decoder(dataclasses.replace(model.config, rope=rope))
-    other.load_state_dict(model.state_dict(), assign=True)
-    return other
-
-
 def _measure(curve: Curve, ids: Tensor, progress: Callable[[Curve, int, int], None]) -> Curve:
     run, length = Path(curve.run), curve.length
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = with_rope(load_model(run, torch.float32, device).eval(), curve.rope)
+    model = load_model(run, torch.float32, device, curve.rope).eval()
     parts = list(windows(ids, length))
 
     def told() -> Iterator[Tensor]:
@@ -184,7 +176,7 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
     """Write `results.md` and `loss_by_position.png` into `output`."""
     names = _short_names(curves)
 
-    def table(bins: Sequence[Sequence[Bin]]) -> str:
+    def table(bins: Sequence[Sequence[PositionLoss]]) -> str:
         lines = ((_positions(same[0]), *(f"{each.loss:.4f}" for each in same)) for same in zip(*bins, strict=True))
         return markdown_table(("tokens read", *names), lines)
 
@@ -210,7 +202,7 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
     draw(output / PLOT, lambda axes: _plot(axes, names, curves))
 
 
-def _positions(part: Bin) -> str:
+def _positions(part: PositionLoss) -> str:
     return f"{part.first:,}-{part.last:,}" if part.last > part.first else f"{part.first:,}"
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ from torch import Tensor
 from goldfinch.checkpoint.native import WEIGHTS, load_model
 from goldfinch.config import from_plain
 from goldfinch.errors import UserError
-from goldfinch.experiments.position import Bin, logarithmic, loss_by_position
+from goldfinch.experiments.position import logarithmic, loss_by_position
 from goldfinch.experiments.runs import Run
 from goldfinch.files import write_text
 from goldfinch.inference.context import Context
 from goldfinch.model import Decoder
 from goldfinch.training.config import TrainConfig
+from goldfinch.training.loss import PositionLoss
 from goldfinch.training.processes import ALONE
 from goldfinch.training.run_data import RunData
 
 FILE = "measurements.json"
-POSITION_TOKENS = 131_072
-"""Validation tokens that the loss by position is a mean over, at most."""
+POSITION_TOKENS = 65_536
+"""Validation tokens that the loss by position is a mean over, at most: windows from all over the split."""
 WINDOWS_AT_ONCE = 8
 READ_TOKENS = 512
 """n: memory is measured after n and after 2n tokens."""
@@ -33,7 +34,7 @@ READ_TOKENS = 512
 class Measurement:
     """Of one run's final weights."""
 
-    loss_by_position: tuple[Bin, ...]
+    loss_by_position: tuple[PositionLoss, ...]
     """In windows as long as those of the training, on validation tokens."""
     cache_bytes_per_token: float
     """What each token adds, in bf16: the compressed key and the token id of a GoldFinch, keys and values of other
@@ -84,7 +85,7 @@ def label(run: Run) -> str:
 def measure(run: Run, data: tuple[str, ...]) -> Measurement:
     """Measure one run's final weights; `data` as in `measure_runs`."""
     length = run.settings["context"]
-    windows = list(_validation_windows(run, data))
+    windows = _validation_windows(run, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     losses = loss_by_position(load_model(run.folder, torch.float32, device).eval(), windows, length)
     text = torch.cat([part[:, :-1].flatten() for part in windows])
@@ -116,8 +117,8 @@ def remembered_bytes(model: Decoder, ids: Tensor) -> tuple[float, int]:
     return (whole - half) / (len(ids) // 2), 2 * half - whole
 
 
-def _validation_windows(run: Run, data: tuple[str, ...]) -> Iterator[Tensor]:
-    """(B, T + 1) int64 each, as long as those of the training."""
+def _validation_windows(run: Run, data: tuple[str, ...]) -> list[Tensor]:
+    """(B, T + 1) int64 each, as long as those of the training, evenly spread over the validation split."""
     values = {
         "model": run.model.to_dict(),
         "data": (data[0] if len(data) == 1 else list(data)) if data else run.settings["data"],
@@ -127,11 +128,16 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> Iterator[Tensor]:
         "steps": 1,
     }
     try:
-        return RunData(TrainConfig.from_dict(values), ALONE).validation_windows(POSITION_TOKENS)
+        parts = list(RunData(TrainConfig.from_dict(values), ALONE).validation_windows(0))
     except UserError as error:
         if data:
             raise
         raise UserError(f"{run.folder}: {error}; if its data has moved, give --data") from error
+    rows = [row for part in parts for row in part]
+    most = max(1, POSITION_TOKENS // run.settings["context"])
+    chosen = [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
+    whole = [row for row in chosen if len(row) == len(chosen[0])]  # without the rest at the end of the split
+    return list(torch.stack(whole).split(WINDOWS_AT_ONCE))
 
 
 def _read(path: Path) -> dict[str, Any]:

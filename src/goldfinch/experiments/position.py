@@ -6,27 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from goldfinch.model import Decoder
-from goldfinch.ops.cross_entropy import LOGITS_AT_ONCE
+from goldfinch.ops.cross_entropy import linear_cross_entropy_per_token
+from goldfinch.training.loss import PositionLoss
 
 CHUNK = 1024
 """Tokens that go through the model at once, the state carried on: bounds the memory of long windows."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bin:
-    """Mean loss after so many tokens."""
-
-    first: int
-    """Fewest tokens of the window that were read, 1 or more."""
-    last: int
-    """Most."""
-    loss: float
-    """Nats per token."""
-    tokens: int
-    """How many were predicted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,14 +24,14 @@ class LossByPosition:
     tokens: Tensor
     """(T,) int64: how many windows reach so far."""
 
-    def bins(self, lasts: Sequence[int]) -> list[Bin]:
+    def bins(self, lasts: Sequence[int]) -> list[PositionLoss]:
         """Means over the tokens read from each of `lasts` to the next; bins without tokens are left out."""
         result = []
         for before, last in itertools.pairwise([0, *lasts]):
             tokens = int(self.tokens[before:last].sum())
             if tokens:
                 loss = float(self.nats[before:last].sum()) / tokens
-                result.append(Bin(first=before + 1, last=last, loss=loss, tokens=tokens))
+                result.append(PositionLoss(first=before + 1, last=last, loss=loss, tokens=tokens))
         return result
 
 
@@ -61,14 +47,12 @@ def linear(length: int, count: int = 16) -> list[int]:
 
 @torch.inference_mode()
 def token_losses(model: Decoder, windows: Tensor) -> Tensor:
-    """The loss of each token of windows that start from an empty state: (B, T + 1) int64 -> (B, T) float32 nats."""
+    """The loss of each token of windows that start from an empty state: (B, T + 1) int64 -> (B, T) nats."""
     state, losses = None, []
     for ids, targets in zip(windows[:, :-1].split(CHUNK, 1), windows[:, 1:].split(CHUNK, 1), strict=True):
         hidden, state = model.hidden(ids, state)
-        at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size // len(windows))
-        for part, expected in zip(hidden.split(at_once, 1), targets.split(at_once, 1), strict=True):
-            logits = model.head(part).float().transpose(1, 2)
-            losses.append(F.cross_entropy(logits, expected, reduction="none"))
+        flat = linear_cross_entropy_per_token(hidden.flatten(0, 1), model.head.weight, targets.flatten())
+        losses.append(flat.view_as(targets))
     return torch.cat(losses, dim=1)
 
 
