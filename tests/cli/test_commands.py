@@ -90,6 +90,30 @@ def test_flags_override_files_and_files_override_the_preset(corpus, trained, tmp
     assert stored["model"]["vocab_size"] == 257
 
 
+def test_a_recipe_brings_its_settings_and_flags_override_them(corpus, tmp_path, capsys):
+    assert run(["train", "--recipe", "list"]) == 0
+    assert "paper/L24-D2048-goldfinch " in capsys.readouterr().out
+    args = ["train", "--recipe", "arena/L6-D256-llama", "--data", str(corpus / "data"), "-o", str(tmp_path / "run")]
+    assert run([*args, *SMALL, "--micro-batch-size", "0", "--optimizer.schedule", "wsd"]) == 0
+    stored = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (stored["model"]["vocab_size"], stored["model"]["channel_width"]) == (257, 744)
+    assert (stored["steps"], stored["save_every"], stored["validate_every"]) == (4, 70, 245)
+    assert (stored["optimizer"]["learning_rate"], stored["optimizer"]["schedule"]) == (3e-3, "wsd")
+
+
+def test_a_dry_run_needs_neither_data_nor_output_nor_memory(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["train", "--recipe", "paper/L24-D2048-goldfinch", "--dry-run", "--gpus", "8", "--gpu-tflops", "989"]
+    assert run([*args, "--utilisation", "0.4", "--tokens", "1498226207"]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "1,445,224,448" in table  # the published count, less the bonus that Finch-C2 never uses
+    assert "16 finch_c2 blocks" in table
+    assert "11,431 of 131,072 tokens" in table
+    assert "days 0.0466 (1.1 hours)" in table
+    assert "with --activation-checkpointing" in table
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_runs_own_settings_start_the_same_run_again(corpus, trained, tmp_path):
     settings = trained / "training.json"
     assert run(["train", "--config", str(settings), "--data", str(corpus / "data"), "-o", str(tmp_path / "again")]) == 0
@@ -143,6 +167,11 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "--data", data, "-o", out, "--stepz", 4): "Perhaps you meant: --steps",
         ("train", "--data", data, "-o", out, "--steps", "many"): "--steps",
         ("train", "--data", data): "--output",
+        ("train", "--dry-run", "--gpus", 3): "cannot be shared by 3",
+        ("train", "--recipe", "arena/L6-D256-lama", "--data", data, "-o", out): "did you mean arena/L6-D256-llama",
+        ("train", "finch-L1-D64", "--recipe", "arena/L6-D256-llama", "--data", data, "-o", out): "give one of them",
+        ("train", "--resume", trained, "--recipe", "arena/L6-D256-llama"): "leave --recipe out",
+        ("train", "finch-L1-D64", "--data", data, "-o", out, "--optimizer.rates", "haed.*=1"): "head.weight",
         ("train", "--data", data, "-o", out, "--precision", "fp8"): "'auto', 'bf16', 'fp32'",
         ("train", "--data", data, "-o", out, "--model.rope", "bass=3"): "did you mean base",
         ("data",): "{prepare, verify}",

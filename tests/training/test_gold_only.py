@@ -139,7 +139,7 @@ def test_gradients_go_through_frozen_layers_to_trained_ones_below(config, small_
 
 def test_the_flag_stands_for_patterns_that_others_may_follow(base, tmp_path):
     args = ["--initial", str(base), "--data", "D", "-o", str(tmp_path / "run"), "--train-only", "gold"]
-    config, _ = resolve([*args, "--optimizer.rates", "head.*=0.5"])
+    config = resolve([*args, "--optimizer.rates", "head.*=0.5"]).settings
     gold = ("blocks.2.*=1", "blocks.3.*=1")
     assert config.optimizer.rates == ("*=0", *gold, "output_norm.*=1", "head.*=1", "head.*=0.5")
 

@@ -120,11 +120,11 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
             folder = command.output / name / f"seed-{seed}"
             model = ["--recipe", recipe] if "/" in recipe else [recipe]
             flags = [*data, *settings, "--seed", str(seed)]
-            config, _ = resolve([*model, *flags, "-o", str(folder)])
+            config = resolve([*model, *flags, "-o", str(folder)]).settings
             if config.model.channel_width == 0 and command.non_embedding_parameters:
                 width = match_parameters(config.model, command.non_embedding_parameters).channel_width
                 flags += ["--model.channel-width", str(width)]
-                config, _ = resolve([*model, *flags, "-o", str(folder)])
+                config = resolve([*model, *flags, "-o", str(folder)]).settings
             first = first or config
             _check_same_batches(name, config, first)
             _check_same_run(folder, config)

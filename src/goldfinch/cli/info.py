@@ -9,7 +9,7 @@ import tyro
 
 from goldfinch.cli.arguments import named_config, parse
 from goldfinch.cli.tables import Rows, print_table
-from goldfinch.cli.units import size
+from goldfinch.cli.units import count, size
 
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
@@ -92,10 +92,10 @@ def _parameter_rows(accounting: "Accounting") -> Rows:
 def _flops_rows(accounting: "Accounting") -> Rows:
     return [
         (f"FLOPs per token at {accounting.context_length:,}", ""),
-        ("  training, forward + backward", _flops(accounting.training_flops_per_token)),
-        ("  pre-fill", _flops(accounting.prefill_flops_per_token)),
-        ("  decode, keys and values kept", _flops(accounting.decode_flops_per_token)),
-        ("  decode, all rebuilt each step", _flops(accounting.decode_rebuilding_flops_per_token)),
+        ("  training, forward + backward", f"{count(accounting.training_flops_per_token)}FLOP"),
+        ("  pre-fill", f"{count(accounting.prefill_flops_per_token)}FLOP"),
+        ("  decode, keys and values kept", f"{count(accounting.decode_flops_per_token)}FLOP"),
+        ("  decode, all rebuilt each step", f"{count(accounting.decode_rebuilding_flops_per_token)}FLOP"),
     ]
 
 
@@ -115,12 +115,6 @@ def _bytes_rows(accounting: "Accounting") -> Rows:
             for name, n in TOTALS_AT.items()
         ),
     ]
-
-
-def _flops(count: int) -> str:
-    """Three or four digits and a unit: 9.10 G."""
-    unit = min((len(str(count)) - 1) // 3, 5)
-    return f"{count / 1000**unit:.2f} {('', 'k', 'M', 'G', 'T', 'P')[unit]}FLOP"
 
 
 def main(args: list[str]) -> None:

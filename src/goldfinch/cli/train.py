@@ -1,4 +1,4 @@
-"""`goldfinch train`: settings from a preset, config files and flags, later ones over earlier ones."""
+"""`goldfinch train`: settings from a preset or a recipe, config files and flags, later ones over earlier ones."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,8 @@ from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.config import ModelConfig, from_plain, merge
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, model_config
-from goldfinch.training.config import TrainConfig, gold_only, recipe
+from goldfinch.training.config import Cluster, TrainConfig, gold_only
+from goldfinch.training.recipes import recipe, recipe_names, recipe_summary, settings_for
 
 if TYPE_CHECKING:
     from goldfinch.training.processes import Processes
@@ -32,11 +33,13 @@ class Train:
     From the weights of another model: goldfinch train --initial MODEL --data DIR -o RUN.
 
     Every setting below can be given here, or in a yaml or json file with the same names (--config). The defaults
-    shown are those of the preset and files given before --help.
+    shown are those of the preset or recipe and the files given before --help.
     """
 
     preset: tyro.conf.Positional[str] = DEFAULT_PRESET
     """KIND-SIZE, such as goldfinch-L6-D256; `goldfinch info` lists them."""
+    recipe: str | None = None
+    """A whole run by name instead of a preset, such as paper/L12-D768-goldfinch; `list` shows them."""
     config: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")] = ()
     """yaml or json file with settings; may be given several times. A run's training.json is one."""
     resume: Path | None = None
@@ -44,12 +47,19 @@ class Train:
     train_only: Literal["gold"] | None = None
     """gold: train the GOLD layers, the last norm and the head, and freeze all below them; with --initial. Steps are
     cheaper, and contexts that were saved before stay valid. Short for --optimizer.rates, and followed by those."""
+    dry_run: bool = False
+    """Do not train, but tell what the run would take: parameters, memory, FLOPs, days. Needs no data and no output."""
+    cluster: Annotated[Cluster, tyro.conf.arg(name="")] = Cluster()
+    """What --dry-run reckons with."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run."""
 
 
 def main(args: list[str]) -> None:
     """Parse, train, and name the next command; started by torchrun, together with the other processes."""
+    if _values(args, "--recipe")[-1:] == ["list"]:
+        _list_recipes()
+        return
     if {"-h", "--help"} & set(args):
         resolve(args)
 
@@ -57,8 +67,13 @@ def main(args: list[str]) -> None:
 
     with join_processes() as processes:
         with processes.agreed():
-            config, resume = resolve(args)
-        _train(config, resume, processes)
+            train = resolve(args)
+        if train.dry_run:
+            from goldfinch.cli.dry_run import print_dry_run
+
+            print_dry_run(train.recipe or train.preset, train.settings, train.cluster)
+        else:
+            _train(train.settings, train.resume is not None, processes)
 
 
 def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
@@ -77,16 +92,21 @@ def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
     )
 
 
-def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
-    """The settings that the arguments ask for, and whether to resume.
+def resolve(args: list[str]) -> Train:
+    """What the arguments ask for.
 
     Tyro parses the flags; what stands before them (run to resume, or preset and files) is looked up first, because it
     decides the defaults that the flags override.
     """
     args = ["--output" if arg == "-o" else arg for arg in args]
-    preset = args[0] if args and not args[0].startswith("-") else DEFAULT_PRESET
+    preset = args[0] if args and not args[0].startswith("-") else None
+    named = _values(args, "--recipe")
+    if named and preset:
+        raise UserError(f"{preset} and --recipe {named[-1]} are two models: give one of them")
     files = [(Path(path), _read_file(Path(path))) for path in _values(args, "--config")]
     resume = _values(args, "--resume")
+    if named and resume:
+        raise UserError(f"{resume[-1]} goes on with its own settings: leave --recipe out")
     if resume:
         from goldfinch.training.run_folder import read_settings
 
@@ -97,20 +117,29 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
             for name in ("initial", "data")
         )
         if initial:
-            model = _initial_model(Path(initial[-1]), args)
+            if preset or named:
+                extra = f"the preset {preset}" if preset else "--recipe"
+                raise UserError(f"--initial takes the model of {initial[-1]}: leave out {extra}")
+            from goldfinch.checkpoint.native import read_config
+
+            values = _defaults(read_config(Path(initial[-1])))
         else:
-            model = model_config(preset, _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY)
-        values = _REQUIRED | {"model": model.to_dict(), **recipe(model)}
+            vocab_size = _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY
+            if named:
+                values = _REQUIRED | recipe(named[-1], vocab_size)
+            else:
+                values = _defaults(model_config(preset or DEFAULT_PRESET, vocab_size))
     for path, content in files:
         values = merge(values, content)
         try:
             from_plain(TrainConfig, values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-    required = {name: tyro.MISSING for name in _REQUIRED if not values[name]}
+    dry = {"--dry-run", "--dry_run"} & set(args)
+    required = {name: tyro.MISSING for name in _REQUIRED if not values[name] and not dry}
     default = dataclasses.replace(from_plain(TrainConfig, values), **required)
     options = {
-        "default": Train(preset=preset, settings=default),
+        "default": Train(preset=preset or DEFAULT_PRESET, settings=default),
         "registry": rope_on_one_line(default.model.rope, "model.rope"),
     }
     train = parse(Train, "train", args, **options)
@@ -118,22 +147,22 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
     if train.train_only == "gold":
         rates = gold_only(settings.model) + settings.optimizer.rates
         settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, rates=rates))
-    return settings, train.resume is not None
+    return dataclasses.replace(train, settings=settings)
+
+
+def _defaults(model: ModelConfig) -> dict[str, Any]:
+    return _REQUIRED | {"model": model.to_dict(), **settings_for(model)}
+
+
+def _list_recipes() -> None:
+    width = max(map(len, recipe_names()))
+    print("\n".join(f"{name:<{width}}  {recipe_summary(name)}" for name in recipe_names()))
 
 
 def _values(args: list[str], flag: str) -> list[str]:
     """What the arguments give for `flag`, as `--flag value` or `--flag=value`."""
     following = [value for name, value in itertools.pairwise(args) if name == flag]
     return following + [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
-
-
-def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
-    """The model that a run with `--initial` starts from, which takes the place of a preset."""
-    from goldfinch.checkpoint.native import read_config
-
-    if args and not args[0].startswith("-"):
-        raise UserError(f"--initial takes the model of {folder}: leave out the preset {args[0]}")
-    return read_config(folder)
 
 
 def _vocabulary(data: Path) -> int:

@@ -12,3 +12,9 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def count(number: int) -> str:
+    """Three or four digits and a decimal prefix: 9.10 G."""
+    unit = min((len(str(number)) - 1) // 3, 6)
+    return f"{number / 1000**unit:.2f} {('', 'k', 'M', 'G', 'T', 'P', 'E')[unit]}"

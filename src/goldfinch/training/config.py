@@ -8,28 +8,44 @@ from typing import Any, Literal, get_args
 
 from goldfinch.config import ModelConfig, from_plain
 from goldfinch.errors import UserError
+from goldfinch.training.recipes import MINIPILE_TOKENS
 
 Precision = Literal["auto", "bf16", "fp32"]
+OptimizerKind = Literal["adamw", "muon"]
+Schedule = Literal["quarter_cosine", "cosine", "wsd"]
+DecayShape = Literal["linear", "one_minus_sqrt"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule (SPEC 8)."""
+    """The optimizer and its schedule; the defaults are the paper's (SPEC 8)."""
 
+    kind: OptimizerKind = "adamw"
+    """adamw; muon: torch.optim.Muon for the matrices inside the blocks and W_KD and W_KU, AdamW for all else. Its
+    updates are scaled to the size of AdamW's, so that learning rate and weight decay mean the same."""
     learning_rate: float = 6e-4
     """After the warm-up."""
     final_learning_rate: float = 2e-4
-    """At the last step; a quarter cosine leads there."""
+    """At the last step."""
+    schedule: Schedule = "quarter_cosine"
+    """How the learning rate gets from one to the other: quarter_cosine is the paper's; cosine, a half one; wsd stays at
+    the first until the last `decay_fraction` of the run (warm-up, stable, decay)."""
+    decay_fraction: float = 0.2
+    """Part of the run, at its end, in which wsd lowers the learning rate."""
+    decay_shape: DecayShape = "linear"
+    """How wsd lowers it: linear, or one_minus_sqrt, which falls fast at first."""
     warmup_steps: int = 10
     """Steps of linear warm-up."""
     warmup_start: float = 0.2
     """Fraction of the learning rate at the first step."""
     beta1: float = 0.9
-    """Decay of the gradient's running mean."""
+    """Decay of the gradient's running mean, AdamW's."""
     beta2: float = 0.99
-    """Decay of the squared gradient's running mean."""
+    """Decay of the squared gradient's running mean, AdamW's."""
     eps: float = 1e-8
-    """Added to the root of the squared gradient's mean."""
+    """Added to the root of the squared gradient's mean, AdamW's."""
+    momentum: float = 0.95
+    """Decay of the gradient's running mean, Muon's."""
     weight_decay: float = 0.001
     """On matrices only: not on loras, mixing vectors, norms, the bonus and the decay."""
     decay_rate_multiplier: float = 2.0
@@ -42,6 +58,8 @@ class OptimizerConfig:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(f"optimizer.decay_fraction must be above 0 and at most 1, not {self.decay_fraction}")
         self.rate_multipliers()
 
     def rate_multipliers(self) -> list[tuple[str, float]]:
@@ -109,7 +127,7 @@ class TrainConfig:
     """Groups of processes that each hold the whole model, spread within the group (HSDP); 1 spreads it over all
     processes. With several machines, as many groups as machines keep most traffic inside them."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     precision: Precision = "auto"
     """bf16: autocast with fp32 weights; fp32; auto: bf16 where the hardware multiplies it natively.
     A run stores which one it was."""
@@ -142,6 +160,15 @@ class TrainConfig:
     """What samples go on from; the first words of the validation text if empty."""
     sample_tokens: int = 100
     """Length of a sample."""
+    update_sizes_every: int = 50
+    """Steps between measurements of how far a step moves each group of parameters; 0 for none."""
+    peak_tflops: float = 0.0
+    """What one device could reach, in TFLOPS, for the MFU in metrics.jsonl; 0: known for common GPUs, measured on
+    others and on CPUs."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard, too, in the run's folder `tensorboard`."""
+    wandb: str = ""
+    """Send metrics to the project of this name at Weights & Biases, too."""
 
     def __post_init__(self) -> None:
         at_least_one = ("context", "batch_size", "replicas", "validate_every", "save_every", "keep_checkpoints")
@@ -149,7 +176,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         not_negative = ("steps", "minutes", "micro_batch_size", "validation_tokens", "keep_every", "most_skipped_steps")
-        for name in (*not_negative, "sample_every", "seed"):
+        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name)}")
         if self.steps == 0 and not self.epochs > 0:
@@ -173,14 +200,22 @@ class TrainConfig:
         return from_plain(cls, values)
 
 
-def recipe(model: ModelConfig) -> dict[str, Any]:
-    """Settings that suit a model of this size, as `TrainConfig.from_dict` takes them: the paper's from D = 768
-    on, smaller steps at a higher rate below."""
-    if model.width >= 2048:
-        rates = {"learning_rate": 3e-4, "final_learning_rate": 1e-4}
-        return {"context": 2048, "batch_size": 64, "optimizer": rates}
-    if model.width >= 768:
-        rates = {"learning_rate": 6e-4, "final_learning_rate": 2e-4}
-        return {"context": 1024, "batch_size": 64, "optimizer": rates}
-    rates = {"learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup_steps": 50}
-    return {"context": 256, "batch_size": 8, "optimizer": rates}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a dry run reckons with."""
+
+    gpus: int = 8
+    """Devices, one process each."""
+    gpu_tflops: float = 989.0
+    """Peak of one device in the precision of the run; 989 is an H100's in bf16."""
+    utilisation: float = 0.4
+    """Part of the peak that is reached (MFU)."""
+    tokens: int = MINIPILE_TOKENS
+    """Training tokens, where the run's length is given in epochs; the default is minipile's."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise UserError(f"{field.name} must be above 0, not {getattr(self, field.name)}")
+        if self.utilisation > 1:
+            raise UserError(f"utilisation is a part of the peak, at most 1, not {self.utilisation}")

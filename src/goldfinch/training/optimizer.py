@@ -1,12 +1,13 @@
-"""AdamW with explicit parameter groups (SPEC 8)."""
+"""The optimizer and its explicit parameter groups (SPEC 8)."""
 
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from goldfinch.errors import UserError
 from goldfinch.layers.channel_mix import RwkvChannelMix
@@ -15,6 +16,7 @@ from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold
 from goldfinch.mixers.finch import Decay
 from goldfinch.training.config import OptimizerConfig
+from goldfinch.training.muon import Combined, Muon
 
 Group = Literal["matrix", "vector", "decay"]
 # (module, its own parameter) -> group. A parameter that is not listed is an error, never a default.
@@ -38,6 +40,11 @@ _GROUPS: dict[tuple[type[nn.Module], str], Group] = {
     (FinchC2, "bonus"): "vector",
     (Decay, "base"): "decay",
 }
+
+# What Muon is for: matrices between hidden states. Embedding and head, whose rows are tokens, stay AdamW's.
+_INSIDE = ("blocks.", "token_cat.")
+# Updates as large as AdamW's (arXiv 2502.16982), whatever a matrix's shape.
+_ADJUST = "match_rms_adamw"
 
 
 def parameter_groups(model: nn.Module) -> dict[Group, dict[str, nn.Parameter]]:
@@ -68,7 +75,7 @@ def rate_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str,
     """What `config.rates` makes of each parameter's learning rate; 0 for what is frozen.
 
     Raises:
-        UserError: a pattern that matches no parameter.
+        UserError: a pattern matches no parameter, or nothing is left to train.
     """
     multipliers = dict.fromkeys(names, 1.0)
     for pattern, multiplier in config.rate_multipliers():
@@ -77,44 +84,48 @@ def rate_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str,
             (nearest,) = difflib.get_close_matches(pattern, [*multipliers], n=1, cutoff=0)
             raise UserError(f"optimizer.rates: no parameter matches {pattern!r}; the nearest is {nearest}")
         multipliers.update(dict.fromkeys(matching, multiplier))
+    if not any(multipliers.values()):
+        raise UserError("optimizer.rates freeze every parameter: nothing is left to train")
     return multipliers
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the groups; `set_learning_rate` gives each step its rate.
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimizer that `config.kind` names, over named groups; `set_learning_rate` gives each step its rate.
 
     Parameters that `config.rates` freezes stop requiring gradients and are in no group.
 
     Raises:
         UserError: `config.rates` match nothing, or freeze everything.
     """
+    adamw: dict[str, dict[str, Any]] = {}
+    muon: dict[str, dict[str, Any]] = {}
     groups = parameter_groups(model)
     multipliers = rate_multipliers([name for group in groups.values() for name in group], config)
-    split: dict[tuple[Group, float], list[nn.Parameter]] = {}
     for group, parameters in groups.items():
         for name, parameter in parameters.items():
-            parameter.requires_grad_(multipliers[name] > 0)
-            if multipliers[name]:
-                split.setdefault((group, multipliers[name]), []).append(parameter)
-    if not split:
-        raise UserError("optimizer.rates freeze every parameter: nothing is left to train")
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
+            multiplier = multipliers[name]
+            parameter.requires_grad_(multiplier > 0)
+            if not multiplier:
+                continue
+            by_muon = config.kind == "muon" and group == "matrix" and name.startswith(_INSIDE)
+            label = ("muon" if by_muon else group) + ("" if multiplier == 1 else f" x{multiplier:g}")
+            new = {
+                "name": label,
+                "params": [],
                 "weight_decay": config.weight_decay if group == "matrix" else 0.0,
                 "rate_multiplier": multiplier * (config.decay_rate_multiplier if group == "decay" else 1.0),
             }
-            for (group, multiplier), parameters in split.items()
-        ],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
+            (muon if by_muon else adamw).setdefault(label, new)["params"].append(parameter)
+    parts: list[Optimizer] = []
+    if adamw:
+        betas = config.beta1, config.beta2
+        parts.append(torch.optim.AdamW([*adamw.values()], config.learning_rate, betas, config.eps, fused=True))
+    if muon:
+        parts.append(Muon([*muon.values()], config.learning_rate, momentum=config.momentum, adjust_lr_fn=_ADJUST))
+    return parts[0] if len(parts) == 1 else Combined(*parts)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every group its rate for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_multiplier"]

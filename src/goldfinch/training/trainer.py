@@ -34,6 +34,9 @@ from goldfinch.training.run_folder import (
     write_settings,
 )
 from goldfinch.training.schedule import learning_rate
+from goldfinch.training.throughput import Throughput
+from goldfinch.training.trackers import check_trackers, open_trackers
+from goldfinch.training.update_sizes import UpdateSizes
 
 
 class Trainer:
@@ -65,6 +68,8 @@ class Trainer:
             if processes.count % config.replicas:
                 raise UserError(f"replicas {config.replicas} must divide the number of processes, {processes.count}")
             self._data = RunData(config, processes)
+            if processes.main:
+                check_trackers(config)
             if not resume:
                 check_initial(config, self._data.tokenizer)
         # Before anything large is made: a folder that cannot be used is told at once.
@@ -82,6 +87,7 @@ class Trainer:
         # From here on the folder is changed.
         with processes.agreed():
             self._metrics = self._open_folder(resume) if processes.main else None
+        self._throughput = Throughput(config, self._device, self._dtype, processes.count)
 
     def _find_checkpoint(self) -> Path | None:
         check_resumable(self._config)
@@ -93,7 +99,7 @@ class Trainer:
         else:
             describe_model(self._config, self._data.tokenizer)
         write_settings(self._config)
-        return Metrics(self._run, self._progress.step)
+        return Metrics(self._run, self._progress.step, open_trackers(self._config))
 
     def train(self) -> Validation:
         """Train to the last step.
@@ -112,6 +118,8 @@ class Trainer:
                 self._loop(stop)
             return self._validate(0)
         finally:
+            if self._metrics is not None:
+                self._metrics.close()
             self._checkpoints.wait()
 
     def _loop(self, stop: threading.Event) -> None:
@@ -161,8 +169,9 @@ class Trainer:
         loss, stops, seconds = self._processes.sums(loss, stop.is_set(), (now - self._clock) * self._processes.main)
         self._clock = now
         finite = math.isfinite(loss) and math.isfinite(norm)
+        update_sizes: dict[str, float] = {}
         if finite:
-            self._optimizer.step()
+            update_sizes = self._update_weights()
         else:
             self._check_skip(windows, loss, norm)
         self._optimizer.zero_grad()
@@ -174,12 +183,21 @@ class Trainer:
                 "tokens": (step + 1) * tokens,
                 **({"loss": loss, "gradient_norm": norm} if finite else {}),
                 "learning_rate": rate,
-                "tokens_per_second": round(tokens / seconds, 1),
+                **({"update_sizes": update_sizes} if update_sizes else {}),
+                **self._throughput.of_step(seconds),
                 "skipped_steps": self._progress.skipped_steps,
             },
             seconds,
         )
         return stops > 0
+
+    def _update_weights(self) -> dict[str, float]:
+        """Let the optimizer step; now and then, tell how far (`UpdateSizes`)."""
+        every = self._config.update_sizes_every
+        measured = every > 0 and (self._progress.step + 1) % every == 0
+        sizes = UpdateSizes(self._optimizer) if measured else None
+        self._optimizer.step()
+        return sizes.relative(self._processes.sums(*sizes.squares())) if sizes else {}
 
     def _report_step(self, record: dict[str, Any], seconds: float) -> None:
         self._record(**record)

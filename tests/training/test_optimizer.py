@@ -1,4 +1,4 @@
-"""The paper's training recipe: parameter groups, schedule, and who gets which settings (SPEC 8)."""
+"""Parameter groups, learning rates and schedules (SPEC 8), and the settings they come from."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
-from goldfinch.training.config import OptimizerConfig, TrainConfig, recipe
+from goldfinch.training.config import OptimizerConfig, TrainConfig
 from goldfinch.training.loss import next_token_loss
 from goldfinch.training.optimizer import build_optimizer, parameter_groups, set_learning_rate
 from goldfinch.training.schedule import learning_rate
@@ -115,12 +115,25 @@ def test_learning_rate_is_a_quarter_cosine_after_ten_steps_of_warm_up():
     assert learning_rate(1000, 1, config) == pytest.approx(2e-4)
 
 
-def test_the_papers_sizes_get_the_papers_settings():
-    small, large = recipe(model_config("goldfinch-L12-D768")), recipe(model_config("finch-L24-D2048"))
-    assert (small["context"], small["batch_size"]) == (1024, 64)
-    assert (small["optimizer"]["learning_rate"], small["optimizer"]["final_learning_rate"]) == (6e-4, 2e-4)
-    assert large["context"] * large["batch_size"] == 128 * 1024
-    assert (large["optimizer"]["learning_rate"], large["optimizer"]["final_learning_rate"]) == (3e-4, 1e-4)
+def test_a_cosine_falls_by_half_in_the_middle_and_ends_at_the_final_rate():
+    config = OptimizerConfig(learning_rate=5e-4, final_learning_rate=1e-4, schedule="cosine")
+    assert learning_rate(100, 0, config) == pytest.approx(5e-4)
+    assert learning_rate(100, 0.5, config) == pytest.approx(3e-4)
+    assert learning_rate(100, 1, config) == pytest.approx(1e-4)
+    assert learning_rate(5, 0, config) == pytest.approx(0.6 * 5e-4)
+
+
+def test_wsd_warms_up_stays_and_falls_at_the_end():
+    config = OptimizerConfig(learning_rate=5e-4, final_learning_rate=1e-4, schedule="wsd", decay_fraction=0.25)
+    assert learning_rate(0, 0, config) == pytest.approx(0.2 * 5e-4)
+    assert [learning_rate(50, progress, config) for progress in (0.1, 0.5, 0.75)] == [5e-4] * 3
+    assert learning_rate(99, 0.75 + 0.25 / 4, config) == pytest.approx(4e-4)
+    assert learning_rate(99, 1, config) == pytest.approx(1e-4)
+    bent = dataclasses.replace(config, decay_shape="one_minus_sqrt")
+    assert learning_rate(99, 0.75 + 0.25 / 4, bent) == pytest.approx(3e-4)
+    assert learning_rate(99, 1, bent) == pytest.approx(1e-4)
+    with pytest.raises(UserError, match="decay_fraction must be above 0"):
+        OptimizerConfig(decay_fraction=0)
 
 
 def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):

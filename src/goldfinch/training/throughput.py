@@ -1,0 +1,96 @@
+"""How fast a run is, beside what its devices could do: tokens per second and MFU."""
+
+import re
+import time
+
+import torch
+
+from goldfinch.model.accounting import account
+from goldfinch.training.config import TrainConfig
+
+# Dense peaks in TFLOPS from the vendors' data sheets: bf16 with fp32 sums, and fp32 outside tensor cores, which is what
+# PyTorch computes fp32 products with by default. The first name that a device's name contains counts.
+_PEAKS = {
+    "GB200": (2500.0, 80.0),
+    "B200": (2250.0, 75.0),
+    "H200 NVL": (836.0, 60.0),
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100 NVL": (835.0, 60.0),
+    "H100": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "L4": (121.0, 30.3),
+    "A10": (125.0, 31.2),
+    "MI300X": (1307.0, 163.4),
+}
+SECONDS_TO_MEASURE = 0.05
+
+
+class Throughput:
+    """Tokens per second and MFU of a run's steps.
+
+    MFU, model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311), is
+
+        FLOPs per token * tokens / (seconds * devices * peak FLOPs per second of a device)
+
+    with the FLOPs of `Accounting.training_flops_per_token`: what the model needs, forward and backward, not what is
+    computed again by activation checkpointing. The peak is `TrainConfig.peak_tflops`, or known for the GPU, or what a
+    short product of large matrices reaches on this device at the start of the run. On a machine that others use, too,
+    that is a low peak: MFU may then be above 1.
+
+    Args:
+        config: of the run. Where its rates freeze parameters there is no MFU: part of those FLOPs is saved.
+        device: each process's.
+        dtype: of the matrix products.
+        devices: how many there are in the run.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, dtype: torch.dtype, devices: int = 1) -> None:
+        self._tokens = config.batch_size * config.context
+        self._step_flops = account(config.model, config.context).training_flops_per_token * self._tokens
+        self._peak = 0.0
+        if all(multiplier for _, multiplier in config.optimizer.rate_multipliers()):
+            self._peak = devices * (1e12 * config.peak_tflops or peak_flops(device, dtype))
+
+    def of_step(self, seconds: float) -> dict[str, float]:
+        """What a step that took so long adds to its record."""
+        record = {"tokens_per_second": round(self._tokens / seconds, 1)}
+        if self._peak:
+            record["mfu"] = round(self._step_flops / (seconds * self._peak), 4)
+        return record
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of matrix products on one device at most: of the data sheet, or measured."""
+    if device.type == "cuda":
+        known = known_peak_flops(torch.cuda.get_device_name(device), dtype)
+        if known is not None:
+            return known
+    return _measured_flops(device, dtype)
+
+
+def known_peak_flops(name: str, dtype: torch.dtype) -> float | None:
+    """By the data sheet of the device of this name; None for one that is not in the table."""
+    if " MIG " in name:  # a part of that GPU
+        return None
+    for known, (bf16, fp32) in _PEAKS.items():
+        if re.search(rf"\b{known}\b", name) and dtype in (torch.bfloat16, torch.float32):
+            return 1e12 * (bf16 if dtype == torch.bfloat16 else fp32)
+    return None
+
+
+def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of a few products of matrices large enough to take a while."""
+    size, best = 128, 0.0
+    seconds = 0.0
+    while seconds < SECONDS_TO_MEASURE and size < 2**14:
+        size *= 2
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        for _ in range(3):
+            started = time.monotonic()
+            product = a @ a
+            float(product[0, 0])  # waits for the device
+            seconds = time.monotonic() - started
+            best = max(best, 2 * size**3 / max(seconds, 1e-9))
+    return best
