@@ -52,6 +52,14 @@ def test_activations_without_content_weigh_what_real_ones_do(plan, checkpointing
     assert (estimate.kept, estimate.working) == (kept, peak - kept)
 
 
+def test_documents_that_are_kept_apart_take_their_masks(model_of_plan):
+    model = model_of_plan("goldfinch")
+    kept, peak, _ = watch_pass(model, a_window(), False, False, reset_after=7)
+    apart = measure_activations(model.config, OptimizerConfig(), *TOKENS, autocast=False, document_resets=True)
+    assert (apart.kept, apart.working) == (kept, peak - kept)
+    assert kept > measure_activations(model.config, OptimizerConfig(), *TOKENS, autocast=False).kept
+
+
 @pytest.mark.parametrize("plan", ["goldfinch", "llama"])
 def test_under_autocast_they_are_so_within_a_percent(plan, model_of_plan):
     model = model_of_plan(plan)

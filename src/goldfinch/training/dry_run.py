@@ -83,6 +83,7 @@ def dry_run(config: TrainConfig, cluster: Cluster) -> DryRun:
             autocast=bf16,
             weights=torch.bfloat16 if bf16 and cluster.gpus > 1 else torch.float32,
             activation_checkpointing=activation_checkpointing,
+            document_resets=config.document_resets,
         )
 
     with FakeTensorMode():

@@ -75,6 +75,7 @@ def measure_activations(
     autocast: bool,
     weights: torch.dtype = torch.float32,
     activation_checkpointing: bool = False,
+    document_resets: bool = False,
 ) -> Activations:
     """Run forward and backward pass without computing anything, and watch the memory.
 
@@ -89,6 +90,7 @@ def measure_activations(
         autocast: matrix products in bf16; copies of fp32 weights in it are then activations, too.
         weights: their type; bf16 where they are gathered so from several processes.
         activation_checkpointing: as in `apply_block_plan`.
+        document_resets: documents of a window are kept apart, which takes attention masks.
     """
     freezes = not all(multiplier for _, multiplier in optimizer.rate_multipliers())
     runs = [(kind, len(list(run))) for kind, run in itertools.groupby(config.time_mixes)]
@@ -99,7 +101,7 @@ def measure_activations(
         if freezes:
             build_optimizer(model, optimizer)
         ids = torch.zeros(batch_size, context + 1, dtype=torch.int64)
-        kept, peak, starts = watch_pass(model, ids, autocast, activation_checkpointing)
+        kept, peak, starts = watch_pass(model, ids, autocast, activation_checkpointing, 0 if document_resets else None)
     more = first = 0
     for (_, length), measured in zip(runs, measured_of_run, strict=True):
         if length > measured:
@@ -118,7 +120,7 @@ def decoder_without_content(config: ModelConfig, dtype: torch.dtype) -> Decoder:
 
 
 def watch_pass(
-    model: Decoder, windows: Tensor, autocast: bool, activation_checkpointing: bool
+    model: Decoder, windows: Tensor, autocast: bool, activation_checkpointing: bool, reset_after: int | None = None
 ) -> tuple[int, int, list[int]]:
     """Bytes that the forward pass keeps, the most there are at once in both passes, and those at each block's start.
 
@@ -127,6 +129,7 @@ def watch_pass(
         windows: (B, T + 1).
         autocast: to bf16.
         activation_checkpointing: as in `apply_block_plan`.
+        reset_after: as in `next_token_loss`.
     """
     apply_block_plan(model, activation_checkpointing=activation_checkpointing)
     starts: list[int] = []
@@ -147,7 +150,7 @@ def watch_pass(
     try:
         with LiveMemory([windows, *model.parameters()]) as memory:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                loss = next_token_loss(model, windows)
+                loss = next_token_loss(model, windows, reset_after)
             kept = memory.now
             loss.backward()
     finally:

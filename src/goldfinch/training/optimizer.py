@@ -9,14 +9,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold
 from goldfinch.mixers.finch import Decay
-from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.muon import Combined, Muon
 
@@ -89,12 +87,6 @@ def rate_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str,
     if not any(multipliers.values()):
         raise UserError("optimizer.rates freeze every parameter: nothing is left to train")
     return multipliers
-
-
-def check_rates(model: ModelConfig, config: OptimizerConfig) -> None:
-    """Raise the UserError of `rate_multipliers`, before there is a model."""
-    with torch.device("meta"):
-        rate_multipliers((name for name, _ in Decoder(model).named_parameters()), config)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:

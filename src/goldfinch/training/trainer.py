@@ -21,7 +21,7 @@ from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, validate
 from goldfinch.training.metrics import Metrics
-from goldfinch.training.optimizer import build_optimizer, check_rates, set_learning_rate
+from goldfinch.training.optimizer import build_optimizer, set_learning_rate
 from goldfinch.training.parallel_plan import build_model, full_weights, release, whole_model
 from goldfinch.training.processes import ALONE, Processes
 from goldfinch.training.reporter import Reporter
@@ -70,7 +70,6 @@ class Trainer:
             self._data = RunData(config, processes)
             if not resume:
                 check_initial(config, self._data.tokenizer)
-            check_rates(config.model, config.optimizer)
             if processes.main:
                 check_trackers(config)
         # Before anything large is made: a folder that cannot be used is told at once.
