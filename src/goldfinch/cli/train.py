@@ -92,14 +92,13 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
 
         values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:
-        initial, data = (
-            [content[name] for _, content in files if content.get(name)] + _values(args, f"--{name}")
-            for name in ("initial", "data")
-        )
+        initial = [content["initial"] for _, content in files if content.get("initial")] + _values(args, "--initial")
+        data = [content["data"] for _, content in files if content.get("data")] + [_values(args, "--data")]
+        named = [sources for sources in data if sources]
         if initial:
             model = _initial_model(Path(initial[-1]), args)
         else:
-            model = model_config(preset, _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY)
+            model = model_config(preset, _vocabulary(named[-1]) if named else WORLD_VOCABULARY)
         values = _REQUIRED | {"model": model.to_dict(), **recipe(model)}
     for path, content in files:
         values = merge(values, content)
@@ -122,9 +121,14 @@ def resolve(args: list[str]) -> tuple[TrainConfig, bool]:
 
 
 def _values(args: list[str], flag: str) -> list[str]:
-    """What the arguments give for `flag`, as `--flag value` or `--flag=value`."""
-    following = [value for name, value in itertools.pairwise(args) if name == flag]
-    return following + [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
+    """What the arguments give for `flag`, as `--flag value ...` or `--flag=value`."""
+    values = []
+    for place, arg in enumerate(args):
+        if arg == flag:
+            values += itertools.takewhile(lambda value: not value.startswith("-"), args[place + 1 :])
+        elif arg.startswith(f"{flag}="):
+            values.append(arg.partition("=")[2])
+    return values
 
 
 def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
@@ -136,11 +140,13 @@ def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
     return read_config(folder)
 
 
-def _vocabulary(data: Path) -> int:
+def _vocabulary(data: str | list[str]) -> int:
     """The data's vocabulary, which the model takes over unless told otherwise."""
-    from goldfinch.data.shards import TokenDataset
+    from goldfinch.data.mixture import Source
+    from goldfinch.data.shards import Index
 
-    return TokenDataset.open(data, "train").vocab_size
+    first = Source.parse(data if isinstance(data, str) else data[0])
+    return Index.load(Path(first.folder)).vocab_size
 
 
 def _read_file(path: Path) -> dict[str, Any]:
