@@ -1,6 +1,7 @@
 """What a trained model is measured on after its training: loss by position, and the bytes it remembers a text with."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,18 +121,19 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> Iterator[Tensor]:
     """(B, T + 1) int64 each, as long as those of the training."""
     values = {
         "model": run.model.to_dict(),
-        "data": (data[0] if len(data) == 1 else list(data)) if data else run.settings["data"],
+        "data": list(data) or run.settings["data"],
         "output": str(run.folder),
         "context": run.settings["context"],
         "batch_size": WINDOWS_AT_ONCE,
         "steps": 1,
     }
     try:
-        return RunData(TrainConfig.from_dict(values), ALONE).validation_windows(POSITION_TOKENS)
+        sources = RunData(TrainConfig.from_dict(values), ALONE).validation_windows(POSITION_TOKENS)
     except UserError as error:
         if data:
             raise
         raise UserError(f"{run.folder}: {error}; if its data has moved, give --data") from error
+    return itertools.chain.from_iterable(sources.values())
 
 
 def _read(path: Path) -> dict[str, Any]:
