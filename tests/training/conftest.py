@@ -6,7 +6,8 @@ import random
 import pytest
 
 from goldfinch.config import ModelConfig
-from goldfinch.data.prepare import prepare
+from goldfinch.data.prepare import prepare, prepare_stream
+from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.training.config import OptimizerConfig, TrainConfig
 
@@ -35,6 +36,18 @@ def many_documents(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def stream(tmp_path_factory):
+    """A data folder that streams forty short documents, saved on disk by `datasets`, all but three of them."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'goldfinch[datasets]'")
+    folder = tmp_path_factory.mktemp("stream")
+    texts = [f"the whale {'swims ' * (i % 7)}and sinks, {i} times" for i in range(40)]
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder / "rows")
+    described = Stream(dataset=str(folder / "rows"), shuffle_windows=5)
+    prepare_stream(described, folder / "data", ByteTokenizer(), validation_documents=3)
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="session")
 def run_settings(data):
     """run_settings(output, **fields) -> TrainConfig of a run of six steps."""
 
@@ -43,7 +56,7 @@ def run_settings(data):
         model = ModelConfig(vocab_size=257, width=32, head_size=16, time_mixes=plan, latent_ratio=4)
         defaults = {
             "model": model,
-            "data": data,
+            "data": (str(data),),
             "output": output,
             "steps": 6,
             "context": 16,

@@ -115,7 +115,7 @@ def test_so_do_four_and_groups_that_each_hold_the_whole_model(count, replicas, t
 
 
 def test_two_processes_divide_by_the_targets_of_both_where_documents_are_kept_apart(train, many_documents, tmp_path):
-    fields = {"data": many_documents, "document_resets": True, "micro_batch_size": 1}
+    fields = {"data": (str(many_documents),), "document_resets": True, "micro_batch_size": 1}
     for count in (1, 2):
         assert_ended_well(train(count, tmp_path / f"run-{count}", **fields))
     assert_same_run(tmp_path / "run-2", tmp_path / "run-1", **TIGHT)
@@ -154,6 +154,16 @@ def test_a_run_that_one_of_two_processes_was_told_to_stop_goes_on_with_any_numbe
     assert_said_once(ended, "go on with: goldfinch train --resume")
     assert_ended_well(command(count, "train", "--resume", run))
     assert_same_run(run, whole_run(2), **EXACT if count == 2 else TIGHT)
+
+
+@pytest.mark.slow
+def test_a_stream_beside_a_folder_goes_on_with_any_number_of_processes(stream, data, train, command, tmp_path):
+    fields = {"data": (f"{stream}=2", f"{data}=1")}
+    assert_ended_well(train(1, tmp_path / "whole", **fields))
+    ended = train(2, tmp_path / "run", several.AtStep(5, 1, several.terminate), **fields)
+    assert ended.exit_codes == [130, 130], ended.printed
+    assert_ended_well(command(4, "train", "--resume", tmp_path / "run"))
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "whole"), **TIGHT)
 
 
 @pytest.mark.slow

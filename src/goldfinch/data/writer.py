@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from goldfinch.data.shards import SPLITS, START_DTYPE, TOKEN_DTYPES, TOKENIZER, Index, Shard, Split
+from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_directory
@@ -72,7 +73,7 @@ class SplitWriter:
         self._shard: _OpenShard | None = None
         self._inside_document = False
 
-    def append(self, ids: Sequence[int], text_bytes: int, *, continues: bool = False) -> int:
+    def append(self, ids: Sequence[int] | np.ndarray, text_bytes: int, *, continues: bool = False) -> int:
         """Write the next document, or a piece of one that goes on with the next call; return the tokens written.
 
         Args:
@@ -80,7 +81,8 @@ class SplitWriter:
             text_bytes: UTF-8 bytes of their text.
             continues: whether more of this document follows.
         """
-        tokens = np.array(ids if continues else [*ids, self._end_of_text], dtype=self._dtype)
+        end = [] if continues else [self._end_of_text]
+        tokens = np.concatenate([np.asarray(part, dtype=self._dtype) for part in (ids, end)])
         shard = self._shard_with_room()
         if not self._inside_document:
             shard.begin_document()
@@ -129,12 +131,17 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def write_dataset(
-    output: Path, tokenizer: Tokenizer, *, overwrite: bool = False, shard_tokens: int = SHARD_TOKENS
+    output: Path,
+    tokenizer: Tokenizer,
+    *,
+    overwrite: bool = False,
+    shard_tokens: int = SHARD_TOKENS,
+    stream: Stream | None = None,
 ) -> Iterator[dict[Split, SplitWriter]]:
     """Give a writer for each split; when the block ends well, `output` is the complete data directory.
 
     When the block raises, `output` is as it was. An `output` that is overwritten stays until the new one is
-    complete.
+    complete. With `stream`, that is what training reads in place of shards.
 
     Raises:
         UserError: see `check_output`.
@@ -155,4 +162,5 @@ def write_dataset(
             end_of_text=tokenizer.end_of_text,
             dtype=dtype,
             splits={str(split): written for split, written in shards.items()},
+            stream=stream,
         ).save(directory)

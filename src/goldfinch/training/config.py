@@ -101,8 +101,9 @@ class TrainConfig:
     initial: Path | None = None
     """Folder of a model to start from these weights instead of random ones; the model and the tokenizer are its own. Of
     its settings only model.rope may be changed: it holds no weights. Weights are trained in fp32, however stored."""
-    data: Path
-    """Folder made by `goldfinch data prepare`."""
+    data: tuple[str, ...]
+    """Folder made by `goldfinch data prepare` or `data stream`. Several are mixed: FOLDER=WEIGHT ... gives each its
+    part of all windows, FOLDER ... without weights takes them in proportion to their tokens."""
     output: Path
     """Folder of the run: weights, checkpoints, metrics, samples."""
     steps: int = 0
@@ -137,6 +138,9 @@ class TrainConfig:
     compile: bool = False
     """Run blocks through torch.compile: steps are about a fifth faster (CPU, fp32) after a minute or more of compiling,
     with other roundings. On CPUs it needs a C++ compiler. It pays in runs of more than some ten minutes."""
+    workers: int = 1
+    """Processes that tokenise a stream (`goldfinch data stream`) ahead of the steps; 0: between the steps. The order of
+    the data does not depend on it."""
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU if there is one."""
     seed: int = 0
@@ -176,7 +180,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         not_negative = ("steps", "minutes", "micro_batch_size", "validation_tokens", "keep_every", "most_skipped_steps")
-        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "seed"):
+        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name)}")
         if self.steps == 0 and not self.epochs > 0:
@@ -191,8 +195,8 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
         values = dataclasses.asdict(self)
-        paths = {name: str(values[name]) for name in ("data", "output", "initial") if values[name] is not None}
-        return values | {"model": self.model.to_dict()} | paths
+        paths = {name: str(values[name]) for name in ("output", "initial") if values[name] is not None}
+        return values | {"model": self.model.to_dict(), "data": list(self.data)} | paths
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
