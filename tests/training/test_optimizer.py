@@ -1,6 +1,7 @@
 """Parameter groups, learning rates and schedules (SPEC 8), and the settings they come from."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -138,9 +139,13 @@ def test_wsd_warms_up_stays_and_falls_at_the_end():
 
 def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):
     config = TrainConfig(
-        model=model_config("goldfinch_rope-L3-D128", 300), data=(str(tmp_path),), output=tmp_path / "run"
+        model=model_config("goldfinch_rope-L3-D128", 300),
+        data=(str(tmp_path),),
+        output=tmp_path / "run",
+        optimizer=OptimizerConfig(rates=("head.*=2",)),
     )
-    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     with pytest.raises(UserError, match="did you mean learning_rate"):
         TrainConfig.from_dict(config.to_dict() | {"optimizer": {"learning_rat": 1.0}})
     with pytest.raises(UserError, match="steps must be a whole number"):

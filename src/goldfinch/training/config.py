@@ -62,6 +62,15 @@ class OptimizerConfig:
             raise UserError(f"optimizer.decay_fraction must be above 0 and at most 1, not {self.decay_fraction}")
         self.rate_multipliers()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the inverse of `from_dict`."""
+        return dataclasses.asdict(self) | {"rates": list(self.rates)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "OptimizerConfig":
+        """Build from plain JSON types; see `goldfinch.config.from_plain` for what is refused."""
+        return from_plain(cls, values)
+
     def rate_multipliers(self) -> list[tuple[str, float]]:
         """`rates`, each as its pattern and its multiplier."""
         return [_rate(text) for text in self.rates]
@@ -196,7 +205,8 @@ class TrainConfig:
         """Plain JSON types, the inverse of `from_dict`."""
         values = dataclasses.asdict(self)
         paths = {name: str(values[name]) for name in ("output", "initial") if values[name] is not None}
-        return values | {"model": self.model.to_dict(), "data": list(self.data)} | paths
+        plain = {"model": self.model.to_dict(), "optimizer": self.optimizer.to_dict(), "data": list(self.data)}
+        return values | plain | paths
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
