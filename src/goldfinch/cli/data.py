@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse
+from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
     from goldfinch.data.prepare import PrepareReport
@@ -16,14 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Turn text files into a directory of token shards for `goldfinch train --data`."""
+    """Turn text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
+
+    goldfinch data prepare books/*.txt -o data/books
+    goldfinch data prepare minipile.idx -o data/minipile --tokenizer world
+    """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """.txt and .md (one document a file), .jsonl, .jsonl.gz and .parquet (one a line or row)."""
+    """.txt and .md (one document a file), .jsonl, .jsonl.gz and .parquet (one a line or row); or .idx of RWKV or
+    Megatron token pairs, each with its .bin beside it, whose tokens are taken over."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Directory to write."""
     tokenizer: str = "bpe"
-    """bytes, world (RWKV World, 65,536 ids), bpe (trained on these files), or a byte-level tokenizer.json file."""
+    """bytes, world (RWKV World, 65,536 ids), bpe (trained on these files), or a byte-level tokenizer.json file.
+    For token pairs, the one that made them."""
     vocab_size: int = 4096
     """Ids of the tokenizer that is trained (bpe)."""
     validation_fraction: float = 0.01
@@ -79,6 +86,7 @@ class Prepare:
         self._print_summary(report, tokenizer)
 
     def _tokenizer(self) -> "Tokenizer":
+        from goldfinch.data.binidx import is_pair
         from goldfinch.data.prepare import train_tokenizer
         from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer, load_tokenizer
 
@@ -88,6 +96,9 @@ class Prepare:
             case "world":
                 return WorldTokenizer()
             case "bpe":
+                pair = next(filter(is_pair, self.files), None)
+                if pair:
+                    raise UserError(f"name the tokenizer that made {pair}: --tokenizer world, or a tokenizer.json file")
                 return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
             case path:
                 return load_tokenizer(Path(path))
@@ -123,11 +134,35 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a data directory as token pairs, which RWKV's and Megatron's tools read.
+
+    goldfinch data export data/minipile -o exported/minipile
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """What `goldfinch data prepare` wrote."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="PREFIX")]
+    """PREFIX-train.idx, PREFIX-train.bin and the same for validation are written."""
+    overwrite: bool = False
+    """Replace such files if they exist."""
+
+    def run(self) -> None:
+        """Write both pairs; a line for each."""
+        from goldfinch.data.export import export_pairs
+
+        for path, dataset in export_pairs(self.directory, self.output, overwrite=self.overwrite).items():
+            print(f"{path}, {path.with_suffix('.bin').name}: {len(dataset):,} tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Prepare text for training, or verify what was prepared."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+        Annotated[Prepare, tyro.conf.subcommand("prepare")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
     ]
 
 

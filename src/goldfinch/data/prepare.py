@@ -1,18 +1,22 @@
-"""Text files to a directory of token shards."""
+"""Files of text, or of tokens, to a directory of token shards."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+
+from goldfinch.data.binidx import TokenDocument, TokenPair, is_pair
 from goldfinch.data.shards import SPLITS, Split
 from goldfinch.data.sources import Document, input_bytes, read_documents
-from goldfinch.data.split import Splitter
+from goldfinch.data.split import D, Splitter
 from goldfinch.data.tokenizers import BpeTokenizer, Tokenizer
 from goldfinch.data.writer import check_output, write_dataset
 from goldfinch.errors import UserError
 
-# Documents are encoded together until they have this many characters: enough for several threads.
+# Documents are encoded together until they have this many characters (tokens): enough for several threads.
 BATCH = 1 << 20
 
 
@@ -94,14 +98,16 @@ def prepare(
 ) -> PrepareReport:
     """Encode the documents of `files` and write the data directory `output`, complete or not at all.
 
+    Token pairs (.idx, see `binidx`) are taken over as they are; their documents are split by the same rule.
+
     Which documents are for validation depends on the seed and their place in the input alone. Both splits get at
     least one; a single document is cut at the end of a paragraph, and its last part is for validation. The start of
     the input is read twice for that, a single document all of it. Memory does not grow with the input.
 
     Args:
-        files: see `read_documents`.
+        files: see `read_documents`; or .idx files, each with its .bin beside it.
         output: the directory to write.
-        tokenizer: saved in `output` as well.
+        tokenizer: saved in `output` as well; of token pairs, the one that made them.
         validation_fraction: between 0 and 1.
         seed: another seed chooses other documents for validation.
         text_field: the field or column that holds the text.
@@ -115,7 +121,6 @@ def prepare(
     if not 0 < validation_fraction < 1:
         raise UserError(f"a validation fraction of {validation_fraction} leaves no text for one split; give 0.01, say")
     check_output(output, overwrite=overwrite)
-    splitter = _plan(files, text_field, validation_fraction, seed, strict=on_error is None)
     skipped = 0
 
     def skip(message: str) -> None:
@@ -125,20 +130,69 @@ def prepare(
             raise UserError(message)
         on_error(message)
 
+    source: _Source = _Pairs(files, tokenizer) if any(map(is_pair, files)) else _Texts(files, text_field, tokenizer)
+    splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
-    total = input_bytes(files)
     with write_dataset(output, tokenizer, overwrite=overwrite) as writers:
-        for batch in _batches(splitter.assign(read_documents(files, text_field, skip))):
-            encoded = tokenizer.encode_batch([document.text for _, document in batch])
-            for (split, document), ids in zip(batch, encoded, strict=True):
-                text_bytes = len(document.text.encode())
+        for batch in _batches(splitter.assign(source.read(skip))):
+            encoded = source.encode([document for _, document in batch])
+            for (split, document), (ids, text_bytes) in zip(batch, encoded, strict=True):
                 report[split].tokens += writers[split].append(ids, text_bytes, continues=document.continues)
                 report[split].text_bytes += text_bytes
                 report[split].documents += not document.continues
             if on_progress:
                 tokens = sum(split.tokens for split in report.values())
-                on_progress(Progress(bytes_read=batch[-1][1].position, bytes_total=total, tokens=tokens))
+                on_progress(Progress(bytes_read=batch[-1][1].position, bytes_total=source.size, tokens=tokens))
     return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut is not None)
+
+
+class _Source(Protocol):
+    """Where documents come from, and how they become tokens."""
+
+    files: Sequence[Path]
+    size: int  # of the files, in bytes
+
+    def read(self, on_error: Callable[[str], None] | None) -> Iterator[Any]:
+        """The documents in order; any number of times."""
+
+    def encode(self, documents: Sequence[Any]) -> Iterable[tuple[Sequence[int] | np.ndarray, int]]:
+        """The ids of each without the end of text, and the UTF-8 bytes of their text."""
+
+
+class _Texts:
+    def __init__(self, files: Sequence[Path], text_field: str, tokenizer: Tokenizer) -> None:
+        self.files, self._text_field, self._tokenizer = files, text_field, tokenizer
+        read_documents(files)  # finds what is missing
+        self.size = input_bytes(files)
+
+    def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:
+        return read_documents(self.files, self._text_field, on_error)
+
+    def encode(self, documents: Sequence[Document]) -> Iterator[tuple[Sequence[int], int]]:
+        texts = [document.text for document in documents]
+        return zip(self._tokenizer.encode_batch(texts), (len(text.encode()) for text in texts), strict=True)
+
+
+class _Pairs:
+    """Token pairs: nothing is left to encode."""
+
+    def __init__(self, files: Sequence[Path], tokenizer: Tokenizer) -> None:
+        texts = [file for file in files if not is_pair(file)]
+        if texts:
+            raise UserError(f"{texts[0]} is no .idx file, others are: prepare text and tokens apart, train on both")
+        self.files, self._tokenizer = files, tokenizer
+        self._pairs = [TokenPair(file) for file in files]
+        self.size = sum(pair.size for pair in self._pairs)
+        self._token_bytes = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
+
+    def read(self, on_error: Callable[[str], None] | None) -> Iterator[TokenDocument]:
+        before = 0
+        for pair in self._pairs:
+            yield from pair.read(self._tokenizer.vocab_size, self._tokenizer.end_of_text, before)
+            before += pair.size
+
+    def encode(self, documents: Sequence[TokenDocument]) -> Iterator[tuple[np.ndarray, int]]:
+        return ((document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
 
 
 def _sample(file: Path, text_field: str, characters: int) -> Iterator[str]:
@@ -149,24 +203,23 @@ def _sample(file: Path, text_field: str, characters: int) -> Iterator[str]:
             return
 
 
-def _plan(files: Sequence[Path], text_field: str, fraction: float, seed: int, *, strict: bool) -> Splitter:
+def _plan(source: _Source, fraction: float, seed: int, *, strict: bool) -> Splitter:
     bad: list[str] = []
-    documents = read_documents(files, text_field, on_error=None if strict else bad.append)
-    splitter = Splitter.plan(documents, fraction, seed)
+    splitter = Splitter.plan(source.read(None if strict else bad.append), fraction, seed)
     if splitter is None:
         reason = f": all {len(bad)} are bad, the first is {bad[0]}" if bad else ""
-        raise UserError(f"there is no document in {', '.join(map(str, files))}{reason}; give files with text")
+        raise UserError(f"there is no document in {', '.join(map(str, source.files))}{reason}; give files with text")
     return splitter
 
 
-def _batches(documents: Iterable[tuple[Split, Document]]) -> Iterator[list[tuple[Split, Document]]]:
-    batch: list[tuple[Split, Document]] = []
-    characters = 0
+def _batches(documents: Iterable[tuple[Split, D]]) -> Iterator[list[tuple[Split, D]]]:
+    batch: list[tuple[Split, D]] = []
+    length = 0
     for split, document in documents:
         batch.append((split, document))
-        characters += len(document.text)
-        if characters >= BATCH:
+        length += document.length
+        if length >= BATCH:
             yield batch
-            batch, characters = [], 0
+            batch, length = [], 0
     if batch:
         yield batch

@@ -4,10 +4,11 @@ import codecs
 import contextlib
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +43,26 @@ class Document:
     def name(self) -> str:
         """Where it is to be found: "file", or "file:line"."""
         return f"{self.source}:{self.line}" if self.line else self.source
+
+    @property
+    def length(self) -> int:
+        """In characters."""
+        return len(self.text)
+
+    def cut(self, at: int, margin: int) -> tuple["Document", "Document | None"]:
+        """The text up to the end of the paragraph, line or word nearest to `at`, within `margin`; and the rest."""
+        end = _boundary(self.text, at, margin)
+        rest = replace(self, text=self.text[end:]) if end < self.length else None
+        return replace(self, text=self.text[:end], continues=False), rest
+
+
+def _boundary(text: str, at: int, margin: int) -> int:
+    """The end of a paragraph, else of a line, else of a word, that is nearest to `at` and within `margin` of it."""
+    for end in (r"\n[ \t\r]*\n", r"\n", r" "):
+        found = [match.end() for match in re.compile(end).finditer(text, max(0, at - margin - 1), at + margin)]
+        if found:
+            return min(found, key=lambda place: abs(place - at))
+    return at
 
 
 class _BadDocumentError(ValueError):

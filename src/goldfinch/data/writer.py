@@ -72,7 +72,7 @@ class SplitWriter:
         self._shard: _OpenShard | None = None
         self._inside_document = False
 
-    def append(self, ids: Sequence[int], text_bytes: int, *, continues: bool = False) -> int:
+    def append(self, ids: Sequence[int] | np.ndarray, text_bytes: int, *, continues: bool = False) -> int:
         """Write the next document, or a piece of one that goes on with the next call; return the tokens written.
 
         Args:
@@ -80,7 +80,8 @@ class SplitWriter:
             text_bytes: UTF-8 bytes of their text.
             continues: whether more of this document follows.
         """
-        tokens = np.array(ids if continues else [*ids, self._end_of_text], dtype=self._dtype)
+        end = [] if continues else [self._end_of_text]
+        tokens = np.concatenate([np.asarray(part, dtype=self._dtype) for part in (ids, end)])
         shard = self._shard_with_room()
         if not self._inside_document:
             shard.begin_document()
