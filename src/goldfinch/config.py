@@ -137,6 +137,7 @@ def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
 
     Args:
         cls: a dataclass whose fields are numbers, booleans, text, paths, literals, tuples of text and dataclasses.
+            Where several texts are wanted, one alone will do.
         values: field name -> value.
         prefix: how the user addresses these fields, put before their names in messages.
 
@@ -163,6 +164,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return None if value is None else _convert(get_args(hint)[0], value, name)
     if dataclasses.is_dataclass(hint):
         return from_plain(hint, value, name + ".")  # type: ignore[arg-type]  # a class here, never an instance
+    if hint == tuple[str, ...] and isinstance(value, (str, Path)):
+        value = [value]
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(get_args(hint)[0], item, name) for item in value)
     if origin is Literal:

@@ -43,7 +43,7 @@ def run_settings(data):
         model = ModelConfig(vocab_size=257, width=32, head_size=16, time_mixes=plan, latent_ratio=4)
         defaults = {
             "model": model,
-            "data": data,
+            "data": (str(data),),
             "output": output,
             "steps": 6,
             "context": 16,

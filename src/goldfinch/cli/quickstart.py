@@ -78,7 +78,7 @@ def _settings(command: Quickstart) -> "TrainConfig":
 
     return TrainConfig(
         model=model_config(PRESET, VOCABULARY),
-        data=command.output / "data",
+        data=(str(command.output / "data"),),
         output=command.output,
         steps=STEPS,
         minutes=command.minutes,

@@ -112,16 +112,14 @@ def resolve(args: list[str]) -> Train:
 
         values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:
-        initial, data = (
-            [content[name] for _, content in files if content.get(name)] + _values(args, f"--{name}")
-            for name in ("initial", "data")
-        )
+        initial = [content["initial"] for _, content in files if content.get("initial")] + _values(args, "--initial")
+        data = [sources for sources in (*(content.get("data") for _, content in files), _values(args, "--data")) if sources]
         if initial:
             model = _initial_model(Path(initial[-1]), args)
             values = recipe(named[-1]) if named else settings_for(model)
             values |= {"model": model.to_dict()}
         else:
-            vocab_size = _vocabulary(Path(data[-1])) if data else WORLD_VOCABULARY
+            vocab_size = _vocabulary(data[-1]) if data else WORLD_VOCABULARY
             if named:
                 values = recipe(named[-1], vocab_size)
             else:
@@ -156,9 +154,14 @@ def _list_recipes() -> None:
 
 
 def _values(args: list[str], flag: str) -> list[str]:
-    """What the arguments give for `flag`, as `--flag value` or `--flag=value`."""
-    following = [value for name, value in itertools.pairwise(args) if name == flag]
-    return following + [arg.partition("=")[2] for arg in args if arg.startswith(f"{flag}=")]
+    """What the arguments give for `flag`, as `--flag value ...` or `--flag=value`."""
+    values = []
+    for place, arg in enumerate(args):
+        if arg == flag:
+            values += itertools.takewhile(lambda value: not value.startswith("-"), args[place + 1 :])
+        elif arg.startswith(f"{flag}="):
+            values.append(arg.partition("=")[2])
+    return values
 
 
 def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
@@ -170,11 +173,13 @@ def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
     return read_config(folder)
 
 
-def _vocabulary(data: Path) -> int:
+def _vocabulary(data: str | list[str]) -> int:
     """The data's vocabulary, which the model takes over unless told otherwise."""
-    from goldfinch.data.shards import TokenDataset
+    from goldfinch.data.mixture import Source
+    from goldfinch.data.shards import Index
 
-    return TokenDataset.open(data, "train").vocab_size
+    first = Source.parse(data if isinstance(data, str) else data[0])
+    return Index.load(Path(first.folder)).vocab_size
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -1,83 +1,128 @@
-"""Batches of windows over a token dataset: shuffled for training, in order for validation."""
+"""Batches of windows: of one or several sources, shuffled, for training; in order for validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from goldfinch.data.mixture import Mixture, Turn
 from goldfinch.data.shards import TokenDataset
 from goldfinch.errors import UserError
 
 
-class Batches:
-    """Shuffled training batches, each a pure function of (seed, step): resuming needs the step alone.
+class Windows(Protocol):
+    """An endless order of windows: `ShuffledWindows` of a dataset."""
 
-    Window i holds tokens i T .. (i + 1) T, one more than T, so that neighbours share a token and every token is a
-    target once per epoch; only the first token, and at the end what does not fill a window, never are. Each epoch
-    has its own order; a batch that an epoch cannot fill goes on in the next one.
+    @property
+    def windows(self) -> int | None:
+        """How many make an epoch; None where that is not known."""
 
-    Attributes:
-        windows: windows in an epoch.
+    def window(self, index: int) -> np.ndarray:
+        """Window `index` of the order, from 0 on: (T + 1,) whole numbers."""
+
+    def place(self, index: int) -> str:
+        """Where that window is to be found, for messages."""
+
+
+class ShuffledWindows:
+    """A dataset's windows in a random order without end, any of them computed at once.
+
+    Window i of the dataset holds tokens i T .. (i + 1) T, one more than T, so that neighbours share a token and every
+    token is a target once per epoch; only the first token, and at the end what does not fill a window, never are.
+    Each epoch has its own order.
 
     Args:
         dataset: the tokens.
-        sequence_length: T, targets in a window.
-        batch_size: B, windows in a step, over all processes.
+        length: T, targets in a window.
         seed: of the order, 0 <= seed < 2**64.
-        rank, world_size: this process takes rows rank * B / world_size onwards of each batch.
+        stream: another number, another order of the same seed, 0 <= stream < 2**64.
 
     Raises:
         UserError: the dataset is shorter than one window.
-        ValueError: the batch cannot be shared out evenly.
     """
 
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        sequence_length: int,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} sequences cannot be shared by {world_size} processes")
-        self.windows = (len(dataset) - 1) // sequence_length
-        if self.windows < 1:
+    def __init__(self, dataset: TokenDataset, length: int, seed: int, stream: int = 0) -> None:
+        self._windows = (len(dataset) - 1) // length
+        if self._windows < 1:
             raise UserError(
-                f"the data has {len(dataset):,} tokens, but one window needs {sequence_length + 1:,}: "
+                f"{dataset.directory} has {len(dataset):,} tokens, but one window needs {length + 1:,}: "
                 "give a shorter --context or more text"
             )
         self._dataset = dataset
-        self._sequence_length = sequence_length
-        self._batch_size = batch_size
+        self._length = length
         self._seed = seed
-        share = batch_size // world_size
-        self._rows = range(rank * share, (rank + 1) * share)
+        self._stream = stream
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
-    def batch(self, step: int) -> torch.Tensor:
-        """The batch of `step`, from 0 on: (B / world_size, T + 1) int64; inputs [:, :-1], targets [:, 1:]."""
-        rows = [self._dataset.tokens(start, self._sequence_length + 1) for start in self.window_starts(step)]
-        return torch.from_numpy(np.stack(rows))
+    @property
+    def windows(self) -> int:
+        """How many make an epoch."""
+        return self._windows
 
-    def window_starts(self, step: int) -> list[int]:
-        """Where in the dataset the windows of `batch(step)` begin, in tokens."""
-        return [self._start(step * self._batch_size + row) for row in self._rows]
+    def window(self, index: int) -> np.ndarray:
+        """Window `index` of the order, from 0 on: (T + 1,) int64."""
+        return self._dataset.tokens(self._start(index), self._length + 1)
 
-    def _start(self, place: int) -> int:
-        epoch, position = divmod(place, self.windows)
+    def place(self, index: int) -> str:
+        """Where that window is to be found."""
+        return f"{self._dataset.directory}, token {self._start(index)}"
+
+    def _start(self, index: int) -> int:
+        epoch, position = divmod(index, self._windows)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._permutation(epoch)
-        return int(self._order[position]) * self._sequence_length
+        return int(self._order[position]) * self._length
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # NumPy keeps the raw numbers of Philox for ever, but not what Generator.permutation makes of them: a run can
         # be resumed under another version.
         key = np.array([self._seed, epoch], dtype=np.uint64)
-        return np.argsort(np.random.Philox(key=key).random_raw(self.windows), kind="stable")
+        counter = np.array([0, 0, 0, self._stream], dtype=np.uint64)
+        return np.argsort(np.random.Philox(key=key, counter=counter).random_raw(self._windows), kind="stable")
+
+
+class Batches:
+    """The batch of every step, a pure function of the step: resuming needs the step alone.
+
+    Attributes:
+        windows: windows in an epoch of all sources together; None where that is not known.
+
+    Args:
+        sources: where windows come from.
+        mixture: whose turn it is.
+        batch_size: B, windows in a step, over all processes.
+        rank, world_size: this process takes rows rank * B / world_size onwards of each batch.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, sources: Sequence[Windows], mixture: Mixture, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} sequences cannot be shared by {world_size} processes")
+        counts = [source.windows for source in sources]
+        self.windows = None if None in counts else sum(filter(None, counts))
+        self._sources = sources
+        self._mixture = mixture
+        self._batch_size = batch_size
+        share = batch_size // world_size
+        self._rows = range(rank * share, (rank + 1) * share)
+
+    def batch(self, step: int) -> torch.Tensor:
+        """The batch of `step`, from 0 on: (B / world_size, T + 1) int64; inputs [:, :-1], targets [:, 1:]."""
+        rows = [self._sources[turn.source].window(turn.index) for turn in self._turns(step)]
+        return torch.from_numpy(np.stack(rows).astype(np.int64, copy=False))
+
+    def places(self, step: int) -> list[str]:
+        """Where the windows of `batch(step)` are to be found."""
+        return [self._sources[turn.source].place(turn.index) for turn in self._turns(step)]
+
+    def _turns(self, step: int) -> list[Turn]:
+        return [self._mixture.turn(step * self._batch_size + row) for row in self._rows]
 
 
 def sequential_windows(

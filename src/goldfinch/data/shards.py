@@ -119,6 +119,7 @@ class TokenDataset:
     """The tokens of one split, read from disk as they are asked for.
 
     Attributes:
+        directory: the data directory.
         vocab_size: ids are below it.
         end_of_text: the id that ends every document.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer that made it.
@@ -126,7 +127,7 @@ class TokenDataset:
     """
 
     def __init__(self, directory: Path, split: Split, index: Index) -> None:
-        self._directory = directory
+        self.directory = directory
         self._split = split
         self._shards = index.splits[split]
         if not self._shards:
@@ -179,7 +180,7 @@ class TokenDataset:
     def document_starts(self) -> np.ndarray:
         """Where each document begins in the split: (documents,) int64, rising, the first 0."""
         parts = [
-            np.fromfile(self._directory / shard.starts_file(), dtype=START_DTYPE).astype(np.int64) + border
+            np.fromfile(self.directory / shard.starts_file(), dtype=START_DTYPE).astype(np.int64) + border
             for shard, border in zip(self._shards, self._borders, strict=False)
         ]
         return np.concatenate(parts)
@@ -192,12 +193,12 @@ class TokenDataset:
         """
         for shard in self._shards:
             for name, expected in ((shard.file, shard.sha256), (shard.starts_file(), shard.starts_sha256)):
-                with (self._directory / name).open("rb") as file:
+                with (self.directory / name).open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                        raise UserError(f"{self._directory / name} is damaged (checksum); prepare the data again")
+                        raise UserError(f"{self.directory / name} is damaged (checksum); prepare the data again")
 
     def _check_size(self, name: str, expected: int) -> None:
-        path = self._directory / name
+        path = self.directory / name
         try:
             size = path.stat().st_size
         except OSError as error:

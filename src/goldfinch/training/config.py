@@ -101,8 +101,9 @@ class TrainConfig:
     initial: Path | None = None
     """Folder of a model to start from these weights instead of random ones; the model and the tokenizer are its own. Of
     its settings only model.rope may be changed: it holds no weights. Weights are trained in fp32, however stored."""
-    data: Path
-    """Folder made by `goldfinch data prepare`."""
+    data: tuple[str, ...]
+    """Folder made by `goldfinch data prepare`. Several are mixed: FOLDER=WEIGHT ... gives each its part of all windows,
+    FOLDER ... without weights takes them in proportion to their tokens."""
     output: Path
     """Folder of the run: weights, checkpoints, metrics, samples."""
     steps: int = 0
@@ -191,8 +192,8 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
         values = dataclasses.asdict(self)
-        paths = {name: str(values[name]) for name in ("data", "output", "initial") if values[name] is not None}
-        return values | {"model": self.model.to_dict()} | paths
+        paths = {name: str(values[name]) for name in ("output", "initial") if values[name] is not None}
+        return values | {"model": self.model.to_dict(), "data": list(self.data)} | paths
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

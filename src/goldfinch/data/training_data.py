@@ -1,0 +1,75 @@
+"""What a run trains on: one data directory, or several in proportion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from goldfinch.data.batches import Batches, ShuffledWindows
+from goldfinch.data.mixture import Mixture, Source, parse_sources
+from goldfinch.data.shards import TOKENIZER, Index, TokenDataset
+from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
+from goldfinch.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The sources of a run, opened.
+
+    Attributes:
+        sources: folders and weights.
+        train: the training tokens of each source.
+        validation: the validation tokens by name of the source; those that have some.
+        tokenizer: of all of them.
+    """
+
+    sources: list[Source]
+    train: list[TokenDataset]
+    validation: dict[str, TokenDataset]
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, texts: Sequence[str]) -> Self:
+        """Open data directories: "FOLDER" each, or "FOLDER=WEIGHT" each.
+
+        Raises:
+            UserError: a folder is no data directory, or not of the same tokenizer as the others; see `parse_sources`.
+        """
+        sources = parse_sources(texts)
+        indices = [Index.load(Path(source.folder)) for source in sources]
+        for source, index in zip(sources, indices, strict=True):
+            if index.tokenizer_hash != indices[0].tokenizer_hash:
+                raise UserError(
+                    f"{source.folder} has another tokenizer ({index.tokenizer}, {index.vocab_size:,} ids) than "
+                    f"{sources[0].folder} ({indices[0].tokenizer}, {indices[0].vocab_size:,} ids): prepare one again "
+                    f"with --tokenizer and the tokenizer.json of the other"
+                )
+        folders = {name: Path(source.folder) for name, source in zip(_names(sources), sources, strict=True)}
+        validation = {
+            name: TokenDataset(folder, "validation", index)
+            for (name, folder), index in zip(folders.items(), indices, strict=True)
+            if index.splits["validation"]
+        }
+        if not validation:
+            raise UserError(f"{sources[0].folder} has no validation tokens; prepare the data again")
+        train = [TokenDataset(folder, "train", index) for folder, index in zip(folders.values(), indices, strict=True)]
+        return cls(sources, train, validation, load_tokenizer(Path(sources[0].folder) / TOKENIZER))
+
+    def batches(self, context: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1) -> Batches:
+        """The training batches: windows of `context` + 1 tokens, by weight, or by the number of windows.
+
+        Raises:
+            UserError: a source is shorter than one window.
+        """
+        windows = [ShuffledWindows(dataset, context, seed, stream) for stream, dataset in enumerate(self.train)]
+        weights = [
+            each.windows if source.weight is None else source.weight
+            for source, each in zip(self.sources, windows, strict=True)
+        ]
+        return Batches(windows, Mixture(weights), batch_size, rank=rank, world_size=world_size)
+
+
+def _names(sources: list[Source]) -> list[str]:
+    """The last part of each folder's name; all of it where two end alike."""
+    short = [Path(source.folder).name for source in sources]
+    return short if len(set(short)) == len(short) else [source.folder for source in sources]
