@@ -44,8 +44,8 @@ def test_shares_are_exact_everywhere_and_known_without_counting(weights: list[in
     mixture, total = Mixture(weights), sum(weights)
     seen = mixture.counts(start)
     for place in range(start, start + 40):
-        source, index = mixture.turn(place)
-        assert index == seen[source]
+        source, window = mixture.turn(place)
+        assert window == seen[source]
         seen[source] += 1
         assert seen == mixture.counts(place + 1)
         for count, weight in zip(seen, weights, strict=True):

@@ -1,4 +1,4 @@
-"""`goldfinch data`: prepare text for training, verify what was prepared."""
+"""`goldfinch data`: make, check and export what models train on."""
 
 import shlex
 from dataclasses import dataclass
@@ -88,20 +88,13 @@ class Prepare:
     def _tokenizer(self) -> "Tokenizer":
         from goldfinch.data.binidx import is_pair
         from goldfinch.data.prepare import train_tokenizer
-        from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer, load_tokenizer
 
-        match self.tokenizer:
-            case "bytes":
-                return ByteTokenizer()
-            case "world":
-                return WorldTokenizer()
-            case "bpe":
-                pair = next(filter(is_pair, self.files), None)
-                if pair:
-                    raise UserError(f"name the tokenizer that made {pair}: --tokenizer world, or a tokenizer.json file")
-                return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
-            case path:
-                return load_tokenizer(Path(path))
+        if self.tokenizer != "bpe":
+            return _named_tokenizer(self.tokenizer)
+        pair = next(filter(is_pair, self.files), None)
+        if pair:
+            raise UserError(f"name the tokenizer that made {pair}: --tokenizer world, or a tokenizer.json file")
+        return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
         lines = [
@@ -119,18 +112,93 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Write a data directory that streams a Hugging Face dataset: training reads and tokenises it as it goes.
+
+    goldfinch data stream JeanKaddour/minipile -o data/minipile --tokenizer world
+    goldfinch data stream path/to/folder -o data/mine --tokenizer data/books/tokenizer.json
+
+    For what is too large to store twice. What fits on the disk, and what many processes train on, is better prepared.
+    Needs `pip install 'goldfinch[datasets]'`, and a network for datasets on the Hub alone.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Folder or file of parquet, json lines, arrow, csv or text, what save_to_disk wrote, or a name on the Hub."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Directory to write."""
+    tokenizer: str = "world"
+    """bytes, world (RWKV World, 65,536 ids), or a byte-level tokenizer.json file."""
+    config: str = ""
+    """Which configuration of the dataset; its only or default one if empty."""
+    split: str = "train"
+    """Which split of the dataset."""
+    revision: str = ""
+    """Commit, tag or branch on the Hub. A commit keeps a long run from reading a dataset that has changed."""
+    text_field: str = "text"
+    """Column that holds the text."""
+    validation_documents: int = 500
+    """Documents at the start that are stored for validation and not trained on."""
+    shuffle_windows: int = 2048
+    """How many windows of training tokens wait to be drawn at random. More are mixed better; each checkpoint has them,
+    with 4 bytes a token."""
+    overwrite: bool = False
+    """Replace the data directory if it exists."""
+
+    def run(self) -> None:
+        """Read the first documents; a summary."""
+        from goldfinch.data import stream
+        from goldfinch.data.prepare import prepare_stream
+
+        local = Path(self.dataset)
+        described = stream.Stream(
+            dataset=str(local.resolve()) if local.exists() else self.dataset,
+            config=self.config,
+            split=self.split,
+            revision=self.revision,
+            text_field=self.text_field,
+            shuffle_windows=self.shuffle_windows,
+        )
+        report = prepare_stream(
+            described,
+            self.output,
+            _named_tokenizer(self.tokenizer),
+            validation_documents=self.validation_documents,
+            overwrite=self.overwrite,
+        )
+        print(
+            f"{self.output}: streams {described.dataset} for training\n"
+            f"  validation: its first {report.documents:,} documents, {report.tokens:,} tokens\n"
+            f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME --steps STEPS"
+        )
+
+
+def _named_tokenizer(name: str) -> "Tokenizer":
+    from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer, load_tokenizer
+
+    match name:
+        case "bytes":
+            return ByteTokenizer()
+        case "world":
+            return WorldTokenizer()
+        case path:
+            return load_tokenizer(Path(path))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verify:
     """Check every file of a data directory against its checksum."""
 
     directory: tyro.conf.Positional[Path]
-    """What `goldfinch data prepare` wrote."""
+    """What `goldfinch data prepare` or `data stream` wrote."""
 
     def run(self) -> None:
         """Read everything; one line per split that is whole."""
-        from goldfinch.data.shards import verify
+        from goldfinch.data.shards import Index, verify
 
         for split, dataset in verify(self.directory):
             print(f"{split}: {len(dataset):,} tokens, checksums match")
+        if stream := Index.load(self.directory).stream:
+            print(f"train: streamed from {stream.dataset}, nothing is stored")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +225,12 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Prepare text for training, or verify what was prepared."""
+    """Make data directories for `goldfinch train --data`: from text or token pairs (prepare), from a Hugging Face
+    dataset that is read while training (stream). Check them (verify), or write them as token pairs (export)."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Prepare, tyro.conf.subcommand("prepare")]
+        | Annotated[Stream, tyro.conf.subcommand("stream")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Export, tyro.conf.subcommand("export")]
     ]

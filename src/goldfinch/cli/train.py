@@ -155,7 +155,7 @@ def _list_recipes() -> None:
 
 def _values(args: list[str], flag: str) -> list[str]:
     """What the arguments give for `flag`, as `--flag value ...` or `--flag=value`."""
-    values = []
+    values: list[str] = []
     for place, arg in enumerate(args):
         if arg == flag:
             values += itertools.takewhile(lambda value: not value.startswith("-"), args[place + 1 :])

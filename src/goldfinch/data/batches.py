@@ -1,6 +1,6 @@
 """Batches of windows: of one or several sources, shuffled, for training; in order for validation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -8,11 +8,12 @@ import torch
 
 from goldfinch.data.mixture import Mixture, Turn
 from goldfinch.data.shards import TokenDataset
+from goldfinch.data.stream_windows import StreamWindows
 from goldfinch.errors import UserError
 
 
 class Windows(Protocol):
-    """An endless order of windows: `ShuffledWindows` of a dataset."""
+    """An endless order of windows: `ShuffledWindows` of a dataset, `StreamWindows` of a stream."""
 
     @property
     def windows(self) -> int | None:
@@ -84,7 +85,9 @@ class ShuffledWindows:
 
 
 class Batches:
-    """The batch of every step, a pure function of the step: resuming needs the step alone.
+    """The batch of every step, a pure function of the step: resuming needs the step alone, but for streams.
+
+    Streams give their batches in order, and have a state that goes with the step; all processes have the same.
 
     Attributes:
         windows: windows in an epoch of all sources together; None where that is not known.
@@ -107,19 +110,54 @@ class Batches:
         counts = [source.windows for source in sources]
         self.windows = None if None in counts else sum(filter(None, counts))
         self._sources = sources
+        self._streams = {i: source for i, source in enumerate(sources) if isinstance(source, StreamWindows)}
         self._mixture = mixture
         self._batch_size = batch_size
         share = batch_size // world_size
         self._rows = range(rank * share, (rank + 1) * share)
 
     def batch(self, step: int) -> torch.Tensor:
-        """The batch of `step`, from 0 on: (B / world_size, T + 1) int64; inputs [:, :-1], targets [:, 1:]."""
-        rows = [self._sources[turn.source].window(turn.index) for turn in self._turns(step)]
+        """The batch of `step`, from 0 on: (B / world_size, T + 1) int64; inputs [:, :-1], targets [:, 1:].
+
+        With streams, `step` is that of the last call, the one after it, or a later one.
+        """
+        for number, index in self._stream_places(step):
+            self._streams[number].seek(index)
+        rows = [self._sources[turn.source].window(turn.window) for turn in self._turns(step)]
         return torch.from_numpy(np.stack(rows).astype(np.int64, copy=False))
 
     def places(self, step: int) -> list[str]:
         """Where the windows of `batch(step)` are to be found."""
-        return [self._sources[turn.source].place(turn.index) for turn in self._turns(step)]
+        return [self._sources[turn.source].place(turn.window) for turn in self._turns(step)]
+
+    def state(self, step: int) -> dict[str, torch.Tensor]:
+        """What `load_state` needs beside the seed so that `batch(step)` comes next; empty where there is no stream."""
+        return {
+            f"{number}/{name}": tensor
+            for number, index in self._stream_places(step)
+            for name, tensor in self._streams[number].state(index).items()
+        }
+
+    def load_state(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on where `state(step)` was taken, on any number of processes.
+
+        Raises:
+            UserError: it is of other settings.
+        """
+        for number, index in self._stream_places(step):
+            prefix = f"{number}/"
+            own = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+            self._streams[number].load_state(index, own)
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        for stream in self._streams.values():
+            stream.close()
+
+    def _stream_places(self, step: int) -> list[tuple[int, int]]:
+        """The number of each stream, and the index of the first window that `step` or a later one takes of it."""
+        counts = self._mixture.counts(step * self._batch_size)
+        return [(number, counts[number]) for number in self._streams]
 
     def _turns(self, step: int) -> list[Turn]:
         return [self._mixture.turn(step * self._batch_size + row) for row in self._rows]

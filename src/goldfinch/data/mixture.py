@@ -58,10 +58,10 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
 
 
 class Turn(NamedTuple):
-    """Whose window a place in the training order takes: window `index` of source `source`, both from 0 on."""
+    """Whose window a place in the training order takes, both counted from 0."""
 
     source: int
-    index: int
+    window: int
 
 
 class Mixture:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from goldfinch.data.binidx import TokenDocument, TokenPair, is_pair
 from goldfinch.data.shards import SPLITS, Split
 from goldfinch.data.sources import Document, input_bytes, read_documents
 from goldfinch.data.split import D, Splitter
+from goldfinch.data.stream import Stream, first_documents
 from goldfinch.data.tokenizers import BpeTokenizer, Tokenizer
 from goldfinch.data.writer import check_output, write_dataset
 from goldfinch.errors import UserError
@@ -144,6 +145,32 @@ def prepare(
                 tokens = sum(split.tokens for split in report.values())
                 on_progress(Progress(bytes_read=batch[-1][1].position, bytes_total=source.size, tokens=tokens))
     return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut is not None)
+
+
+def prepare_stream(
+    stream: Stream, output: Path, tokenizer: Tokenizer, *, validation_documents: int, overwrite: bool = False
+) -> PrepareReport:
+    """Write a data directory whose training text is streamed: its first documents are the validation split.
+
+    Args:
+        stream: what to read; its `skip` is set here.
+        output: the directory to write.
+        tokenizer: saved in `output` as well.
+        validation_documents: how many of the first documents.
+        overwrite: replace `output`, if it is a data directory.
+
+    Raises:
+        UserError: the stream cannot be read or has no more documents than these, or `output` exists.
+    """
+    if validation_documents < 1:
+        raise UserError(f"validation takes at least one document, not {validation_documents}")
+    check_output(output, overwrite=overwrite)
+    texts, rows = first_documents(replace(stream, skip=0), validation_documents)
+    report = SplitReport(documents=len(texts), text_bytes=sum(len(text.encode()) for text in texts))
+    with write_dataset(output, tokenizer, overwrite=overwrite, stream=replace(stream, skip=rows)) as writers:
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            report.tokens += writers["validation"].append(ids, len(text.encode()))
+    return PrepareReport(splits={"validation": report}, skipped=0, cut=False)
 
 
 class _Source(Protocol):

@@ -8,6 +8,9 @@ A data directory has, for the splits "train" and "validation",
     train-00000.docs       where in train-00000.bin documents begin: little-endian uint64, in tokens
 
 A document may go on in the next shard. `writer.py` writes it all.
+
+Where index.json describes a stream (`stream.py`), there are no shards for training: the text is read, and tokenised,
+while a model trains on it.
 """
 
 import hashlib
@@ -20,12 +23,14 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
+from goldfinch.config import from_plain
+from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import load_tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import write_text
 
 FORMAT = "goldfinch-tokens"
-VERSION = 1
+VERSION = 2  # 2: streams; what has none is written as 1
 INDEX = "index.json"
 TOKENIZER = "tokenizer.json"
 
@@ -72,6 +77,7 @@ class Index:
         end_of_text: the id that ends documents.
         dtype: "uint16" or "uint32".
         splits: the shards of each split, in order.
+        stream: what to read for training, in place of shards; None where there are shards.
     """
 
     tokenizer: str
@@ -80,10 +86,13 @@ class Index:
     end_of_text: int
     dtype: str
     splits: dict[str, list[Shard]]
+    stream: Stream | None = None
 
     def save(self, directory: Path) -> None:
         """Write `directory`/index.json."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content = {"format": FORMAT, "version": VERSION if self.stream else 1, **asdict(self)}
+        if self.stream is None:
+            del content["stream"]
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")
 
     @classmethod
@@ -101,8 +110,12 @@ class Index:
             version = content.pop("version")
             if version > VERSION:
                 raise UserError(f"{path} has version {version}, newer than {VERSION}: upgrade goldfinch")
-            splits = content.pop("splits")
-            index = cls(**content, splits={name: [Shard(**shard) for shard in splits[name]] for name in SPLITS})
+            splits, stream = content.pop("splits"), content.pop("stream", None)
+            index = cls(
+                **content,
+                splits={name: [Shard(**shard) for shard in splits[name]] for name in SPLITS},
+                stream=None if stream is None else from_plain(Stream, stream, "stream."),
+            )
             if index.dtype not in TOKEN_DTYPES:
                 raise ValueError(f"unknown dtype {index.dtype!r}")
         except OSError as error:
@@ -130,6 +143,8 @@ class TokenDataset:
         self.directory = directory
         self._split = split
         self._shards = index.splits[split]
+        if not self._shards and index.stream and split == "train":
+            raise UserError(f"{directory} streams its training text: its tokens are not stored; use `data prepare`")
         if not self._shards:
             raise UserError(f"{directory} has no {split} tokens; prepare the data again")
         self.vocab_size = index.vocab_size
@@ -208,7 +223,7 @@ class TokenDataset:
 
 
 def verify(directory: Path) -> Iterator[tuple[Split, TokenDataset]]:
-    """Check every file of a data directory, split by split; yield each when it has passed.
+    """Check every file of a data directory, split by split; yield each when it has passed. A stream has no files.
 
     Raises:
         UserError: a file is missing, damaged or of another tokenizer.
@@ -217,6 +232,8 @@ def verify(directory: Path) -> Iterator[tuple[Split, TokenDataset]]:
     if load_tokenizer(directory / TOKENIZER).hash != index.tokenizer_hash:
         raise UserError(f"{directory / TOKENIZER} is not the tokenizer of these tokens; prepare the data again")
     for split in SPLITS:
+        if index.stream and split == "train":
+            continue
         dataset = TokenDataset(directory, split, index)
         dataset.verify()
         yield split, dataset

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from goldfinch.data.batches import Batches, ShuffledWindows
+from goldfinch.data.batches import Batches, ShuffledWindows, Windows
 from goldfinch.data.mixture import Mixture, Source, parse_sources
 from goldfinch.data.shards import TOKENIZER, Index, TokenDataset
+from goldfinch.data.stream import Stream
+from goldfinch.data.stream_windows import StreamWindows
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
 
@@ -18,13 +20,13 @@ class TrainingData:
 
     Attributes:
         sources: folders and weights.
-        train: the training tokens of each source.
+        train: the training tokens of each source, or where to stream them from.
         validation: the validation tokens by name of the source; those that have some.
         tokenizer: of all of them.
     """
 
     sources: list[Source]
-    train: list[TokenDataset]
+    train: list[TokenDataset | Stream]
     validation: dict[str, TokenDataset]
     tokenizer: Tokenizer
 
@@ -52,20 +54,39 @@ class TrainingData:
         }
         if not validation:
             raise UserError(f"{sources[0].folder} has no validation tokens; prepare the data again")
-        train = [TokenDataset(folder, "train", index) for folder, index in zip(folders.values(), indices, strict=True)]
+        train = [
+            index.stream or TokenDataset(folder, "train", index)
+            for folder, index in zip(folders.values(), indices, strict=True)
+        ]
         return cls(sources, train, validation, load_tokenizer(Path(sources[0].folder) / TOKENIZER))
 
-    def batches(self, context: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1) -> Batches:
+    def batches(
+        self, context: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1, workers: int = 0
+    ) -> Batches:
         """The training batches: windows of `context` + 1 tokens, by weight, or by the number of windows.
 
+        Args:
+            context: targets in a window.
+            batch_size: windows in a step, over all processes.
+            seed: of the order.
+            rank, world_size: which of the processes this is.
+            workers: processes that tokenise each stream ahead.
+
         Raises:
-            UserError: a source is shorter than one window.
+            UserError: a source is shorter than one window, or a stream has no weight beside others.
         """
-        windows = [ShuffledWindows(dataset, context, seed, stream) for stream, dataset in enumerate(self.train)]
-        weights = [
-            each.windows if source.weight is None else source.weight
-            for source, each in zip(self.sources, windows, strict=True)
-        ]
+        windows: list[Windows] = []
+        for number, (source, train) in enumerate(zip(self.sources, self.train, strict=True)):
+            if isinstance(train, Stream):
+                tokenizer = Path(source.folder) / TOKENIZER
+                windows.append(StreamWindows(train, tokenizer, context, seed, number, workers))
+            else:
+                windows.append(ShuffledWindows(train, context, seed, number))
+        alone = len(windows) == 1
+        weights = [source.weight or each.windows or alone for source, each in zip(self.sources, windows, strict=True)]
+        if not all(weights):
+            stream = self.sources[weights.index(False)].folder
+            raise UserError(f"how long the stream {stream} is is not known: give each source a weight, FOLDER=WEIGHT")
         return Batches(windows, Mixture(weights), batch_size, rank=rank, world_size=world_size)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from goldfinch.data.shards import SPLITS, START_DTYPE, TOKEN_DTYPES, TOKENIZER, Index, Shard, Split
+from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_directory
@@ -130,12 +131,17 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def write_dataset(
-    output: Path, tokenizer: Tokenizer, *, overwrite: bool = False, shard_tokens: int = SHARD_TOKENS
+    output: Path,
+    tokenizer: Tokenizer,
+    *,
+    overwrite: bool = False,
+    shard_tokens: int = SHARD_TOKENS,
+    stream: Stream | None = None,
 ) -> Iterator[dict[Split, SplitWriter]]:
     """Give a writer for each split; when the block ends well, `output` is the complete data directory.
 
     When the block raises, `output` is as it was. An `output` that is overwritten stays until the new one is
-    complete.
+    complete. With `stream`, that is what training reads in place of shards.
 
     Raises:
         UserError: see `check_output`.
@@ -156,4 +162,5 @@ def write_dataset(
             end_of_text=tokenizer.end_of_text,
             dtype=dtype,
             splits={str(split): written for split, written in shards.items()},
+            stream=stream,
         ).save(directory)

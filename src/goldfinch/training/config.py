@@ -138,6 +138,9 @@ class TrainConfig:
     compile: bool = False
     """Run blocks through torch.compile: steps are about a fifth faster (CPU, fp32) after a minute or more of compiling,
     with other roundings. On CPUs it needs a C++ compiler. It pays in runs of more than some ten minutes."""
+    workers: int = 1
+    """Processes that tokenise a stream (`goldfinch data stream`) ahead of the steps; 0: between the steps. The order of
+    the data does not depend on it."""
     device: str = "auto"
     """cpu, cuda, ...; auto: a GPU if there is one."""
     seed: int = 0
@@ -177,7 +180,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         not_negative = ("steps", "minutes", "micro_batch_size", "validation_tokens", "keep_every", "most_skipped_steps")
-        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "seed"):
+        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name)}")
         if self.steps == 0 and not self.epochs > 0:

@@ -1,0 +1,170 @@
+"""Documents of a Hugging Face dataset, read as they are needed and from any place again.
+
+The only file that knows the package `datasets` (extra `datasets`).
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldfinch.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+# Formats whose readers run no code of the dataset's and unpickle nothing.
+FORMATS = ("parquet", "json", "arrow", "csv", "text")
+
+Position = dict[str, Any]
+"""Where a reader stands: plain JSON types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What `goldfinch data stream` writes into index.json: a dataset to read while training.
+
+    Attributes:
+        dataset: a name on the Hub, or the absolute path of a folder or file.
+        config: which configuration of it; "" for the only or default one.
+        split: which split of it.
+        revision: commit, tag or branch of a dataset on the Hub; "" for the newest.
+        text_field: column that holds the text.
+        skip: rows at its start that are not for training: the validation split is made of them.
+        shuffle_windows: how many windows wait to be drawn; see `StreamedWindows`.
+    """
+
+    dataset: str
+    config: str = ""
+    split: str = "train"
+    revision: str = ""
+    text_field: str = "text"
+    skip: int = 0
+    shuffle_windows: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.shuffle_windows < 1:
+            raise UserError(f"shuffle_windows must be above 0, not {self.shuffle_windows}")
+
+
+class StreamReader:
+    """The documents of a stream, over and over: an iterator without end. Rows without text are passed over.
+
+    Attributes:
+        rows: read in this epoch, those without text included.
+        epoch: how many times all of it was read.
+
+    Args:
+        stream: what to read.
+        position: where to go on, as `position` has told; None for the start.
+
+    Raises:
+        UserError: it cannot be opened or read, has no such column, or no text.
+    """
+
+    def __init__(self, stream: Stream, position: Position | None = None) -> None:
+        self._stream = stream
+        self._open(position or {"epoch": 0, "rows": 0, "documents": 0, "state": None})
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            try:
+                row = next(self._rows, None)
+            except Exception as error:  # whatever the network, the file system and the format's reader raise
+                raise self._unreadable(error) from error
+            if row is None:
+                if not self._documents:
+                    raise UserError(f"{self._stream.dataset} has no text after its first {self._stream.skip:,} rows")
+                self._open({"epoch": self.epoch + 1, "rows": 0, "documents": 0, "state": None})
+                continue
+            self.rows += 1
+            if text := self._text(row):
+                self._documents += 1
+                return text
+
+    def position(self) -> Position:
+        """Where the next document is found: plain JSON types."""
+        state = self._dataset.state_dict()
+        return {"epoch": self.epoch, "rows": self.rows, "documents": self._documents, "state": state}
+
+    def _open(self, position: Position) -> None:
+        stream = self._stream
+        self.epoch, self.rows, self._documents = (position[name] for name in ("epoch", "rows", "documents"))
+        try:
+            dataset = _open(stream)
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # `datasets` raises all kinds for a wrong name, split, file or a network that is down
+            raise self._unreadable(error) from error
+        columns = dataset.column_names
+        if columns is not None and stream.text_field not in columns:
+            raise UserError(
+                f"{stream.dataset} has no column {stream.text_field!r} but {', '.join(columns)}; give --text-field"
+            )
+        self._dataset = dataset.select_columns([stream.text_field]).skip(stream.skip)
+        if position["state"] is not None:
+            self._dataset.load_state_dict(position["state"])
+        self._rows = iter(self._dataset)
+
+    def _text(self, row: dict[str, Any]) -> str:
+        text = row[self._stream.text_field]
+        if text is not None and not isinstance(text, str):
+            raise UserError(
+                f"{self._stream.dataset}, row {self.rows:,}: {self._stream.text_field!r} is not text but "
+                f"{type(text).__name__}; give --text-field"
+            )
+        return text or ""
+
+    def _unreadable(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"the dataset {self._stream.dataset} cannot be read: {reason}")
+
+
+def _open(stream: Stream) -> "IterableDataset":
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("streaming needs the package datasets: pip install 'goldfinch[datasets]'") from error
+    path = Path(stream.dataset)
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():  # what Dataset.save_to_disk writes
+        saved = datasets.load_from_disk(path)
+        if isinstance(saved, datasets.DatasetDict):
+            saved = saved[stream.split]
+        return saved.to_iterable_dataset()
+    # A file by its folder: `datasets` would otherwise ask the Hub about the format.
+    file = path.is_file()
+    builder = datasets.load_dataset_builder(
+        str(path.parent if file else path) if path.exists() else stream.dataset,
+        stream.config or None,
+        data_files=[path.name] if file else None,
+        revision=stream.revision or None,
+    )
+    if builder.name not in FORMATS:
+        raise UserError(f"{stream.dataset} is of the format {builder.name}; {', '.join(FORMATS)} can be streamed")
+    dataset = builder.as_streaming_dataset(split=stream.split)
+    assert isinstance(dataset, datasets.IterableDataset)
+    return dataset
+
+
+def first_documents(stream: Stream, count: int) -> tuple[list[str], int]:
+    """The first `count` documents, and how many rows they take up.
+
+    Raises:
+        UserError: nothing would be left after them; see `StreamReader`.
+    """
+    reader = StreamReader(stream)
+    texts = list(itertools.islice(reader, count))
+    rows = reader.rows
+    next(reader)
+    if reader.epoch:
+        raise UserError(
+            f"{stream.dataset} has no more than {count:,} documents, all for validation: "
+            "give a smaller --validation-documents, or use `goldfinch data prepare`"
+        )
+    return texts, rows
