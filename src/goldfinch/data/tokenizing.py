@@ -43,8 +43,11 @@ class Tokens(NamedTuple):
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """The ids of documents, one after the other, each with the end of text: (n,) int32."""
-    encoded = tokenizer.encode_batch(texts)
-    return np.array([id for ids in encoded for id in (*ids, tokenizer.end_of_text)], dtype=ID)
+    row: list[int] = []
+    for ids in tokenizer.encode_batch(texts):
+        row += ids
+        row.append(tokenizer.end_of_text)
+    return np.array(row, dtype=ID)
 
 
 def read_chunk(reader: StreamReader, characters: int) -> tuple[list[str], Position]:
