@@ -174,7 +174,7 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--optimizer.rates", "haed.*=1"): "head.weight",
         ("train", "--data", data, "-o", out, "--precision", "fp8"): "'auto', 'bf16', 'fp32'",
         ("train", "--data", data, "-o", out, "--model.rope", "bass=3"): "did you mean base",
-        ("data",): "{prepare, verify}",
+        ("data",): "{prepare, stream, verify, export}",
         ("generate", tmp_path, "x"): "holds no model",
         ("generate", trained): "goldfinch generate --help",
         ("generate", trained, ""): "prompt is empty",

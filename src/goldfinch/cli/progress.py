@@ -105,6 +105,7 @@ class TrainingDisplay(_Display):
         """Print a line above the bar."""
         self._console.print(
             f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte"
+            + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
         )
         sys.stdout.flush()
 

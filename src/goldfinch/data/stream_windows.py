@@ -88,11 +88,13 @@ class StreamWindows:
         place = self._marks[index]
         waiting = np.stack(place.waiting) if place.waiting else np.empty((0, self._length + 1), dtype=ID)
         position = json.dumps({"index": place.index, "position": place.position}).encode()
-        return {
+        tensors = {
             "waiting": torch.from_numpy(waiting),
             "rest": torch.from_numpy(place.rest.copy()),
             "position": torch.frombuffer(bytearray(position), dtype=torch.uint8),
         }
+        # Nothing waits before the first window; checkpoints know no empty tensors.
+        return {name: tensor for name, tensor in tensors.items() if tensor.numel()}
 
     def load_state(self, index: int, state: dict[str, Tensor]) -> None:
         """Go on where `state(index)` was taken.
@@ -102,7 +104,9 @@ class StreamWindows:
         """
         try:
             stored = json.loads(state["position"].numpy().tobytes())
-            waiting, rest = state["waiting"].numpy(), state["rest"].numpy()
+            start = stored["position"] is None
+            waiting = np.empty((0, self._length + 1), ID) if start else state["waiting"].numpy()
+            rest = np.empty(0, ID) if start else state["rest"].numpy()
             fits = (
                 stored["index"] == index
                 and waiting.shape in ((0, self._length + 1), (self._stream.shuffle_windows, self._length + 1))

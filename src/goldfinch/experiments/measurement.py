@@ -1,6 +1,7 @@
 """What a trained model is measured on after its training: loss by position, and the bytes it remembers a text with."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,22 +122,23 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> list[Tensor]:
     """(B, T + 1) int64 each, as long as those of the training, evenly spread over the validation split."""
     values = {
         "model": run.model.to_dict(),
-        "data": (data[0] if len(data) == 1 else list(data)) if data else run.settings["data"],
+        "data": list(data) or run.settings["data"],
         "output": str(run.folder),
         "context": run.settings["context"],
         "batch_size": WINDOWS_AT_ONCE,
         "steps": 1,
     }
     try:
-        parts = list(RunData(TrainConfig.from_dict(values), ALONE).validation_windows(0))
+        sources = RunData(TrainConfig.from_dict(values), ALONE).validation_windows(0)
     except UserError as error:
         if data:
             raise
         raise UserError(f"{run.folder}: {error}; if its data has moved, give --data") from error
-    rows = [row for part in parts for row in part]
+    rows = [row for part in itertools.chain.from_iterable(sources.values()) for row in part]
     most = max(1, POSITION_TOKENS // run.settings["context"])
     chosen = [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
-    whole = [row for row in chosen if len(row) == len(chosen[0])]  # without the rest at the end of the split
+    length = max(map(len, chosen))
+    whole = [row for row in chosen if len(row) == length]  # without the rest at the end of each source
     return list(torch.stack(whole).split(WINDOWS_AT_ONCE))
 
 

@@ -31,12 +31,12 @@ from goldfinch.training.processes import Processes
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)")
-_MODEL, _OPTIMIZER = "model/", "optimizer/"
+_MODEL, _OPTIMIZER, _DATA = "model/", "optimizer/", "data/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. The data order is a function of seed and step, so the step is the data position too."""
+    """Where a run stands. The order of stored data is a function of seed and step; streams have a state beside it."""
 
     step: int = 0
     """Steps done, skipped ones included."""
@@ -81,6 +81,7 @@ class Checkpoints:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         progress: Progress,
+        data: Mapping[str, Tensor],
         weights: dict[str, Tensor],
     ) -> None:
         """Copy everything, and go on while it is written to `checkpoints/step-N/`, and then to `model.safetensors`.
@@ -89,6 +90,7 @@ class Checkpoints:
             parameters: by name; each process's part.
             optimizer: of those that are trained.
             progress: where the run stands.
+            data: the state of the data, `Batches.state`; the same in all processes.
             weights: the whole model, which process 0 writes for `goldfinch.load`.
 
         Raises:
@@ -103,7 +105,8 @@ class Checkpoints:
 
         writer = CheckpointWriter(path, self._processes.rank, dataclasses.asdict(progress), committed)
         _quiet_about_one_process()
-        future = dcp.async_save(_tensors(parameters, optimizer), storage_writer=writer, process_group=self._group)
+        tensors = _tensors(parameters, optimizer) | {_DATA + name: tensor for name, tensor in data.items()}
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
         self._saving = path, future
 
@@ -129,8 +132,11 @@ class Checkpoints:
 
     def load(
         self, path: Path, parameters: Mapping[str, nn.Parameter], model: Decoder, optimizer: torch.optim.Optimizer
-    ) -> Progress:
+    ) -> tuple[Progress, dict[str, Tensor]]:
         """Put a checkpoint's weights and optimizer state in place, each process its part.
+
+        Returns:
+            Where the run stands, and the state of the data.
 
         Raises:
             UserError: the checkpoint is damaged, or of another model.
@@ -144,11 +150,11 @@ class Checkpoints:
                 optimizer.state[parameter] = {
                     key: _like(tensor, parameter) for key, tensor in _below(f"{_OPTIMIZER}{name}/", stored).items()
                 }
+            data = {name: torch.empty_like(tensor, device="cpu") for name, tensor in _below(_DATA, stored).items()}
         _quiet_about_one_process()
-        dcp.load(
-            _tensors(parameters, optimizer), storage_reader=CheckpointReader(path, index), process_group=self._group
-        )
-        return progress
+        tensors = _tensors(parameters, optimizer) | {_DATA + name: tensor for name, tensor in data.items()}
+        dcp.load(tensors, storage_reader=CheckpointReader(path, index), process_group=self._group)
+        return progress, data
 
     def _remove_old(self, newest: Path) -> None:
         """Keep `newest` and what the policy keeps of those before it; newer ones are damaged, or would not be there."""

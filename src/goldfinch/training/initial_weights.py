@@ -22,7 +22,7 @@ def check_initial(config: TrainConfig, tokenizer: Tokenizer) -> None:
     if config.initial is not None:
         stored = read_config(config.initial)
         _check_model(config.initial, stored, config.model)
-        _check_tokenizer(config.initial, stored, config.data, tokenizer)
+        _check_tokenizer(config.initial, stored, config.data[0], tokenizer)
 
 
 def set_initial_weights(model: Decoder, config: TrainConfig) -> None:
@@ -48,7 +48,7 @@ def _check_model(folder: Path, stored: ModelConfig, wanted: ModelConfig) -> None
             )
 
 
-def _check_tokenizer(folder: Path, stored: ModelConfig, data: Path, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(folder: Path, stored: ModelConfig, data: str, tokenizer: Tokenizer) -> None:
     theirs = read_tokenizer(folder, stored)
     if theirs is not None and theirs.hash != tokenizer.hash:
         raise UserError(

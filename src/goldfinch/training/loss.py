@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +72,20 @@ class Validation:
     """The same, per byte of text: comparable between tokenizers."""
     tokens: int
     """How many were predicted."""
+    text_bytes: int
+    """Of the text that they stand for."""
     by_position: tuple[PositionLoss, ...]
     """By how many tokens of the window were read before: 1, 2, 3-4, 5-8, 9-16, ..."""
     by_document_position: tuple[PositionLoss, ...]
     """By how many of these were of the target's own document: 0, 1, 2, 3-4, 5-8, ... Of a document that begins before
     its window, what the window holds counts. 0 are the targets that begin a document; with resets there are none."""
+    sources: dict[str, "Validation"] = dataclasses.field(default_factory=dict)
+    """The same of each source of the data, by name, where there are several."""
+
+    def sources_record(self) -> dict[str, Any]:
+        """The sources as a field of metrics.jsonl; nothing where there is one."""
+        of = {name: {"loss": each.loss, "bits_per_byte": each.bits_per_byte} for name, each in self.sources.items()}
+        return {"validation_by_source": of} if of else {}
 
 
 # Not inference mode: gathered weights would be of no use to training afterwards.
@@ -124,6 +134,7 @@ def validate(
         loss=nats / tokens,
         bits_per_byte=nats / math.log(2) / text_bytes,
         tokens=int(tokens),
+        text_bytes=int(text_bytes),
         by_position=_means(by_position),
         by_document_position=_means(by_document_position),
     )
@@ -144,3 +155,33 @@ def _means(sums: Tensor) -> tuple[PositionLoss, ...]:
         for i, (nats, tokens) in enumerate(sums.T.tolist())
         if tokens
     )
+
+
+def together(sources: dict[str, Validation]) -> Validation:
+    """The validations of several sources as one, over all their tokens."""
+    results = list(sources.values())
+    if len(results) == 1:
+        return results[0]
+    tokens, text_bytes = sum(each.tokens for each in results), sum(each.text_bytes for each in results)
+    nats = sum(each.loss * each.tokens for each in results)
+    return Validation(
+        loss=nats / tokens,
+        bits_per_byte=nats / math.log(2) / text_bytes,
+        tokens=tokens,
+        text_bytes=text_bytes,
+        by_position=_merged(each.by_position for each in results),
+        by_document_position=_merged(each.by_document_position for each in results),
+        sources=sources,
+    )
+
+
+def _merged(sources: Iterable[tuple[PositionLoss, ...]]) -> tuple[PositionLoss, ...]:
+    """The means over all sources, range by range."""
+    parts = sorted(itertools.chain.from_iterable(sources), key=lambda part: part.first)
+    merged = []
+    for _, same in itertools.groupby(parts, key=lambda part: part.first):
+        each = list(same)
+        tokens = sum(part.tokens for part in each)
+        nats = sum(part.loss * part.tokens for part in each)
+        merged.append(dataclasses.replace(each[0], loss=nats / tokens, tokens=tokens))
+    return tuple(merged)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import TOKENIZER
-from goldfinch.data.batches import Batches, sequential_windows
-from goldfinch.data.shards import TokenDataset
-from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
+from goldfinch.data.batches import sequential_windows
+from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.data.training_data import TrainingData
 from goldfinch.errors import UserError
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.processes import Processes
@@ -32,31 +31,52 @@ class RunData:
                 f"batch_size {config.batch_size} cannot be shared out evenly among {processes.count} processes"
             )
         self._context = config.context
-        self.tokenizer = load_tokenizer(config.data / TOKENIZER)
+        data = TrainingData.open(config.data)
+        self.tokenizer = data.tokenizer
         """Of all the text."""
         _check_vocabulary(config, self.tokenizer)
         self.token_bytes = torch.tensor([len(self.tokenizer.token_bytes(i)) for i in range(self.tokenizer.vocab_size)])
         """(V,) int64: bytes of text that each id stands for."""
         self.reset_after = self.tokenizer.end_of_text if config.document_resets else None
         """The id that ends documents, where they are kept apart."""
-        train = TokenDataset.open(config.data, "train")
-        self.batches = Batches(
-            train, config.context, config.batch_size, config.seed, rank=processes.rank, world_size=processes.count
+        self.batches = data.batches(
+            config.context,
+            config.batch_size,
+            config.seed,
+            rank=processes.rank,
+            world_size=processes.count,
+            workers=config.workers,
         )
         """This process's part of every training batch."""
-        self.steps = config.steps or max(1, math.ceil(config.epochs * self.batches.windows / config.batch_size))
+        self.steps = config.steps or _steps_of_epochs(config, self.batches.windows)
         """Steps of the whole run."""
-        self._validation = TokenDataset.open(config.data, "validation")
+        self._validation = data.validation
         self._at_once = config.micro_batch_size or config.batch_size // processes.count
 
-    def validation_windows(self, most_tokens: int) -> Iterator[Tensor]:
-        """The validation split, or its first `most_tokens` targets unless 0, as `sequential_windows` gives them."""
-        return sequential_windows(self._validation, self._context, self._at_once, most_tokens or None)
+    def validation_windows(self, most_tokens: int) -> dict[str, Iterator[Tensor]]:
+        """The validation split of each source by name, as `sequential_windows` gives it.
+
+        With `most_tokens`, about so many targets of all of them: the start of each, of all the same part.
+        """
+        total = sum(map(len, self._validation.values()))
+        return {
+            name: sequential_windows(
+                dataset, self._context, self._at_once, -(-most_tokens * len(dataset) // total) or None
+            )
+            for name, dataset in self._validation.items()
+        }
 
     def first_words(self) -> str:
         """How the validation text begins: about sixteen tokens of it."""
-        ids = self._validation.tokens(0, min(16, len(self._validation))).tolist()
+        dataset = next(iter(self._validation.values()))
+        ids = dataset.tokens(0, min(16, len(dataset))).tolist()
         return self.tokenizer.decode(ids)
+
+
+def _steps_of_epochs(config: TrainConfig, windows: int | None) -> int:
+    if windows is None:
+        raise UserError(f"{' '.join(config.data)}: how long a stream is is not known: give --steps")
+    return max(1, math.ceil(config.epochs * windows / config.batch_size))
 
 
 def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
@@ -67,6 +87,6 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
             else f"prepare it with the tokenizer that {config.initial} was trained with"
         )
         raise UserError(
-            f"the tokenizer of {config.data} has {tokenizer.vocab_size} ids, the model only "
+            f"the tokenizer of {config.data[0]} has {tokenizer.vocab_size} ids, the model only "
             f"{config.model.vocab_size}: {remedy}"
         )

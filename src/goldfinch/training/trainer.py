@@ -19,7 +19,7 @@ from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
 from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
-from goldfinch.training.loss import Validation, validate
+from goldfinch.training.loss import Validation, together, validate
 from goldfinch.training.metrics import Metrics
 from goldfinch.training.optimizer import build_optimizer, set_learning_rate
 from goldfinch.training.parallel_plan import build_model, full_weights, release, whole_model
@@ -82,7 +82,7 @@ class Trainer:
         self._checkpoints = Checkpoints(self._run, config.keep_checkpoints, config.keep_every, processes)
         self._progress = Progress()
         if checkpoint is not None:
-            self._progress = self._checkpoints.load(checkpoint, self._parameters, self._model, self._optimizer)
+            self._load(checkpoint)
         self._throughput = Throughput(config, self._device, self._dtype, processes.count)
         self._start = self._progress
         # From here on the folder is changed.
@@ -92,6 +92,12 @@ class Trainer:
     def _find_checkpoint(self) -> Path | None:
         check_resumable(self._config)
         return newest_checkpoint(self._run, self._reporter.notice)
+
+    def _load(self, checkpoint: Path) -> None:
+        model, optimizer = self._model, self._optimizer
+        self._progress, data = self._checkpoints.load(checkpoint, self._parameters, model, optimizer)
+        with self._processes.agreed():
+            self._data.batches.load_state(self._progress.step, data)
 
     def _open_folder(self, resume: bool) -> Metrics:
         if resume:
@@ -118,6 +124,7 @@ class Trainer:
                 self._loop(stop)
             return self._validate(0)
         finally:
+            self._data.batches.close()
             if self._metrics is not None:
                 self._metrics.close()
             self._checkpoints.wait()
@@ -234,29 +241,31 @@ class Trainer:
         self._checkpoints.wait()
         last = next(iter(list_checkpoints(self._run)[::-1]), "no checkpoint yet")
         kept = f"the {'weights before this step' if sound else 'last good weights'} are in {last}"
-        starts = ", ".join(str(start) for start in self._data.batches.window_starts(step)[:4])
+        places = "; ".join(self._data.batches.places(step)[:4])
         skipped = self._progress.skipped_in_a_row
         raise self._processes.once(
             Diverged(
                 f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}"
                 f"{f', after {skipped} skipped steps' if skipped else ''}; first bad tensor: {culprit}; "
-                f"batch {step} of {self._config.data} (windows at tokens {starts}, ...); "
+                f"batch {step} (windows at {places} ...); "
                 f"{kept}; resume with a lower --optimizer.learning-rate"
             )
         )
 
     def _validate(self, most_tokens: int) -> Validation:
         config, step = self._config, self._progress.step
-        windows = (part.to(self._device) for part in self._data.validation_windows(most_tokens))
-        with self._autocast():
-            result = validate(
-                self._model,
-                windows,
-                self._data.token_bytes,
-                self._processes,
-                end_of_text=self._data.tokenizer.end_of_text,
-                document_resets=config.document_resets,
-            )
+        results = {}
+        for name, windows in self._data.validation_windows(most_tokens).items():
+            with self._autocast():
+                results[name] = validate(
+                    self._model,
+                    (part.to(self._device) for part in windows),
+                    self._data.token_bytes,
+                    self._processes,
+                    end_of_text=self._data.tokenizer.end_of_text,
+                    document_resets=config.document_resets,
+                )
+        result = together(results)
         release(self._model)
         self._record(
             step=step,
@@ -265,6 +274,7 @@ class Trainer:
             bits_per_byte=result.bits_per_byte,
             loss_by_position=[dataclasses.asdict(part) for part in result.by_position],
             loss_by_document_position=[dataclasses.asdict(part) for part in result.by_document_position],
+            **result.sources_record(),
         )
         if self._metrics is not None:
             self._metrics.plot()
@@ -288,7 +298,8 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint to resume from, and the weights as `goldfinch.load` reads them."""
         weights = full_weights(self._model)
-        self._checkpoints.save(self._parameters, self._optimizer, self._progress, weights)
+        data = self._data.batches.state(self._progress.step)
+        self._checkpoints.save(self._parameters, self._optimizer, self._progress, data, weights)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16)
