@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +49,7 @@ def test_validation_is_the_mean_loss_of_the_whole_split_per_token_and_per_byte(s
     config = settings(steps=2, validation_tokens=0)
     result = Trainer(config, silent()).train()
     model = gf.load(config.output).model
-    dataset = TokenDataset.open(config.data, "validation")
+    dataset = TokenDataset.open(Path(config.data[0]), "validation")
     nats, text_bytes = [], 0
     with torch.no_grad():
         for window in sequential_windows(dataset, config.context, 1):

@@ -20,6 +20,7 @@ class Prepare:
     """Turn text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
 
     goldfinch data prepare books/*.txt -o data/books
+
     goldfinch data prepare minipile.idx -o data/minipile --tokenizer world
     """
 
@@ -116,13 +117,14 @@ class Stream:
     """Write a data directory that streams a Hugging Face dataset: training reads and tokenises it as it goes.
 
     goldfinch data stream JeanKaddour/minipile -o data/minipile --tokenizer world
+
     goldfinch data stream path/to/folder -o data/mine --tokenizer data/books/tokenizer.json
 
     For what is too large to store twice. What fits on the disk, and what many processes train on, is better prepared.
     Needs `pip install 'goldfinch[datasets]'`, and a network for datasets on the Hub alone.
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Folder or file of parquet, json lines, arrow, csv or text, what save_to_disk wrote, or a name on the Hub."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Directory to write."""

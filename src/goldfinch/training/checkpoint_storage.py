@@ -44,7 +44,16 @@ from goldfinch.files import sync, write_text
 
 FORMAT, VERSION = "goldfinch-checkpoint", 1
 INDEX, PROGRESS = "index.json", "progress.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
+# By their names in safetensors.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+}
 
 
 class CheckpointWriter(StorageWriter):

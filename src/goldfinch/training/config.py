@@ -102,8 +102,8 @@ class TrainConfig:
     """Folder of a model to start from these weights instead of random ones; the model and the tokenizer are its own. Of
     its settings only model.rope may be changed: it holds no weights. Weights are trained in fp32, however stored."""
     data: tuple[str, ...]
-    """Folder made by `goldfinch data prepare`. Several are mixed: FOLDER=WEIGHT ... gives each its part of all windows,
-    FOLDER ... without weights takes them in proportion to their tokens."""
+    """Folder made by `goldfinch data prepare` or `data stream`. Several are mixed: FOLDER=WEIGHT ... gives each its
+    part of all windows, FOLDER ... without weights takes them in proportion to their tokens."""
     output: Path
     """Folder of the run: weights, checkpoints, metrics, samples."""
     steps: int = 0
