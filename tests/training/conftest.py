@@ -6,7 +6,8 @@ import random
 import pytest
 
 from goldfinch.config import ModelConfig
-from goldfinch.data.prepare import prepare
+from goldfinch.data.prepare import prepare, prepare_stream
+from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.training.config import OptimizerConfig, TrainConfig
 
@@ -32,6 +33,18 @@ def many_documents(tmp_path_factory):
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     prepare([folder / "text.jsonl"], folder / "data", ByteTokenizer(), validation_fraction=0.2)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def stream(tmp_path_factory):
+    """A data folder that streams forty short documents, saved on disk by `datasets`, all but three of them."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'goldfinch[datasets]'")
+    folder = tmp_path_factory.mktemp("stream")
+    texts = [f"the whale {'swims ' * (i % 7)}and sinks, {i} times" for i in range(40)]
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder / "rows")
+    described = Stream(dataset=str(folder / "rows"), shuffle_windows=5)
+    prepare_stream(described, folder / "data", ByteTokenizer(), validation_documents=3)
+    return str(folder / "data")
 
 
 @pytest.fixture(scope="session")

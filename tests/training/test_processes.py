@@ -157,6 +157,16 @@ def test_a_run_that_one_of_two_processes_was_told_to_stop_goes_on_with_any_numbe
 
 
 @pytest.mark.slow
+def test_a_stream_beside_a_folder_goes_on_with_any_number_of_processes(stream, data, train, command, tmp_path):
+    fields = {"data": (f"{stream}=2", f"{data}=1")}
+    assert_ended_well(train(1, tmp_path / "whole", **fields))
+    ended = train(2, tmp_path / "run", several.AtStep(5, 1, several.terminate), **fields)
+    assert ended.exit_codes == [130, 130], ended.printed
+    assert_ended_well(command(4, "train", "--resume", tmp_path / "run"))
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "whole"), **TIGHT)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

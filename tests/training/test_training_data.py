@@ -6,8 +6,7 @@ import signal
 
 import pytest
 
-from goldfinch.data.prepare import prepare, prepare_stream
-from goldfinch.data.stream import Stream
+from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.training.interruption import Interrupted
@@ -20,19 +19,6 @@ def two_sources(data, tmp_path):
     (tmp_path / "numbers.txt").write_text("\n\n".join(" ".join(map(str, range(i, i + 20))) for i in range(60)))
     prepare([tmp_path / "numbers.txt"], tmp_path / "numbers", ByteTokenizer(), validation_fraction=0.2)
     return f"{data}=3", f"{tmp_path / 'numbers'}=1"
-
-
-@pytest.fixture
-def stream(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'goldfinch[datasets]'")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = tmp_path / "rows"
-    rows.mkdir()
-    texts = [f"the whale {'swims ' * (i % 7)}and sinks, {i} times" for i in range(40)]
-    (rows / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    described = Stream(dataset=str(rows), shuffle_windows=5)
-    prepare_stream(described, tmp_path / "stream", ByteTokenizer(), validation_documents=3)
-    return str(tmp_path / "stream")
 
 
 class _StopAfter:
