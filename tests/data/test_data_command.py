@@ -45,6 +45,22 @@ def test_each_tokenizer_by_name_or_file(tokenizer: str, vocab_size: int, corpus:
     assert TokenDataset.open(tmp_path / "d", "validation").vocab_size == vocab_size
 
 
+def test_a_token_pair_is_prepared_and_exported(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    goldfinch_data("prepare", corpus, "-o", tmp_path / "d", "--tokenizer", "bytes")
+    goldfinch_data("export", tmp_path / "d", "-o", tmp_path / "pairs" / "p")
+    tokens = len(TokenDataset.open(tmp_path / "d", "train"))
+    assert f"p-train.idx, p-train.bin: {tokens:,} tokens" in capsys.readouterr().out
+    pair = tmp_path / "pairs" / "p-train.idx"
+    with pytest.raises(UserError, match=r"name the tokenizer that made .*p-train\.idx: --tokenizer world"):
+        goldfinch_data("prepare", pair, "-o", tmp_path / "again")
+    with pytest.raises(UserError, match=r"name its index, .*p-train\.idx"):
+        goldfinch_data("prepare", pair.with_suffix(".bin"), "-o", tmp_path / "again", "--tokenizer", "bytes")
+    goldfinch_data("prepare", pair, "-o", tmp_path / "again", "--tokenizer", "bytes")
+    assert f"{tokens:,} tokens" in capsys.readouterr().out
+
+
 def test_bad_lines_are_shown_up_to_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n' + "[bold]\n" * 50)

@@ -68,7 +68,7 @@ def goldfinch_data(*args: object) -> None:
     main([str(arg) for arg in args])
 
 
-def stream(folder: Path, output: Path, *args: object) -> Path:
+def stream(folder: Path | str, output: Path, *args: object) -> Path:
     given = ("--tokenizer", "bytes", "--validation-documents", 4, "--shuffle-windows", 7, *args)
     goldfinch_data("stream", folder, "-o", output, *given)
     return output
@@ -194,7 +194,7 @@ def test_streams_mix_with_folders_by_weight_and_resume(rows_in_json: Path, tmp_p
     resumed = TrainingData.open(sources).batches(WINDOW, BATCH, seed=5)
     resumed.load_state(7, whole.state(7))
     assert torch.equal(resumed.batch(7), drawn[7])
-    with pytest.raises(UserError, match=r"how long the stream .*/d is is not known: give each source a weight"):
+    with pytest.raises(UserError, match=r"the stream .*/d has no known length: give each source a weight"):
         TrainingData.open([str(streamed), str(tmp_path / "s")]).batches(WINDOW, BATCH, seed=5)
 
 
@@ -216,6 +216,12 @@ def test_what_cannot_be_streamed_is_one_line_and_leaves_nothing(
         stream(rows_in_json, tmp_path / "d", *args)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
+
+
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    for name in (tmp_path / "missing", "./missing", "far/too/deep"):
+        with pytest.raises(UserError, match="does not exist"):
+            stream(name, tmp_path / "d")
 
 
 def test_formats_that_run_code_or_hold_no_text_are_refused(tmp_path: Path) -> None:

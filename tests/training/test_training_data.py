@@ -91,5 +91,5 @@ def test_a_run_on_a_stream_that_goes_wrong_saves_the_state_before_the_bad_batch(
 
 
 def test_a_stream_without_steps_is_refused(settings, silent, stream):
-    with pytest.raises(UserError, match=r"how long a stream is is not known: give --steps"):
+    with pytest.raises(UserError, match=r"a stream has no known length: give --steps"):
         Trainer(settings(data=(stream,), steps=0), silent())

@@ -22,7 +22,7 @@ COMMANDS = {
     "info": "parameters, FLOPs and memory of a preset or a run",
     "convert": "published .pth checkpoints to our folders and back",
     "upgrade": "GOLD layers for a pre-trained Finch",
-    "data": "prepare text for training",
+    "data": "make, check and export what models train on",
 }
 
 

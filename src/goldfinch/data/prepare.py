@@ -189,6 +189,9 @@ class _Source(Protocol):
 class _Texts:
     def __init__(self, files: Sequence[Path], text_field: str, tokenizer: Tokenizer) -> None:
         self.files, self._text_field, self._tokenizer = files, text_field, tokenizer
+        for file in files:
+            if file.suffix == ".bin" and (index := file.with_suffix(".idx")).exists():
+                raise UserError(f"{file} holds the tokens of a pair: name its index, {index}")
         read_documents(files)  # finds what is missing
         self.size = input_bytes(files)
 

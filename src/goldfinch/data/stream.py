@@ -137,6 +137,9 @@ def _open(stream: Stream) -> "IterableDataset":
         if isinstance(saved, datasets.DatasetDict):
             saved = saved[stream.split]
         return saved.to_iterable_dataset()
+    # Names on the Hub are NAME or OWNER/NAME.
+    if not path.exists() and (stream.dataset.startswith((".", "/", "~")) or len(path.parts) > 2):
+        raise UserError(f"{stream.dataset} does not exist; give a folder, a file or a name on the Hub")
     # A file by its folder: `datasets` would otherwise ask the Hub about the format.
     file = path.is_file()
     builder = datasets.load_dataset_builder(

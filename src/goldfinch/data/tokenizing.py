@@ -169,8 +169,10 @@ class _Worker:
             _write(process.stdin, json.dumps(texts).encode())
             return np.frombuffer(_read(process.stdout), dtype=ID)
         except (OSError, EOFError, ValueError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
             raise UserError(
-                f"a process that tokenises has ended (exit code {process.poll()}); "
+                f"a process that tokenises has ended (exit code {process.returncode}); "
                 "go on with --resume, or with --workers 0 if it comes again"
             ) from error
 

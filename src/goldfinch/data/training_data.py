@@ -86,7 +86,7 @@ class TrainingData:
         weights = [source.weight or each.windows or alone for source, each in zip(self.sources, windows, strict=True)]
         if not all(weights):
             stream = self.sources[weights.index(False)].folder
-            raise UserError(f"how long the stream {stream} is is not known: give each source a weight, FOLDER=WEIGHT")
+            raise UserError(f"the stream {stream} has no known length: give each source a weight, FOLDER=WEIGHT")
         return Batches(windows, Mixture(weights), batch_size, rank=rank, world_size=world_size)
 
 

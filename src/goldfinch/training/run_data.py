@@ -75,7 +75,7 @@ class RunData:
 
 def _steps_of_epochs(config: TrainConfig, windows: int | None) -> int:
     if windows is None:
-        raise UserError(f"{' '.join(config.data)}: how long a stream is is not known: give --steps")
+        raise UserError(f"{' '.join(config.data)}: a stream has no known length: give --steps")
     return max(1, math.ceil(config.epochs * windows / config.batch_size))
 
 
