@@ -126,7 +126,7 @@ def test_a_step_divides_by_the_targets_that_count_in_the_whole_batch(many_docume
     first = []
     for name, size in (("whole", 0), ("parts", 1)):
         config = settings(
-            data=many_documents, document_resets=True, steps=1, micro_batch_size=size, output=tmp_path / name
+            data=(str(many_documents),), document_resets=True, steps=1, micro_batch_size=size, output=tmp_path / name
         )
         Trainer(config, silent()).train()
         first.append(records(config)[0])
@@ -184,7 +184,7 @@ def test_validation_tells_the_loss_by_position_in_the_window_and_in_the_document
 
 def test_a_run_with_resets_validates_with_them_and_resumes_to_the_bit(many_documents, settings, silent, tmp_path):
     whole, rest = silent(), silent()
-    config = settings(data=many_documents, document_resets=True, output=tmp_path / "whole")
+    config = settings(data=(str(many_documents),), document_resets=True, output=tmp_path / "whole")
     result = Trainer(config, whole).train()
     validations = [record for record in records(config) if "validation_loss" in record]
     assert [record["step"] for record in validations] == [4, 6]
@@ -204,7 +204,7 @@ def test_a_run_with_resets_validates_with_them_and_resumes_to_the_bit(many_docum
             if record["step"] == 5:
                 raise PowerFailure
 
-    parts = settings(data=many_documents, document_resets=True, output=tmp_path / "parts")
+    parts = settings(data=(str(many_documents),), document_resets=True, output=tmp_path / "parts")
     with pytest.raises(PowerFailure):
         Trainer(parts, Failing()).train()
     Trainer(parts, rest, resume=True).train()
@@ -216,7 +216,7 @@ def test_resets_are_off_unless_asked_for_and_change_what_is_learned(many_documen
     losses = []
     for resets in (False, True):
         seen = silent()
-        config = settings(data=many_documents, document_resets=resets, output=tmp_path / str(resets))
+        config = settings(data=(str(many_documents),), document_resets=resets, output=tmp_path / str(resets))
         Trainer(config, seen).train()
         losses.append(seen.losses)
     assert losses[0] != losses[1]

@@ -137,7 +137,9 @@ def test_wsd_warms_up_stays_and_falls_at_the_end():
 
 
 def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):
-    config = TrainConfig(model=model_config("goldfinch_rope-L3-D128", 300), data=tmp_path, output=tmp_path / "run")
+    config = TrainConfig(
+        model=model_config("goldfinch_rope-L3-D128", 300), data=(str(tmp_path),), output=tmp_path / "run"
+    )
     assert TrainConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match="did you mean learning_rate"):
         TrainConfig.from_dict(config.to_dict() | {"optimizer": {"learning_rat": 1.0}})

@@ -115,7 +115,7 @@ def test_so_do_four_and_groups_that_each_hold_the_whole_model(count, replicas, t
 
 
 def test_two_processes_divide_by_the_targets_of_both_where_documents_are_kept_apart(train, many_documents, tmp_path):
-    fields = {"data": many_documents, "document_resets": True, "micro_batch_size": 1}
+    fields = {"data": (str(many_documents),), "document_resets": True, "micro_batch_size": 1}
     for count in (1, 2):
         assert_ended_well(train(count, tmp_path / f"run-{count}", **fields))
     assert_same_run(tmp_path / "run-2", tmp_path / "run-1", **TIGHT)

@@ -41,6 +41,10 @@ def test_several_sources_are_validated_together_and_by_name(settings, silent, tw
     parts = result.sources.values()
     assert result.tokens == sum(part.tokens for part in parts)
     assert result.loss == pytest.approx(sum(part.loss * part.tokens for part in parts) / result.tokens)
+    for ranges in (result.by_position, result.by_document_position):
+        assert sum(each.tokens for each in ranges) == result.tokens
+        assert result.loss == pytest.approx(sum(each.loss * each.tokens for each in ranges) / result.tokens)
+        assert [each.first for each in ranges] == sorted({each.first for each in ranges})
     short = seen.validations[0][1]
     assert 100 <= short.tokens <= 101
     weights = [part.tokens / short.tokens for part in short.sources.values()]
