@@ -113,7 +113,9 @@ def resolve(args: list[str]) -> Train:
         values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:
         initial = [content["initial"] for _, content in files if content.get("initial")] + _values(args, "--initial")
-        data = [sources for sources in (*(content.get("data") for _, content in files), _values(args, "--data")) if sources]
+        data = [
+            sources for sources in (*(content.get("data") for _, content in files), _values(args, "--data")) if sources
+        ]
         if initial:
             model = _initial_model(Path(initial[-1]), args)
             values = recipe(named[-1]) if named else settings_for(model)
