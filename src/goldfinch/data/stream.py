@@ -32,7 +32,7 @@ class Stream:
         revision: commit, tag or branch of a dataset on the Hub; "" for the newest.
         text_field: column that holds the text.
         skip: rows at its start that are not for training: the validation split is made of them.
-        shuffle_windows: how many windows wait to be drawn; see `StreamedWindows`.
+        shuffle_windows: how many windows wait to be drawn; see `StreamWindows`.
     """
 
     dataset: str
