@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from goldfinch.data.batches import Batches, sequential_windows
+from goldfinch.data.batches import sequential_windows
 from goldfinch.data.shards import TokenDataset
+from goldfinch.data.training_data import TrainingData
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.training import parallel_plan
@@ -134,9 +135,9 @@ def test_a_step_divides_by_the_targets_that_count_in_the_whole_batch(many_docume
     assert first[1]["gradient_norm"] == pytest.approx(first[0]["gradient_norm"], rel=1e-5)
     model = Decoder(config.model)
     initialize(model, config.seed)
-    dataset = TokenDataset.open(many_documents, "train")
-    windows = Batches(dataset, config.context, config.batch_size, config.seed).batch(0)
-    starts = document_starts(windows, dataset.end_of_text)
+    data = TrainingData.open(config.data)
+    windows = data.batches(config.context, config.batch_size, config.seed).batch(0)
+    starts = document_starts(windows, data.tokenizer.end_of_text)
     logits = model(windows[:, :-1], starts=starts[:, :-1])[0][~starts[:, 1:]]
     expected = F.cross_entropy(logits, windows[:, 1:][~starts[:, 1:]])
     assert first[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)

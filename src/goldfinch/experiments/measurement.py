@@ -137,7 +137,8 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> list[Tensor]:
     rows = [row for part in itertools.chain.from_iterable(sources.values()) for row in part]
     most = max(1, POSITION_TOKENS // run.settings["context"])
     chosen = [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
-    whole = [row for row in chosen if len(row) == len(chosen[0])]  # without the rest at the end of the split
+    length = max(map(len, chosen))
+    whole = [row for row in chosen if len(row) == length]  # without the rest at the end of each source
     return list(torch.stack(whole).split(WINDOWS_AT_ONCE))
 
 

@@ -123,7 +123,7 @@ def find_runs(arena: Path) -> list[Run]:
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """The settings that a run was started with, as they are stored.
+    """The settings that a run was started with, as they are stored; data as a list of sources.
 
     Raises:
         UserError: the file cannot be read.
@@ -135,4 +135,6 @@ def read_training(folder: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings")
+    if isinstance(content.get("data"), str):  # a run of before there were several sources
+        content["data"] = [content["data"]]
     return content
