@@ -9,7 +9,10 @@ import time
 
 import pytest
 
+from goldfinch.cli import compare
 from goldfinch.cli.main import run
+from goldfinch.cli.train import resolve
+from goldfinch.errors import UserError
 from goldfinch.experiments import arena
 from goldfinch.experiments.arena import Entry, Status, seconds_left
 from goldfinch.experiments.runs import Progress, find_runs, read_progress
@@ -137,6 +140,21 @@ def test_mistakes_are_told_before_anything_is_trained(args, message, data, tmp_p
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_version_is_gone_on_with_unless_a_setting_differs(command):
+    args = [arg for arg in command("--seeds", "1")[1:] if arg != KINDS[1]]
+    (entry,) = compare._entries(*compare._parse(args))
+    config, _ = resolve(list(entry.begin))
+    content = json.loads(json.dumps(config.to_dict())) | {"from_the_future": 1}
+    del content["optimizer"]["clip"]
+    entry.folder.mkdir(parents=True)
+    (entry.folder / "training.json").write_text(json.dumps(content))
+    compare._entries(*compare._parse(args))
+    content["optimizer"]["learning_rate"] = 1.0
+    (entry.folder / "training.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"was begun with optimizer\.learning_rate 1\.0, not 0\.003"):
+        compare._entries(*compare._parse(args))
 
 
 def test_the_time_left_is_that_of_all_runs_at_the_speed_of_each_model(tmp_path, monkeypatch):

@@ -65,7 +65,8 @@ def test_every_token_is_a_target_once_but_the_first_and_the_rest(tokens, length)
     ids = torch.arange(tokens)
     if tokens <= length:
         return
-    parts = list(windows(ids, length))
+    parts = windows(ids, length)
+    assert [part.tolist() for part in windows(ids, length, 2)] == [part.tolist() for part in parts[:2]]
     targets = torch.cat([part[0, 1:] for part in parts])
     assert targets.tolist() == list(range(1, (tokens - 1) // length * length + 1))
     assert all(part.shape == (1, length + 1) for part in parts)
@@ -104,6 +105,8 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
     assert (tmp_path / "out" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
     assert run(args) == 0  # all curves are known
     assert "windows read" not in capsys.readouterr().out
+    assert run([*args, "--windows", "1"]) == 0
+    assert capsys.readouterr().out.count("1 of 1 windows read") == 3
 
 
 @pytest.mark.parametrize(

@@ -168,17 +168,19 @@ def _check_same_run(folder: Path, config: "TrainConfig") -> None:
         # What is newer than the run, it has by default.
         stored = {**stored, "optimizer": OptimizerConfig.from_dict(stored["optimizer"]).to_dict()}
     for field in ("model", "optimizer", *_BATCHES):
-        if field in stored and stored[field] != wanted[field]:
-            old, new = _first_difference(field, stored[field], wanted[field])
-            raise UserError(f"{folder} was begun with {old}, not {new}: choose another -o, or the settings it has")
+        if field in stored:
+            _check_same(folder, field, stored[field], wanted[field])
 
 
-def _first_difference(name: str, stored: Any, wanted: Any) -> tuple[str, str]:
+def _check_same(folder: Path, name: str, stored: Any, wanted: Any) -> None:
+    """Compare one setting, field by field; fields that another version had in its place are left alone."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in wanted:
-            if stored.get(key) != wanted[key]:
-                return _first_difference(f"{name}.{key}", stored.get(key), wanted[key])
-    return f"{name} {stored}", str(wanted)
+        for field in stored.keys() & wanted.keys():
+            _check_same(folder, f"{name}.{field}", stored[field], wanted[field])
+    elif stored != wanted:
+        raise UserError(
+            f"{folder} was begun with {name} {stored}, not {wanted}: choose another -o, or the same settings"
+        )
 
 
 def _report(arena: Path, output: Path | None, data: tuple[str, ...]) -> None:

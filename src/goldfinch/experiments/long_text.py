@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 CURVES, RESULTS, PLOT = "curves.json", "results.md", "loss_by_position.png"
 
 
+# The fields of a curve that say what was measured; the others are what came out.
+_IDENTITY = ("run", "weights", "text", "length", "rope", "windows")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
     """The loss of one model, with one setting, over one text."""
@@ -40,10 +44,10 @@ class Curve:
     """T, tokens in a window."""
     rope: RopeConfig | None
     """Rotary positions that it was read with."""
+    windows: int
+    """How many were read, from the start of the text."""
     trained_length: int | None = None
     """Tokens in a window of its training, if the folder says so."""
-    windows: int = 0
-    """How many the text has."""
     logarithmic: tuple[PositionLoss, ...] = ()
     """In bins that double."""
     linear: tuple[PositionLoss, ...] = ()
@@ -58,8 +62,13 @@ class Curve:
         return f"{self.run}, {', '.join(text for text in changed if not text.endswith('=1'))}"
 
 
-def windows(ids: Tensor, length: int) -> Iterator[Tensor]:
+def windows(ids: Tensor, length: int, most: int = 0) -> list[Tensor]:
     """A text in whole windows that share one token each: (n,) int64 -> (1, length + 1) each; the rest is left out.
+
+    Args:
+        ids: of the text.
+        length: T.
+        most: no more than so many; 0 for all.
 
     Raises:
         UserError: the text is shorter than one window.
@@ -67,14 +76,15 @@ def windows(ids: Tensor, length: int) -> Iterator[Tensor]:
     count = (len(ids) - 1) // length
     if count < 1:
         raise UserError(f"the text has {len(ids):,} tokens, one window needs {length + 1:,}: give a shorter --length")
-    for start in range(0, count * length, length):
-        yield ids[None, start : start + length + 1]
+    count = min(count, most or count)
+    return [ids[None, start : start + length + 1] for start in range(0, count * length, length)]
 
 
 def measure_curves(
     runs: Sequence[Path],
     text: str,
     length: int,
+    most_windows: int,
     interpolations: Sequence[RopeConfig],
     output: Path,
     progress: Callable[[Curve, int, int], None],
@@ -85,6 +95,7 @@ def measure_curves(
         runs: folders of models.
         text: in windows of `length` tokens, each from an empty state.
         length: T, at least 1.
+        most_windows: no more than so many, from the start of the text; 0 for all.
         interpolations: `rescale` and `rebase` that replace those of a model.
         output: its curves.json remembers what is measured.
         progress: told (curve, windows done, all windows).
@@ -105,27 +116,28 @@ def measure_curves(
         if tokenizer is None:
             raise UserError(f"{run} has no tokenizer: it cannot read a text")
         weights_hash = _sha256(run / WEIGHTS)
-        ids = torch.tensor(tokenizer.encode(text))
+        parts = windows(torch.tensor(tokenizer.encode(text)), length, most_windows)
         own = config.rope
         ropes = [own]
         if own is not None:
             ropes += [dataclasses.replace(own, rescale=other.rescale, rebase=other.rebase) for other in interpolations]
         for rope in ropes:
-            curve = Curve(run=str(run), weights=weights_hash, text=text_hash, length=length, rope=rope)
+            curve = Curve(
+                run=str(run), weights=weights_hash, text=text_hash, length=length, rope=rope, windows=len(parts)
+            )
             found = next((each for each in known if _same(each, curve)), None)
             if found is None:
-                found = _measure(curve, ids, progress)
+                found = _measure(curve, parts, progress)
                 known.append(found)
                 write_text(path, json.dumps([dataclasses.asdict(each) for each in known], indent=1) + "\n")
             curves.append(found)
     return curves
 
 
-def _measure(curve: Curve, ids: Tensor, progress: Callable[[Curve, int, int], None]) -> Curve:
+def _measure(curve: Curve, parts: Sequence[Tensor], progress: Callable[[Curve, int, int], None]) -> Curve:
     run, length = Path(curve.run), curve.length
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(run, torch.float32, device, curve.rope).eval()
-    parts = list(windows(ids, length))
 
     def told() -> Iterator[Tensor]:
         for number, part in enumerate(parts):
@@ -137,7 +149,6 @@ def _measure(curve: Curve, ids: Tensor, progress: Callable[[Curve, int, int], No
     return dataclasses.replace(
         curve,
         trained_length=_trained_length(run),
-        windows=len(parts),
         logarithmic=tuple(losses.bins(logarithmic(length))),
         linear=tuple(losses.bins(linear(length))),
     )
@@ -152,7 +163,7 @@ def _trained_length(run: Path) -> int | None:
 
 
 def _same(first: Curve, second: Curve) -> bool:
-    return all(getattr(first, name) == getattr(second, name) for name in ("run", "weights", "text", "length", "rope"))
+    return all(getattr(first, name) == getattr(second, name) for name in _IDENTITY)
 
 
 def _sha256(path: Path) -> str:
