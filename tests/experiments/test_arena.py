@@ -145,7 +145,7 @@ def test_mistakes_are_told_before_anything_is_trained(args, message, data, tmp_p
 def test_a_run_of_another_version_is_gone_on_with_unless_a_setting_differs(command):
     args = [arg for arg in command("--seeds", "1")[1:] if arg != KINDS[1]]
     (entry,) = compare._entries(*compare._parse(args))
-    config, _ = resolve(list(entry.begin))
+    config = resolve(list(entry.begin)).settings
     content = json.loads(json.dumps(config.to_dict())) | {"from_the_future": 1}
     del content["optimizer"]["clip"]
     entry.folder.mkdir(parents=True)

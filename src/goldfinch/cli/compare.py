@@ -39,8 +39,8 @@ class Compare:
     """
 
     names: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(name="RECIPE|OUT")]] = ()
-    """Presets such as goldfinch-L6-D256 and llama-L6-D256 to train; or one folder of runs to report on. They come
-    before all flags."""
+    """Recipes such as arena/L6-D256-goldfinch, or presets such as llama-L6-D256, to train; or one folder of runs to
+    report on. They come before all flags."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR")] = ()
     """As of goldfinch train. For a report: where the data is now, if it has moved."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
