@@ -79,6 +79,12 @@ def batches(directory: Path, workers: int = 0, batch_size: int = BATCH, **share:
     return data.batches(WINDOW, batch_size, seed=5, workers=workers, **share)
 
 
+def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
+    """Its processes that tokenise; of this one if none is given."""
+    children = (process or psutil.Process()).children()
+    return [child for child in children if "goldfinch.data.tokenizing" in child.cmdline()]
+
+
 def steps(source: Batches, numbers: range) -> torch.Tensor:
     try:
         return torch.stack([source.batch(step) for step in numbers])
@@ -119,7 +125,7 @@ def test_every_token_comes_once_an_epoch_in_windows_that_share_one(rows_in_json:
 def test_the_order_does_not_depend_on_workers(folder: Path, tmp_path: Path, workers: int) -> None:
     directory = stream(folder, tmp_path / "d")
     assert torch.equal(steps(batches(directory, workers), range(25)), steps(batches(directory), range(25)))
-    assert psutil.Process().children() == []
+    assert workers_of() == []
 
 
 def test_processes_share_out_one_stream(rows_in_json: Path, tmp_path: Path) -> None:
@@ -241,13 +247,13 @@ def test_a_dataset_that_breaks_off_is_named_and_nothing_hangs(tmp_path: Path, wo
     (path / "2.jsonl").write_text("{broken")
     with pytest.raises(UserError, match=r"the dataset .*rows cannot be read: "):
         steps(source, range(100))
-    assert psutil.Process().children() == []
+    assert workers_of() == []
 
 
 def test_a_dead_worker_is_told(rows_in_json: Path, tmp_path: Path) -> None:
     source = batches(stream(rows_in_json, tmp_path / "d"), workers=1)
     source.batch(0)
-    (child,) = psutil.Process().children()
+    (child,) = workers_of()
     child.kill()
     with pytest.raises(UserError, match=r"process that tokenises has ended \(exit code -9\); go on with --resume"):
         steps(source, range(1, 1000))
@@ -278,7 +284,7 @@ def training(rows_in_json: Path, tmp_path: Path) -> Iterator[subprocess.Popen]:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, None])
 def test_workers_end_with_the_program_however_it_ends(training: subprocess.Popen, end: signal.Signals | None) -> None:
-    children = psutil.Process(training.pid).children()
+    children = workers_of(psutil.Process(training.pid))
     assert len(children) == 2
     if end:
         training.send_signal(end)
