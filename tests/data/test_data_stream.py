@@ -82,7 +82,8 @@ def batches(directory: Path, workers: int = 0, batch_size: int = BATCH, **share:
 def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
     """Its processes that tokenise; of this one if none is given."""
     children = (process or psutil.Process()).children()
-    return [child for child in children if "goldfinch.data.tokenizing" in child.cmdline()]
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]  # of other tests
+    return [child for child in alive if "goldfinch.data.tokenizing" in child.cmdline()]
 
 
 def steps(source: Batches, numbers: range) -> torch.Tensor:
