@@ -39,7 +39,10 @@ def without_recurrence(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr("goldfinch.ops.attention.compiled", lambda *_: None)
     monkeypatch.setattr("goldfinch.inference.prefill.few_tokens", lambda *_: None)
-    zeros = lambda r, k, v, *rest: (r * 0, torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3]))  # noqa: E731
+
+    def zeros(r, *rest, **options):
+        return r * 0, torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3])
+
     monkeypatch.setattr("goldfinch.mixers.finch.wkv6", zeros)
 
 

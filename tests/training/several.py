@@ -159,18 +159,3 @@ def die() -> None:
 
 def find_the_disk_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def freeze_the_lower_block(rank: int) -> None:
-    """A fault that is none: the first block and the embedding are not trained."""
-    from goldfinch.training import trainer
-
-    build = trainer.build_model
-
-    def patched(*args, **options):
-        model = build(*args, **options)
-        for part in (model.embedding, model.embedding_norm, model.blocks[0]):
-            part.requires_grad_(False)
-        return model
-
-    trainer.build_model = patched

@@ -131,19 +131,6 @@ def test_two_processes_in_bf16_come_near_to_one(train, tmp_path):
     torch.testing.assert_close(losses(tmp_path / "run-2"), losses(tmp_path / "run-1"), rtol=0.01, atol=0)
 
 
-@pytest.mark.slow
-def test_frozen_parameters_stay_as_they_are(train, tmp_path):
-    for count in (1, 2):
-        ended = train(count, tmp_path / f"run-{count}", several.freeze_the_lower_block, keep_checkpoints=3)
-        assert_ended_well(ended)
-    assert_same_run(tmp_path / "run-2", tmp_path / "run-1", **TIGHT)
-    first, last = (stored(list_checkpoints(tmp_path / "run-2")[i]) for i in (0, -1))
-    frozen = [name for name in first if name.startswith(("model/embedding", "model/blocks.0."))]
-    assert all(torch.equal(first[name], last[name]) for name in frozen)
-    assert not torch.equal(first["model/head.weight"], last["model/head.weight"])
-    assert not any(name.startswith(("optimizer/embedding", "optimizer/blocks.0.")) for name in last)
-
-
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_that_one_of_two_processes_was_told_to_stop_goes_on_with_any_number(
     count, train, command, whole_run, tmp_path
