@@ -9,10 +9,11 @@ import torch
 from goldfinch.cli.main import run
 from goldfinch.errors import UserError
 from goldfinch.experiments import measurement
-from goldfinch.experiments.comparison import Estimate, beside_paper, rows
+from goldfinch.experiments.comparison import Estimate, beside_paper, common_settings, rows
 from goldfinch.experiments.measurement import Measurement, label, remembered_bytes
 from goldfinch.experiments.runs import find_runs
 from goldfinch.model.accounting import account
+from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import PositionLoss
 
 MEASURED = Measurement(
@@ -80,12 +81,25 @@ def test_a_report_has_every_model_every_figure_and_both_plots(finished_run, tmp_
     assert llama[:2] == ["1", "2.5000"]
     assert llama[-2] == str(2 * 2 * 64 * 3)
     assert "| llama | 2.5000 | +0.5000 | 2.7125 | +0.0543 | 2.3905 | +0.1143 |" in text
-    assert "Of 1 pairs of kinds, 1 are in the order" in text
+    assert "Pairs of kinds in the order of the paper's ablation (L12 D768): 1 of 1." in text
     assert "- llama/seed-1: 2 steps" in text
     assert "Not the same in all runs: steps" in text
     for plot in ("loss_by_token.png", "loss_by_position.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "runs" / "results.md").exists()
+
+
+def test_a_setting_that_is_newer_than_a_run_is_no_difference(finished_run, tmp_path):
+    new = OptimizerConfig(learning_rate=2e-3).to_dict()
+    old = {name: value for name, value in new.items() if name not in ("kind", "rates")}
+    finished_run("old", 0, "llama-L3-D64", [2.0], optimizer=old, data="here")
+    finished_run("new", 0, "goldfinch-L3-D64", [2.0], optimizer=new, data=["here"])
+    finished_run("other", 0, "finch-L3-D64", [2.0], optimizer=new | {"clip": 2.0}, data=["here"])
+    runs = {run.name: run for run in find_runs(tmp_path / "runs")}
+    shared, differing = common_settings([runs["old"], runs["new"]])
+    assert not differing
+    assert (shared["optimizer"], shared["data"]) == (new, ["here"])
+    assert common_settings(list(runs.values()))[1].keys() == {"optimizer"}
 
 
 def test_weights_are_measured_once(finished_run, tmp_path, capsys):

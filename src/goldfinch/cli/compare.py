@@ -158,15 +158,11 @@ def _check_same_batches(name: str, config: "TrainConfig", first: "TrainConfig") 
 def _check_same_run(folder: Path, config: "TrainConfig") -> None:
     """Refuse to go on with a run that was begun with other settings than these."""
     from goldfinch.experiments.runs import read_training
-    from goldfinch.training.config import OptimizerConfig
     from goldfinch.training.run_folder import SETTINGS
 
     if not (folder / SETTINGS).exists():
         return
     stored, wanted = read_training(folder), config.to_dict()
-    if "optimizer" in stored:
-        # What is newer than the run, it has by default.
-        stored = {**stored, "optimizer": OptimizerConfig.from_dict(stored["optimizer"]).to_dict()}
     for field in ("model", "optimizer", *_BATCHES):
         if field in stored:
             _check_same(folder, field, stored[field], wanted[field])

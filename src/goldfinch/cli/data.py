@@ -125,7 +125,8 @@ class Stream:
     """
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """Folder or file of parquet, json lines, arrow, csv or text, what save_to_disk wrote, or a name on the Hub."""
+    """Folder or file of parquet, json lines, arrow, csv or text (each line a document), what save_to_disk wrote, or a
+    name on the Hub."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Directory to write."""
     tokenizer: str = "world"

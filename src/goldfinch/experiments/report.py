@@ -114,7 +114,7 @@ def _paper(beside: BesidePaper) -> list[str]:
         "## Beside the paper",
         markdown_table(headings, lines),
         f"Gaps: mean over the seeds that both have, ± standard error of the paired differences. "
-        f"Of {pairs} pairs of kinds, {len(beside.same_order)} are in the order of the paper's ablation (L12 D768).",
+        f"Pairs of kinds in the order of the paper's ablation (L12 D768): {len(beside.same_order)} of {pairs}.",
     ]
     if beside.other_order:
         text.append("The other way round here:\n" + "\n".join(map(_reversed, beside.other_order)))

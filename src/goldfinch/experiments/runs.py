@@ -10,6 +10,7 @@ from typing import Any
 from goldfinch.checkpoint.native import WEIGHTS, read_config
 from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
+from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.metrics import FILE as METRICS
 from goldfinch.training.metrics import read_metrics
 from goldfinch.training.run_folder import SETTINGS
@@ -123,7 +124,7 @@ def find_runs(arena: Path) -> list[Run]:
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """The settings that a run was started with, as they are stored; data as a list of sources.
+    """The settings that a run was started with, as they are stored; where an older version stored less, as it meant.
 
     Raises:
         UserError: the file cannot be read.
@@ -137,4 +138,6 @@ def read_training(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no settings")
     if isinstance(content.get("data"), str):  # a run of before there were several sources
         content["data"] = [content["data"]]
+    if isinstance(content.get("optimizer"), dict):  # what is newer than the run, it had by default
+        content["optimizer"] = OptimizerConfig().to_dict() | content["optimizer"]
     return content
