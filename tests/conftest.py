@@ -1,8 +1,9 @@
-"""Small models whose every part works: the shared ground of the tests."""
+"""Small models whose every part works, and a tiny corpus: the shared ground of the tests."""
 
 import dataclasses
 import math
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from goldfinch import cpp
 from goldfinch.config import ModelConfig
+from goldfinch.data.prepare import prepare
+from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference import few_tokens, prefill
 from goldfinch.memory.growing_tensor import GrowingTensor
 from goldfinch.mixers import native_gold
@@ -183,3 +186,16 @@ def run_with_sanitizers(tmp_path):
         subprocess.run([built], check=True, timeout=300)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A prepared folder of sentences that can be learned in a few steps."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0)
+    text = "\n\n".join(
+        " ".join(words.choice(["the whale", "the ship", "swims", "sinks", "and"]) for _ in range(40)) for _ in range(60)
+    )
+    (folder / "text.txt").write_text(text)
+    prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
+    return folder / "data"

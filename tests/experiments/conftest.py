@@ -1,30 +1,15 @@
-"""A tiny corpus, and folders as `goldfinch train` leaves them, without training."""
+"""Folders as `goldfinch train` leaves them, without training."""
 
 import json
-import random
 
 import pytest
 import torch
 
 from goldfinch.checkpoint.native import save_description, save_weights
-from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A prepared folder of sentences that can be learned in a few steps."""
-    folder = tmp_path_factory.mktemp("corpus")
-    words = random.Random(0)
-    text = "\n\n".join(
-        " ".join(words.choice(["the whale", "the ship", "swims", "sinks", "and"]) for _ in range(40)) for _ in range(60)
-    )
-    (folder / "text.txt").write_text(text)
-    prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
-    return folder / "data"
 
 
 @pytest.fixture

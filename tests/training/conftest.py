@@ -1,7 +1,6 @@
-"""A tiny corpus and a tiny run."""
+"""Tiny runs, and data of other kinds than `data`."""
 
 import json
-import random
 
 import pytest
 
@@ -10,19 +9,6 @@ from goldfinch.data.prepare import prepare, prepare_stream
 from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.training.config import OptimizerConfig, TrainConfig
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A prepared folder of sentences that can be learned in a few steps."""
-    folder = tmp_path_factory.mktemp("corpus")
-    words = random.Random(0)
-    text = "\n\n".join(
-        " ".join(words.choice(["the whale", "the ship", "swims", "sinks", "and"]) for _ in range(40)) for _ in range(60)
-    )
-    (folder / "text.txt").write_text(text)
-    prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
-    return folder / "data"
 
 
 @pytest.fixture(scope="session")
