@@ -3,14 +3,13 @@
 import dataclasses
 import itertools
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from reporters import StopAfter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -67,7 +66,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(settings, s
     Trainer(settings(output=tmp_path / "whole", precision=precision), whole).train()
     config = settings(output=tmp_path / "parts", precision=precision)
     with pytest.raises(Interrupted, match="--resume"):
-        Trainer(config, _StopAfter(3, parts)).train()
+        Trainer(config, StopAfter(3, parts)).train()
     Trainer(config, parts, resume=True).train()
     assert parts.losses == whole.losses
     weights = [gf.load(tmp_path / name).model.state_dict() for name in ("whole", "parts")]
@@ -77,7 +76,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(settings, s
 def test_a_killed_run_resumes_from_the_last_checkpoint_and_logs_each_step_once(settings, silent):
     seen = silent()
 
-    class Crash(_StopAfter):
+    class Crash(StopAfter):
         def step(self, record, done):
             super().step(record, done)
             if record["step"] == 5:
@@ -89,21 +88,6 @@ def test_a_killed_run_resumes_from_the_last_checkpoint_and_logs_each_step_once(s
     assert seen.started == (4, 6)
     lines = (settings().output / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "learning_rate" in line] == [1, 2, 3, 4, 5, 6]
-
-
-class _StopAfter:
-    """Passes everything on, and sends this process Ctrl-C after a step."""
-
-    def __init__(self, step, reporter):
-        self._step, self._reporter = step, reporter
-
-    def __getattr__(self, name):
-        return getattr(self._reporter, name)
-
-    def step(self, record, done):
-        self._reporter.step(record, done)
-        if record["step"] == self._step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_by_the_clock_ends_in_time_at_its_final_learning_rate(settings, silent, monkeypatch):
@@ -130,7 +114,7 @@ def test_accumulated_micro_batches_give_the_loss_and_gradient_of_the_whole_batch
 
 
 def test_broken_weights_stop_the_run_with_the_culprit_and_are_not_saved(settings, silent):
-    class Poison(_StopAfter):
+    class Poison(StopAfter):
         def step(self, record, done):
             self._reporter.step(record, done)
             if record["step"] == 3:
@@ -152,7 +136,7 @@ def test_broken_weights_stop_the_run_with_the_culprit_and_are_not_saved(settings
 
 
 def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
-    class Grow(_StopAfter):
+    class Grow(StopAfter):
         def step(self, record, done):
             self._reporter.step(record, done)
             with torch.no_grad():
@@ -163,7 +147,7 @@ def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
         trainer.train()
 
 
-class _Spike(_StopAfter):
+class _Spike(StopAfter):
     """Makes the gradients of some steps infinite."""
 
     def __init__(self, steps, reporter):

@@ -1,10 +1,9 @@
 """Runs on several sources and on streams: what they report, and that they resume to the last bit."""
 
 import json
-import os
-import signal
 
 import pytest
+from reporters import StopAfter
 
 from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
@@ -19,19 +18,6 @@ def two_sources(data, tmp_path):
     (tmp_path / "numbers.txt").write_text("\n\n".join(" ".join(map(str, range(i, i + 20))) for i in range(60)))
     prepare([tmp_path / "numbers.txt"], tmp_path / "numbers", ByteTokenizer(), validation_fraction=0.2)
     return f"{data}=3", f"{tmp_path / 'numbers'}=1"
-
-
-class _StopAfter:
-    def __init__(self, step, reporter):
-        self._step, self._reporter = step, reporter
-
-    def __getattr__(self, name):
-        return getattr(self._reporter, name)
-
-    def step(self, record, done):
-        self._reporter.step(record, done)
-        if record["step"] == self._step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_several_sources_are_validated_together_and_by_name(settings, silent, two_sources):
@@ -69,14 +55,14 @@ def test_a_run_on_a_stream_and_a_folder_resumes_to_the_last_bit(settings, silent
     Trainer(settings(output=tmp_path / "whole", **fields), whole).train()
     config = settings(output=tmp_path / "parts", **fields)
     with pytest.raises(Interrupted, match="--resume"):
-        Trainer(config, _StopAfter(3, parts)).train()
+        Trainer(config, StopAfter(3, parts)).train()
     Trainer(config, parts, resume=True).train()
     assert len(whole.losses) == 6
     assert parts.losses == whole.losses
 
 
 def test_a_run_on_a_stream_that_goes_wrong_saves_the_state_before_the_bad_batch(settings, silent, stream):
-    class Grow(_StopAfter):
+    class Grow(StopAfter):
         def step(self, record, done):
             self._reporter.step(record, done)
             if record["step"] == 3:

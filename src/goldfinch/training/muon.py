@@ -15,7 +15,7 @@ class Muon(torch.optim.Muon):
     sums would depend on the number of processes.
     """
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """One step of every matrix that has a gradient."""
         assert closure is None
         matrices = [matrix for group in self.param_groups for matrix in group["params"]]
@@ -61,7 +61,7 @@ class Combined(Optimizer):
             optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
             optimizer.state = self.state
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """One step of each."""
         assert closure is None
         for optimizer in self._optimizers:
