@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -60,20 +61,24 @@ def main(args: list[str]) -> None:
     if _values(args, "--recipe")[-1:] == ["list"]:
         _list_recipes()
         return
-    if {"-h", "--help"} & set(args):
-        resolve(args)
+    # Before torch is loaded, a mistake is told at once; among several processes it is told by one of them.
+    train = resolve(args) if not _started_by_torchrun() or {"-h", "--help"} & set(args) else None
 
     from goldfinch.training.processes import join_processes
 
     with join_processes() as processes:
         with processes.agreed():
-            train = resolve(args)
+            train = train or resolve(args)
         if train.dry_run:
             from goldfinch.cli.dry_run import print_dry_run
 
             print_dry_run(train.recipe or train.preset, train.settings, train.cluster)
         else:
             _train(train.settings, train.resume is not None, processes)
+
+
+def _started_by_torchrun() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
