@@ -20,8 +20,8 @@ from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, gold_only
 from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer import build_optimizer
-from goldfinch.training.parallel_plan import apply_block_plan
+from goldfinch.training.optimizer.groups import build_optimizer
+from goldfinch.training.parallel.plan import apply_block_plan
 
 CASES = {"everything": False, "GOLD layers and head": True}
 PEAK_STEPS = 2  # the optimizer's moments are there from the first on

@@ -23,7 +23,7 @@ from goldfinch.inference.speed_benchmark import product_probe, training_product_
 from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer import build_optimizer
+from goldfinch.training.optimizer.groups import build_optimizer
 
 CHECKED = (2, 33)  # windows and tokens of the comparison of losses
 TOLERANCE = 1e-5  # relative, of the loss in fp32

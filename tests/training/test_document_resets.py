@@ -13,11 +13,11 @@ from goldfinch.data.shards import TokenDataset
 from goldfinch.data.training_data import TrainingData
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
-from goldfinch.training import parallel_plan
 from goldfinch.training.documents import document_positions, document_starts
 from goldfinch.training.loss import count_targets, next_token_loss, validate
-from goldfinch.training.parallel_plan import apply_block_plan
-from goldfinch.training.processes import ALONE
+from goldfinch.training.parallel import plan as parallel_plan
+from goldfinch.training.parallel.plan import apply_block_plan
+from goldfinch.training.parallel.processes import ALONE
 from goldfinch.training.trainer import Trainer
 
 END = 40

@@ -15,7 +15,7 @@ from goldfinch.training.config import Cluster, OptimizerConfig, TrainConfig
 from goldfinch.training.dry_run import dry_run, fixed_bytes, optimizer_bytes, parameters_by_part
 from goldfinch.training.live_memory import measure_activations, watch_pass
 from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer import build_optimizer
+from goldfinch.training.optimizer.groups import build_optimizer
 from goldfinch.training.recipes import recipe, recipe_names
 
 PLANS = {

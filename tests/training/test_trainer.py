@@ -19,10 +19,10 @@ from goldfinch.checkpoint import native
 from goldfinch.data.batches import sequential_windows
 from goldfinch.data.shards import TokenDataset
 from goldfinch.errors import UserError
-from goldfinch.training.checkpoint import list_checkpoints
 from goldfinch.training.divergence import Diverged
 from goldfinch.training.interruption import Interrupted
-from goldfinch.training.run_folder import read_settings
+from goldfinch.training.run.checkpoint import list_checkpoints
+from goldfinch.training.run.folder import read_settings
 from goldfinch.training.trainer import Trainer
 
 

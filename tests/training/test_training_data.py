@@ -9,7 +9,7 @@ from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.training.interruption import Interrupted
-from goldfinch.training.run_folder import read_settings
+from goldfinch.training.run.folder import read_settings
 from goldfinch.training.trainer import Trainer
 
 

@@ -105,8 +105,8 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
     """
     from goldfinch.experiments.arena import Entry
     from goldfinch.experiments.matching import match_parameters
-    from goldfinch.training.processes import ALONE
-    from goldfinch.training.run_data import RunData
+    from goldfinch.training.parallel.processes import ALONE
+    from goldfinch.training.run.data import RunData
 
     assert command.output is not None
     if "--seed" in settings or "--resume" in settings:
@@ -158,7 +158,7 @@ def _check_same_batches(name: str, config: "TrainConfig", first: "TrainConfig") 
 def _check_same_run(folder: Path, config: "TrainConfig") -> None:
     """Refuse to go on with a run that was begun with other settings than these."""
     from goldfinch.experiments.runs import read_training
-    from goldfinch.training.run_folder import SETTINGS
+    from goldfinch.training.run.folder import SETTINGS
 
     if not (folder / SETTINGS).exists():
         return

@@ -20,7 +20,7 @@ from goldfinch.training.config import Cluster, TrainConfig, gold_only
 from goldfinch.training.recipes import recipe, recipe_names, recipe_summary, settings_for
 
 if TYPE_CHECKING:
-    from goldfinch.training.processes import Processes
+    from goldfinch.training.parallel.processes import Processes
 
 DEFAULT_PRESET = "goldfinch-L6-D256"
 # Settings without a default: the flags must give them where no file does.
@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
     # Before torch is loaded, a mistake is told at once; among several processes it is told by one of them.
     train = resolve(args) if not _started_by_torchrun() or {"-h", "--help"} & set(args) else None
 
-    from goldfinch.training.processes import join_processes
+    from goldfinch.training.parallel.processes import join_processes
 
     with join_processes() as processes:
         with processes.agreed():
@@ -113,7 +113,7 @@ def resolve(args: list[str]) -> Train:
     if named and resume:
         raise UserError(f"{resume[-1]} goes on with its own settings: leave --recipe out")
     if resume:
-        from goldfinch.training.run_folder import read_settings
+        from goldfinch.training.run.folder import read_settings
 
         values = read_settings(Path(resume[-1])).to_dict() | {"output": resume[-1]}
     else:

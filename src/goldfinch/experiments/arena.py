@@ -15,7 +15,7 @@ from typing import IO, Literal, Protocol
 from goldfinch.errors import UserError
 from goldfinch.experiments.runs import Progress, read_progress
 from goldfinch.training.interruption import Interrupted, stop_signals
-from goldfinch.training.run_folder import SETTINGS
+from goldfinch.training.run.folder import SETTINGS
 
 POLL_SECONDS = 0.2
 SHOWN_LOG_LINES = 8

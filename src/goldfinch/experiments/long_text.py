@@ -18,7 +18,7 @@ from goldfinch.experiments.plots import draw
 from goldfinch.experiments.position import linear, logarithmic, loss_by_position
 from goldfinch.files import write_text
 from goldfinch.training.loss import PositionLoss
-from goldfinch.training.run_folder import SETTINGS
+from goldfinch.training.run.folder import SETTINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

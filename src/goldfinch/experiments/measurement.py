@@ -20,8 +20,8 @@ from goldfinch.inference.context import Context
 from goldfinch.model import Decoder
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.loss import PositionLoss
-from goldfinch.training.processes import ALONE
-from goldfinch.training.run_data import RunData
+from goldfinch.training.parallel.processes import ALONE
+from goldfinch.training.run.data import RunData
 
 FILE = "measurements.json"
 POSITION_TOKENS = 65_536

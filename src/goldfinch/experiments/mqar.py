@@ -22,8 +22,8 @@ from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import KINDS
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
-from goldfinch.training.schedule import learning_rate
+from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer.schedule import learning_rate
 
 LAYERS = 2
 HEAD_SIZE = 64

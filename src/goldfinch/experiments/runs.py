@@ -11,9 +11,9 @@ from goldfinch.checkpoint.native import WEIGHTS, read_config
 from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.metrics import FILE as METRICS
-from goldfinch.training.metrics import read_metrics
-from goldfinch.training.run_folder import SETTINGS
+from goldfinch.training.run.folder import SETTINGS
+from goldfinch.training.run.metrics import FILE as METRICS
+from goldfinch.training.run.metrics import read_metrics
 
 TAIL_BYTES = 1 << 14
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
 from goldfinch.training.documents import document_starts
-from goldfinch.training.processes import Processes
+from goldfinch.training.parallel.processes import Processes
 
 
 class Diverged(UserError):

@@ -15,7 +15,7 @@ from goldfinch.model import Decoder
 from goldfinch.model.accounting import account
 from goldfinch.training.config import Cluster, TrainConfig
 from goldfinch.training.live_memory import Activations, decoder_without_content, measure_activations
-from goldfinch.training.optimizer import build_optimizer
+from goldfinch.training.optimizer.groups import build_optimizer
 
 _BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
 
@@ -125,7 +125,7 @@ def parameters_by_part(model: Decoder) -> dict[str, int]:
 def fixed_bytes(
     model: Decoder, optimizer: Optimizer, processes: int, micro_batches: int, bf16: bool, replicas: int = 1
 ) -> dict[str, int]:
-    """Bytes on one device that do not depend on the size of a micro-batch, by part: FSDP2 as in `parallel_plan.shard`.
+    """Bytes on one device that do not depend on the size of a micro-batch, by part: FSDP2 as in `parallel.plan.shard`.
 
     Args:
         model: fp32 weights; what requires gradients is trained.

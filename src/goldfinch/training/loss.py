@@ -12,7 +12,7 @@ from torch import Tensor
 from goldfinch.model import Decoder
 from goldfinch.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_per_token
 from goldfinch.training.documents import document_positions, document_starts
-from goldfinch.training.processes import Processes
+from goldfinch.training.parallel.processes import Processes
 
 
 def next_token_loss(model: Decoder, windows: Tensor, reset_after: int | None = None) -> Tensor:

@@ -13,30 +13,36 @@ from torch import Tensor
 from goldfinch.errors import UserError
 from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.language_model import LanguageModel
-from goldfinch.training.checkpoint import Checkpoints, Progress, list_checkpoints, newest_checkpoint, remove_unfinished
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
 from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, together, validate
-from goldfinch.training.metrics import Metrics
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
-from goldfinch.training.parallel_plan import build_model, full_weights, release, whole_model
-from goldfinch.training.processes import ALONE, Processes
+from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer.schedule import learning_rate
+from goldfinch.training.optimizer.update_sizes import UpdateSizes
+from goldfinch.training.parallel.plan import build_model, full_weights, release, whole_model
+from goldfinch.training.parallel.processes import ALONE, Processes
 from goldfinch.training.reporter import Reporter
-from goldfinch.training.run_data import RunData
-from goldfinch.training.run_folder import (
+from goldfinch.training.run.checkpoint import (
+    Checkpoints,
+    Progress,
+    list_checkpoints,
+    newest_checkpoint,
+    remove_unfinished,
+)
+from goldfinch.training.run.data import RunData
+from goldfinch.training.run.folder import (
     append_sample,
     check_new,
     check_resumable,
     describe_model,
     write_settings,
 )
-from goldfinch.training.schedule import learning_rate
-from goldfinch.training.throughput import Throughput
-from goldfinch.training.trackers import check_trackers, open_trackers
-from goldfinch.training.update_sizes import UpdateSizes
+from goldfinch.training.run.metrics import Metrics
+from goldfinch.training.run.throughput import Throughput
+from goldfinch.training.run.trackers import check_trackers, open_trackers
 
 
 class Trainer:

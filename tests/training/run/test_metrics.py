@@ -10,12 +10,12 @@ import torch
 from goldfinch.errors import UserError
 from goldfinch.model.accounting import account
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.metrics import LossCurve, Metrics, read_metrics
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
-from goldfinch.training.throughput import Throughput, known_peak_flops, peak_flops
-from goldfinch.training.trackers import open_trackers
+from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer.update_sizes import MOST_NUMBERS, UpdateSizes
+from goldfinch.training.run.metrics import LossCurve, Metrics, read_metrics
+from goldfinch.training.run.throughput import Throughput, known_peak_flops, peak_flops
+from goldfinch.training.run.trackers import open_trackers
 from goldfinch.training.trainer import Trainer
-from goldfinch.training.update_sizes import MOST_NUMBERS, UpdateSizes
 
 
 def test_a_steps_record_says_how_fast_how_far_and_at_which_rate(settings, silent):

@@ -11,7 +11,7 @@ from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.data.training_data import TrainingData
 from goldfinch.errors import UserError
 from goldfinch.training.config import TrainConfig
-from goldfinch.training.processes import Processes
+from goldfinch.training.parallel.processes import Processes
 
 
 class RunData:

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from goldfinch.errors import UserError
-from goldfinch.training.checkpoint_storage import CheckpointReader, CheckpointWriter, Damaged, read_index
+from goldfinch.training.run.checkpoint_storage import CheckpointReader, CheckpointWriter, Damaged, read_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

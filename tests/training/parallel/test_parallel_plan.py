@@ -7,9 +7,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import goldfinch as gf
 from goldfinch.errors import UserError
 from goldfinch.mixers import TIME_MIXES
-from goldfinch.training import parallel_plan
 from goldfinch.training.loss import next_token_loss
-from goldfinch.training.parallel_plan import apply_block_plan
+from goldfinch.training.parallel import plan as parallel_plan
+from goldfinch.training.parallel.plan import apply_block_plan
 from goldfinch.training.trainer import Trainer
 
 # torch.compile looks at it itself and hides the warning; but where warnings are errors, it comes as one first.

@@ -15,8 +15,8 @@ from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, TrainConfig
 from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer import build_optimizer, parameter_groups, set_learning_rate
-from goldfinch.training.schedule import learning_rate
+from goldfinch.training.optimizer.groups import build_optimizer, parameter_groups, set_learning_rate
+from goldfinch.training.optimizer.schedule import learning_rate
 
 
 @pytest.mark.parametrize("kind", TIME_MIXES)

@@ -19,7 +19,8 @@ from goldfinch.checkpoint.native import check_weights, save_weights
 from goldfinch.config import from_plain
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
-from goldfinch.training.checkpoint_storage import (
+from goldfinch.training.parallel.processes import Processes
+from goldfinch.training.run.checkpoint_storage import (
     CheckpointReader,
     CheckpointWriter,
     Damaged,
@@ -27,7 +28,6 @@ from goldfinch.training.checkpoint_storage import (
     read_index,
     temporary_folder,
 )
-from goldfinch.training.processes import Processes
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)")

@@ -14,7 +14,7 @@ from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
 from goldfinch.training.trainer import Trainer
 
 MUON = OptimizerConfig(kind="muon", learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2, weight_decay=0.1)

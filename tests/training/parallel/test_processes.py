@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import goldfinch as gf
-from goldfinch.training.checkpoint import list_checkpoints
 from goldfinch.training.config import OptimizerConfig
+from goldfinch.training.run.checkpoint import list_checkpoints
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 EXACT = {"rtol": 0, "atol": 0}

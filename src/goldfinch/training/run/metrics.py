@@ -7,7 +7,7 @@ from typing import Any
 
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_file
-from goldfinch.training.trackers import Tracker
+from goldfinch.training.run.trackers import Tracker
 
 FILE, PLOT = "metrics.jsonl", "loss.png"
 

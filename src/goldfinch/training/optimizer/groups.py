@@ -16,7 +16,7 @@ from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold
 from goldfinch.mixers.finch import Decay
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.muon import Combined, Muon
+from goldfinch.training.optimizer.muon import Combined, Muon
 
 Group = Literal["matrix", "vector", "decay"]
 # (module, its own parameter) -> group. A parameter that is not listed is an error, never a default.

@@ -23,7 +23,7 @@ from goldfinch.ops.wkv6 import native
 from goldfinch.state import BlockState
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.initial_weights import set_initial_weights
-from goldfinch.training.processes import Processes
+from goldfinch.training.parallel.processes import Processes
 
 BACKEND = "inductor"
 """Of torch.compile."""

@@ -11,7 +11,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.optimizer import build_optimizer, set_learning_rate
+from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
 
 
 def main(meeting: str, world_size: int, rank: int) -> None:

@@ -7,9 +7,9 @@ from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, read_config,
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import write_text
-from goldfinch.training.checkpoint import FOLDER
 from goldfinch.training.config import TrainConfig
-from goldfinch.training.metrics import FILE as METRICS
+from goldfinch.training.run.checkpoint import FOLDER
+from goldfinch.training.run.metrics import FILE as METRICS
 
 SETTINGS, SAMPLES = "training.json", "samples.txt"
 
