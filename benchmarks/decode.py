@@ -12,7 +12,8 @@ from unittest import mock
 
 import torch
 from common import arguments, moby_dick, plot, report, spread, times_faster_than_best, versions
-from peers import GoldFinch, Shape, add_arguments, peers
+from llama import Shape
+from peers import GoldFinch, add_arguments, peers
 
 from goldfinch.inference.context import Context
 from goldfinch.inference.rounds import in_turns

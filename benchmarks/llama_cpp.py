@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import HEAD_SIZE, LONGEST, NORM_EPS, ROPE_BASE, Shape, llama
+from llama import HEAD_SIZE, LONGEST, NORM_EPS, ROPE_BASE, Shape, llama
 from torch import Tensor
 
 BATCH = 2048  # tokens; llama.cpp's defaults

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from common import arguments, moby_dick, plot, report, spread, times_faster_than_best, versions
-from peers import GoldFinch, Peer, Shape, add_arguments, peers
+from llama import Shape
+from peers import GoldFinch, Peer, add_arguments, peers
 from torch import Tensor
 
 from goldfinch.inference.rounds import in_turns

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from common import arguments, moby_dick, peak, plot, report, resident, spread, times_faster_than_best, versions
-from peers import GoldFinch, Shape, Transformers, add_arguments, installed
+from llama import Shape, Transformers
+from peers import GoldFinch, add_arguments, installed
 from torch import Tensor
 from torch.nn import functional as F
 
