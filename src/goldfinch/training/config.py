@@ -145,8 +145,9 @@ class TrainConfig:
     """Keep only each block's inputs, and run the block again for its gradients: a twentieth of the activations, steps
     a sixth to a fifth slower, the same results to the bit."""
     compile: bool = False
-    """Run blocks through torch.compile: steps are about a fifth faster (CPU, fp32) after a minute or more of compiling,
-    with other roundings. On CPUs it needs a C++ compiler. It pays in runs of more than some ten minutes."""
+    """Run blocks through torch.compile: steps of models with recurrent layers are about a fifth faster (CPU, fp32),
+    those of Llama slower; after a minute or more of compiling, with other roundings. On CPUs it needs a C++ compiler.
+    It pays in runs of more than some ten minutes."""
     workers: int = 1
     """Processes that tokenise a stream (`goldfinch data stream`) ahead of the steps; 0: between the steps. The order of
     the data does not depend on it."""
