@@ -33,13 +33,7 @@ from goldfinch.training.run.checkpoint import (
     remove_unfinished,
 )
 from goldfinch.training.run.data import RunData
-from goldfinch.training.run.folder import (
-    append_sample,
-    check_new,
-    check_resumable,
-    describe_model,
-    write_settings,
-)
+from goldfinch.training.run.folder import append_sample, check_new, check_resumable, describe_model, write_settings
 from goldfinch.training.run.metrics import Metrics
 from goldfinch.training.run.throughput import Throughput
 from goldfinch.training.run.trackers import check_trackers, open_trackers
