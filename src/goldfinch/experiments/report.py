@@ -10,6 +10,7 @@ from goldfinch.experiments.measurement import Measurement, label
 from goldfinch.experiments.plots import draw
 from goldfinch.experiments.runs import Run
 from goldfinch.files import write_text
+from goldfinch.training.run.metrics import measured_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,10 @@ def _markdown(runs: Sequence[Run], models: Sequence[Row]) -> str:
     if unfinished:
         lines = [f"- {label(run)}: {run.steps[-1]['step'] if run.steps else 0:,} steps" for run in unfinished]
         parts += ["## Not finished, and not in the tables", "\n".join(lines)]
-    parts += [f"![Loss by token]({LOSS_BY_TOKEN})"]
+    parts += [
+        f"![Loss by token]({LOSS_BY_TOKEN})",
+        "Points that are not joined are validations over another text: the last one of a run reads the whole split.",
+    ]
     if models:
         parts += [f"![Loss by position in the window]({LOSS_BY_POSITION})"]
     return "\n\n".join(parts) + "\n"
@@ -143,13 +147,15 @@ def _loss_by_token(axes: "Axes", runs: Sequence[Run]) -> None:
             axes.plot(tokens, losses, color=color, linewidth=0.8, alpha=0.4)
             if losses:
                 lowest, highest = min(lowest, *losses), max(highest, losses[len(losses) // 10])
-        validations: dict[int, list[float]] = {}
+        validations: dict[int, dict[int, list[float]]] = {}
         for run in seeds:
             for record in run.validations:
-                validations.setdefault(record["tokens"], []).append(record["validation_loss"])
-        places = sorted(validations)
-        means = [sum(validations[place]) / len(validations[place]) for place in places]
-        axes.plot(places, means, "o-", color=color, label=f"{name} ({len(seeds)})")
+                of_text = validations.setdefault(measured_tokens(record), {})
+                of_text.setdefault(record["tokens"], []).append(record["validation_loss"])
+        for losses_at in validations.values():
+            means = [(tokens, sum(losses) / len(losses)) for tokens, losses in sorted(losses_at.items())]
+            axes.plot(*zip(*means, strict=True), "o-", color=color)
+        axes.plot([], "o-", color=color, label=f"{name} ({len(seeds)})")
     if highest > lowest:  # the steep beginning would press all that matters into a corner
         axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title="training (faint, running mean) and validation")

@@ -95,6 +95,14 @@ def test_the_plot_of_a_long_run_stays_small_and_true(monkeypatch):
             assert mean == pytest.approx(1.0 + at / 10 - 0.95 / 0.05)  # a running mean lags behind by so much
 
 
+def test_validations_over_different_texts_are_no_curve():
+    curve = LossCurve()
+    for step, text in enumerate([64, 64, 640], start=1):
+        parts = [{"first": 1, "last": 8, "loss": 2.0, "tokens": text}]
+        curve.add({"step": step, "tokens": step, "validation_loss": 3.0 - step / 10, "loss_by_position": parts})
+    assert curve.validation() == {64: ([1, 2], [2.9, 2.8]), 640: ([3], [2.7])}
+
+
 def test_a_resumed_run_drops_what_comes_again_and_refuses_broken_lines(tmp_path):
     lines = [json.dumps({"step": step, "tokens": step, "loss": 1.0}) for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')

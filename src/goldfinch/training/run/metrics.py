@@ -50,10 +50,12 @@ class Metrics:
 
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.subplots()
+        axes.set_prop_cycle(color=["tab:blue", "tab:green", "tab:red"])
         tokens, losses, means = self._curve.training()
         axes.plot(tokens, losses, color="0.75", linewidth=0.8, label=self._curve.label)
         axes.plot(tokens, means, color="tab:orange", label="training, running mean")
-        axes.plot(*self._curve.validation(), "o-", color="tab:blue", label="validation")
+        for text, (tokens, losses) in self._curve.validation().items():
+            axes.plot(tokens, losses, "o-", label=f"validation, {text:,} tokens" if text else "validation")
         axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=self._path.parent.name)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -79,7 +81,8 @@ class LossCurve:
         """Last tokens, mean loss and last running mean of `_steps_per_point` steps each."""
         self._part: list[float] = []
         self._total, self._norm = 0.0, 0.0
-        self._validations: list[tuple[int, float]] = []
+        self._validations: dict[int, list[tuple[int, float]]] = {}
+        """Tokens and losses, by the length of the text that they are of."""
 
     @property
     def label(self) -> str:
@@ -90,7 +93,9 @@ class LossCurve:
     def add(self, record: dict[str, Any]) -> None:
         """Take the losses from a record of `metrics.jsonl`."""
         if "validation_loss" in record:
-            self._validations.append((record["tokens"], record["validation_loss"]))
+            self._validations.setdefault(measured_tokens(record), []).append(
+                (record["tokens"], record["validation_loss"])
+            )
         if "loss" not in record:
             return
         # Exponential running mean, without the pull towards zero at the start.
@@ -111,10 +116,21 @@ class LossCurve:
         tokens, losses, means = zip(*self._points, strict=True) if self._points else ((), (), ())
         return tokens, losses, means
 
-    def validation(self) -> tuple[Sequence[int], Sequence[float]]:
-        """Tokens and losses."""
-        tokens, losses = zip(*self._validations, strict=True) if self._validations else ((), ())
-        return tokens, losses
+    def validation(self) -> dict[int, tuple[Sequence[int], Sequence[float]]]:
+        """Tokens and losses of each curve, by `measured_tokens`."""
+        return {
+            text: ([tokens for tokens, _ in points], [loss for _, loss in points])
+            for text, points in self._validations.items()
+        }
+
+
+def measured_tokens(record: dict[str, Any]) -> int:
+    """How many targets a validation was over; 0 where its record is too old to tell.
+
+    The last one of a run reads all of the split, those before often only its beginning: losses over different texts
+    are no curve.
+    """
+    return sum(part["tokens"] for part in record.get("loss_by_position", ()))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
