@@ -87,7 +87,7 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
     models["llama, rescale=4, rebase=2"] = interpolated
     folders = [str(tmp_path / "runs" / name) for name in ("llama", "finch")]
     args = ["experiment", "position", *folders, "--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "out")]
-    args += ["--length", "64", "--rope", "rescale=4,rebase=2"]
+    args += ["--length", "64", "--rope", "rescale=4,rebase=2", "rescale=1"]  # the second is Llama's own
     assert run(args) == 0
     capsys.readouterr()
     ids = torch.tensor(ByteTokenizer().encode(TEXT))

@@ -121,7 +121,7 @@ def measure_curves(
         ropes = [own]
         if own is not None:
             ropes += [dataclasses.replace(own, rescale=other.rescale, rebase=other.rebase) for other in interpolations]
-        for rope in ropes:
+        for rope in dict.fromkeys(ropes):
             curve = Curve(
                 run=str(run), weights=weights_hash, text=text_hash, length=length, rope=rope, windows=len(parts)
             )
@@ -237,4 +237,3 @@ def _plot(axes: "Axes", names: Sequence[str], curves: Sequence[Curve]) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens read", ylabel="loss (nats per token)", title="loss by position in a long text")
     axes.grid(alpha=0.3)
-    axes.legend()

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
 
 def draw(path: Path, plot: Callable[["Axes"], None]) -> None:
-    """Let `plot` fill one pair of axes, and write them, all or nothing."""
+    """Let `plot` fill one pair of axes, and write them with a legend below, all or nothing."""
     # The object interface, not pyplot: no global state, and no display is looked for.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    plot(figure.subplots())
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
+    plot(axes)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=2)  # not among the curves: there may be many
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

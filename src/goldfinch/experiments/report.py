@@ -160,7 +160,6 @@ def _loss_by_token(axes: "Axes", runs: Sequence[Run]) -> None:
         axes.set_ylim(lowest - 0.1 * (highest - lowest), highest + 0.1 * (highest - lowest))
     axes.set(xlabel="tokens", ylabel="loss (nats per token)", title="training (faint, running mean) and validation")
     axes.grid(alpha=0.3)
-    axes.legend()
 
 
 def _smoothed(run: Run, weight: float = 0.95) -> tuple[list[int], list[float]]:
@@ -187,4 +186,3 @@ def _loss_by_position(
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens read in the window", ylabel="loss (nats per token)", title="by position, validation")
     axes.grid(alpha=0.3)
-    axes.legend()
