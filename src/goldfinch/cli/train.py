@@ -78,6 +78,7 @@ def main(args: list[str]) -> None:
 
 
 def _started_by_torchrun() -> bool:
+    """Asked of the environment, as `join_processes` does: that would load torch."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

@@ -294,5 +294,5 @@ def _read_header(folder: Path, file: str, size: int) -> dict[str, tuple[torch.dt
     with safe_open(folder / file, "pt") as content:
         return {
             name: (_DTYPES[content.get_slice(name).get_dtype()], tuple(content.get_slice(name).get_shape()))
-            for name in content.keys()  # noqa: SIM118  # no mapping
+            for name in content.keys()  # noqa: SIM118 (not a dictionary)
         }
