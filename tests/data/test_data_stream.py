@@ -261,6 +261,7 @@ def test_a_dead_worker_is_told(rows_in_json: Path, tmp_path: Path) -> None:
 
 
 PROGRAM = """
+import select
 import sys
 from goldfinch.data import tokenizing
 from goldfinch.data.training_data import TrainingData
@@ -268,7 +269,9 @@ tokenizing.CHUNK = 40
 batches = TrainingData.open([sys.argv[1]]).batches(16, 6, 5, workers=2)
 batches.batch(0)
 print("ready", flush=True)
-sys.stdin.read()
+# Not stdin.read(): a signal that comes just before it blocks would be seen only after it.
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    pass
 """
 
 
