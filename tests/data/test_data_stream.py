@@ -294,7 +294,7 @@ def test_workers_end_with_the_program_however_it_ends(training: subprocess.Popen
         training.send_signal(end)
     else:
         training.stdin.close()
-    training.wait(timeout=60)
+    assert training.wait(timeout=60) == (-end if end else 0)  # not the -6 of an abort
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
 

@@ -9,6 +9,7 @@ to read. So it ends with us, whatever ends us; nothing is pickled, and whoever u
 `if __name__ == "__main__"`.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -94,6 +95,8 @@ class _Ahead:
         self._threads = [threading.Thread(target=self._work, args=(each,), daemon=True) for each in self._workers]
         for thread in self._threads:
             thread.start()
+        # Before the interpreter stops daemons where they stand, with the locks that they hold.
+        atexit.register(self.close)
 
     def __iter__(self) -> Iterator[Tokens]:
         for number in itertools.count():
@@ -107,14 +110,17 @@ class _Ahead:
             yield tokens
 
     def close(self) -> None:
-        """End the threads and their processes."""
+        """End the threads and their processes; more than once does no harm."""
+        atexit.unregister(self.close)
         self._closed = True
+        for worker in self._workers:
+            worker.kill()  # nobody waits for its answer any more
         for _ in self._threads:
             self._room.release()
-        for thread in self._threads:
-            thread.join(timeout=10)
-        for worker in self._workers:
-            worker.close()
+        while self._threads:
+            self._threads.pop().join(timeout=10)
+        while self._workers:
+            self._workers.pop().close()
 
     def _work(self, worker: "_Worker") -> None:
         number = 0
@@ -175,6 +181,10 @@ class _Worker:
                 f"a process that tokenises has ended (exit code {process.returncode}); "
                 "go on with --resume, or with --workers 0 if it comes again"
             ) from error
+
+    def kill(self) -> None:
+        """Let it end now; a `tokenize` that waits for its answer raises UserError."""
+        self._process.kill()
 
     def close(self) -> None:
         """End it; it is gone when the call returns."""
