@@ -6,18 +6,15 @@ Compiled code is kept from run to run; TORCHINDUCTOR_CACHE_DIR=(an empty folder)
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from common import report, spread
+from steps import make_step, random_windows
 from torch import Tensor
 
 from goldfinch.model import Decoder
-from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer.groups import build_optimizer
 from goldfinch.training.parallel.plan import apply_block_plan
 
 PLANS = {
@@ -40,10 +37,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    generator = torch.Generator().manual_seed(0)
-    windows = torch.randint(args.vocab_size, (args.batch_size, args.context + 1), generator=generator)
+    windows = random_windows(args.batch_size, args.context, args.vocab_size)
     models = {name: _model(args.preset, args.vocab_size, plan) for name, plan in PLANS.items()}
-    steps = {name: _step(model, windows, args.bf16) for name, model in models.items()}
+    steps = {name: make_step(model, windows, OptimizerConfig(), bf16=args.bf16) for name, model in models.items()}
     kept = {}
     first = {}
     for name, step in steps.items():
@@ -75,24 +71,8 @@ def main() -> None:
 
 def _model(preset: str, vocab_size: int, plan: dict[str, bool]) -> Decoder:
     model = Decoder(model_config(preset, vocab_size))
-    initialize(model, 0)
     apply_block_plan(model, **plan)
     return model
-
-
-def _step(model: Decoder, windows: Tensor, bf16: bool) -> Callable[[], None]:
-    """All that the trainer does in a step, but for the data."""
-    optimizer = build_optimizer(model, OptimizerConfig())
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = next_token_loss(model, windows) / windows[:, 1:].numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def _saved_bytes(model: Decoder, windows: Tensor, bf16: bool) -> int:

@@ -12,15 +12,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import arguments, peak, report, resident, spread
+from common import arguments, peak, plot, report, resident, spread
+from steps import make_step, random_windows
 
 from goldfinch.inference.rounds import in_turns, seconds
 from goldfinch.model import Decoder
-from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, gold_only
-from goldfinch.training.loss import next_token_loss
-from goldfinch.training.optimizer.groups import build_optimizer
 from goldfinch.training.parallel.plan import apply_block_plan
 
 CASES = {"everything": False, "GOLD layers and head": True}
@@ -43,7 +41,7 @@ def main() -> None:
         print(json.dumps(peak_of_steps(options)))
         return
     peaks = {name: peak_in_new_process(name) for name in CASES}
-    taken = in_turns({name: partial(seconds, make_step(options, name)) for name in CASES}, options.rounds)
+    taken = in_turns({name: partial(seconds, case_step(options, name)) for name in CASES}, options.rounds)
     whole, tokens = taken["everything"], options.batch_size * options.context
     rows = [
         [
@@ -58,26 +56,19 @@ def main() -> None:
     columns = ["trained", "tokens/s", "times as fast", "peak memory, MiB", "times less memory"]
     plan = ", activation checkpointing" if options.activation_checkpointing else ""
     title = f"{options.preset}, {options.batch_size} x {options.context} tokens, fp32{plan}"
+    if options.png:
+        speeds = {name: [tokens / one for one in samples.seconds] for name, samples in taken.items()}
+        plot(options.png, title, ("", "tokens/s"), {"training": speeds}, tick=str)
     report(title, columns, rows, options.json)
 
 
-def make_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
-    """All that the trainer does in a step, but for the data."""
+def case_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
+    """Steps of one case."""
     config = model_config(options.preset, options.vocab_size)
     model = Decoder(config)
-    initialize(model, 0)
     apply_block_plan(model, activation_checkpointing=options.activation_checkpointing)
-    optimizer = build_optimizer(model, OptimizerConfig(rates=gold_only(config) if CASES[name] else ()))
-    generator = torch.Generator().manual_seed(0)
-    windows = torch.randint(options.vocab_size, (options.batch_size, options.context + 1), generator=generator)
-
-    def step() -> None:
-        (next_token_loss(model, windows) / windows[:, 1:].numel()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    windows = random_windows(options.batch_size, options.context, options.vocab_size)
+    return make_step(model, windows, OptimizerConfig(rates=gold_only(config) if CASES[name] else ()))
 
 
 def peak_in_new_process(name: str) -> int:
@@ -89,7 +80,7 @@ def peak_in_new_process(name: str) -> int:
 def peak_of_steps(options: argparse.Namespace) -> int:
     """Bytes that a few steps take in this process."""
     before = resident()
-    step = make_step(options, options.only)
+    step = case_step(options, options.only)
     for _ in range(PEAK_STEPS):
         step()
     return peak() - before

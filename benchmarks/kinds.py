@@ -1,0 +1,62 @@
+"""Training steps of all kinds of the arena side by side: 5.0 million parameters each. `python benchmarks/kinds.py`
+
+Measured in turns, a step of each in every round, with the recipes' own batch and settings.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from common import arguments, plot, report, spread
+from steps import make_step, random_windows
+
+from goldfinch.config import ModelConfig
+from goldfinch.inference.rounds import in_turns, seconds
+from goldfinch.model import Decoder
+from goldfinch.training.config import OptimizerConfig
+from goldfinch.training.recipes import recipe, recipe_names
+
+BASELINE = "goldfinch"
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    kinds = [name.rpartition("-")[2] for name in recipe_names() if name.startswith("arena/")]
+    parser = arguments(__doc__, rounds=7)
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    taken = in_turns({kind: partial(seconds, arena_step(options, kind)) for kind in options.kinds}, options.rounds)
+    settings = recipe(f"arena/L6-D256-{BASELINE}")
+    tokens = settings["batch_size"] * settings["context"]
+    baseline = taken.get(BASELINE)
+    rows = [
+        [
+            kind,
+            spread([tokens / one for one in samples.seconds]),
+            f"{samples.times_faster(baseline):.2f}" if baseline else None,
+        ]
+        for kind, samples in sorted(taken.items(), key=lambda item: item[1].median)
+    ]
+    title = f"arena/L6-D256, {settings['batch_size']} x {settings['context']} tokens a step, fp32"
+    if options.png:
+        speeds = {kind: [tokens / one for one in samples.seconds] for kind, samples in taken.items()}
+        plot(options.png, title, ("", "tokens/s"), {"training": speeds}, tick=str)
+    report(title, ["kind", "tokens/s", f"times {BASELINE}"], rows, options.json)
+
+
+def arena_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
+    """Steps of one kind, as its recipe makes them."""
+    settings = recipe(f"arena/L6-D256-{kind}", options.vocab_size)
+    model = Decoder(ModelConfig.from_dict(settings["model"]))
+    windows = random_windows(settings["batch_size"], settings["context"], options.vocab_size)
+    return make_step(
+        model, windows, OptimizerConfig(**settings["optimizer"]), micro_batch_size=settings["micro_batch_size"]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A training step to be measured: all that the trainer does in one, but for the data."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
+from goldfinch.training.config import OptimizerConfig
+from goldfinch.training.gradient import accumulate, clip_gradient
+from goldfinch.training.optimizer.groups import build_optimizer
+from goldfinch.training.parallel.processes import ALONE
+
+
+def random_windows(batch_size: int, context: int, vocab_size: int) -> Tensor:
+    """(B, T + 1) ids, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (batch_size, context + 1), generator=generator)
+
+
+def make_step(
+    model: Decoder, windows: Tensor, optimizer: OptimizerConfig, *, micro_batch_size: int = 0, bf16: bool = False
+) -> Callable[[], None]:
+    """Steps of `model`, initialised here, on one batch.
+
+    Args:
+        model: with its plan, if any.
+        windows: (B, T + 1) ids.
+        optimizer: its settings.
+        micro_batch_size: windows at once; 0 for all.
+        bf16: under autocast.
+    """
+    initialize(model, 0)
+    stepper = build_optimizer(model, optimizer)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+    def step() -> None:
+        accumulate(model, windows, micro_batch_size, ALONE, autocast)
+        clip_gradient(model.parameters(), optimizer.clip)
+        stepper.step()
+        stepper.zero_grad()
+
+    return step
