@@ -261,17 +261,16 @@ def test_a_dead_worker_is_told(rows_in_json: Path, tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import select
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 from goldfinch.data import tokenizing
 from goldfinch.data.training_data import TrainingData
 tokenizing.CHUNK = 40
 batches = TrainingData.open([sys.argv[1]]).batches(16, 6, 5, workers=2)
 batches.batch(0)
 print("ready", flush=True)
-# Not stdin.read(): a signal that comes just before it blocks would be seen only after it.
-while not select.select([sys.stdin], [], [], 0.1)[0]:
-    pass
+sys.stdin.read()
 """
 
 
