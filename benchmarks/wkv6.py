@@ -12,7 +12,7 @@ from torch import Tensor
 from goldfinch.inference.rounds import Samples, in_turns, seconds
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
 
-NAMES = ("native", "chunked")
+NAMES = ("cpu", "chunked")
 
 
 def main() -> None:
@@ -28,11 +28,11 @@ def main() -> None:
         check(inputs)
         for what, run in (("forward", forward), ("forward + backward", both)):
             taken = in_turns({name: partial(seconds, partial(run, inputs, name)) for name in NAMES}, options.rounds)
-            native, chunked = (micro(taken[name], batch * length * heads) for name in NAMES)
-            rows.append([shape, what, spread(native), spread(chunked), taken["native"].times_faster(taken["chunked"])])
-            for name, values in zip(NAMES, (native, chunked), strict=True):
+            cpu, chunked = (micro(taken[name], batch * length * heads) for name in NAMES)
+            rows.append([shape, what, spread(cpu), spread(chunked), taken["cpu"].times_faster(taken["chunked"])])
+            for name, values in zip(NAMES, (cpu, chunked), strict=True):
                 lines.setdefault(f"{name}, {what}", {})[shape] = values
-    columns = ["B x T x H", "what", "native, us", "chunked, us", "times faster"]
+    columns = ["B x T x H", "what", "cpu, us", "chunked, us", "times faster"]
     title = "WKV6, heads of 64, fp32, us per token and head"
     report(title, columns, rows, options.json, rounds=options.rounds)
     if options.png is not None:
@@ -67,9 +67,9 @@ def both(inputs: list[Tensor], name: str) -> list[Tensor]:
 def check(inputs: list[Tensor]) -> None:
     """Raise where the two disagree."""
     assert set(NAMES) <= set(IMPLEMENTATIONS)
-    for one, other in zip(both(inputs, "native"), both(inputs, "chunked"), strict=True):
+    for one, other in zip(both(inputs, "cpu"), both(inputs, "chunked"), strict=True):
         difference = (one - other).abs().max() / other.abs().max().clamp(min=1e-30)
-        assert difference <= 1e-4, f"native and chunked disagree by {difference:.1e}"
+        assert difference <= 1e-4, f"cpu and chunked disagree by {difference:.1e}"
 
 
 if __name__ == "__main__":

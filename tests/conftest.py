@@ -14,17 +14,17 @@ from hypothesis import settings
 from plans import PLANS
 from torch import Tensor, nn
 
-from goldfinch import cpp
 from goldfinch.config import ModelConfig
+from goldfinch.cpu import build
 from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
-from goldfinch.inference import few_tokens, prefill
+from goldfinch.inference import cpu_decode, prefill
 from goldfinch.memory.growing_tensor import GrowingTensor
-from goldfinch.mixers import native_gold
+from goldfinch.mixers import gold_cpu
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
 from goldfinch.ops import attention
-from goldfinch.ops.wkv6 import native
+from goldfinch.ops.wkv6 import cpu
 
 # Examples are the same in every run, so that a failure can be repeated; no time limit per example on shared cores.
 settings.register_profile("goldfinch", deadline=None, derandomize=True, database=None, max_examples=3)
@@ -32,10 +32,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "goldfinch"))
 # Tests run side by side; threads that share the cores with them only wait for each other.
 torch.set_num_threads(1)
 # Built before tests look at what is printed.
-native.library()
-cpp.compiled(attention.SOURCE, "attention")
-cpp.compiled(native_gold.SOURCE, "GOLD")
-cpp.compiled(few_tokens.SOURCE, few_tokens.NAME)
+cpu.library()
+build.compiled(attention.SOURCE, "attention")
+build.compiled(gold_cpu.SOURCE, "GOLD")
+build.compiled(cpu_decode.SOURCE, cpu_decode.NAME)
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +165,7 @@ def run_with_sanitizers(tmp_path):
     """run_with_sanitizers(source, program): compile both as one, `source` first, and run it."""
 
     def run(source: Path, program: Path) -> None:
-        compiler = next(filter(shutil.which, cpp.COMPILERS), None)
+        compiler = next(filter(shutil.which, build.COMPILERS), None)
         if compiler is None:
             pytest.skip("no C++ compiler")
         flags = [
@@ -178,7 +178,7 @@ def run_with_sanitizers(tmp_path):
             "-fno-sanitize-recover=all",
         ]
         built = tmp_path / "program"
-        command = [compiler, *flags, "-I", cpp.HEADERS, "-include", source, program, "-o", built]
+        command = [compiler, *flags, "-I", build.HEADERS, "-include", source, program, "-o", built]
         result = subprocess.run(command, capture_output=True, check=False, text=True)
         if "asan" in result.stderr:
             pytest.skip("this compiler has no sanitizers")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import goldfinch as gf
-from goldfinch.checkpoint.native import load_model, read_config, save_description, save_weights
+from goldfinch.checkpoint.model_folder import load_model, read_config, save_description, save_weights
 from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
 from goldfinch.cli.main import run
 from goldfinch.config import RopeConfig

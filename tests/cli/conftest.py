@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.data.tokenizers import ByteTokenizer
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import goldfinch as gf
-from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.context_file import read_description

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import goldfinch as gf
-from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer
 from goldfinch.errors import UserError

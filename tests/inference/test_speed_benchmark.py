@@ -24,7 +24,7 @@ from goldfinch.inference.speed_benchmark import (
     training_product_flops,
     weight_bytes,
 )
-from goldfinch.ops.wkv6 import native
+from goldfinch.ops.wkv6 import cpu
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def lm(small_config, small_model):
 @pytest.fixture
 def without_recurrence(monkeypatch):
     """PyTorch's counter then sees the matrix products alone, and all of them."""
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(cpu, "library", lambda: None)
     monkeypatch.setattr("goldfinch.ops.attention.compiled", lambda *_: None)
-    monkeypatch.setattr("goldfinch.inference.prefill.few_tokens", lambda *_: None)
+    monkeypatch.setattr("goldfinch.inference.prefill.fused_decoder", lambda *_: None)
 
     def zeros(r, *rest, **options):
         return r * 0, torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3])

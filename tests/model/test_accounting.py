@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from goldfinch.errors import UserError
 from goldfinch.model.accounting import account
-from goldfinch.ops.wkv6 import native
+from goldfinch.ops.wkv6 import cpu
 from goldfinch.presets import KINDS, model_config
 
 PUBLISHED_PARAMETERS = {
@@ -97,7 +97,7 @@ def test_a_recurrent_model_has_no_cache_and_a_transformer_has_ratio_1():
 @pytest.fixture(autouse=True)
 def recurrence_in_pytorch(monkeypatch):
     """What native code does is hidden from PyTorch's counter."""
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(cpu, "library", lambda: None)
 
 
 def counted_by_pytorch(model, tokens):

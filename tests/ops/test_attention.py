@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldfinch import cpp
+from goldfinch.cpu import build
 from goldfinch.ops import attention
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
 
@@ -72,7 +72,7 @@ def test_queries_from_inside_the_text_see_what_lies_before_them_and_share_the_ke
         torch.testing.assert_close(actual[row : row + 1], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(cpp.compiled(attention.SOURCE, "attention") is None, reason="no C++ compiler")
+@pytest.mark.skipif(build.compiled(attention.SOURCE, "attention") is None, reason="no C++ compiler")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("length", "blocks"), [(1, [300]), (1, [130, 1]), (3, [64, 64, 2, 1]), (16, [9, 90, 1, 33])])

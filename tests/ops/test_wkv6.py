@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from goldfinch import cpp
-from goldfinch.ops.wkv6 import IMPLEMENTATIONS, native, wkv6
+from goldfinch.cpu import build
+from goldfinch.ops.wkv6 import IMPLEMENTATIONS, cpu, wkv6
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler")
 # "fla" is for GPUs: test_wkv6_fla.py.
 ON_CPUS = [name for name in IMPLEMENTATIONS if name != "fla"]
-ALL = [pytest.param(name, marks=needs_compiler) if name == "native" else name for name in ON_CPUS]
+ALL = [pytest.param(name, marks=needs_compiler) if name == "cpu" else name for name in ON_CPUS]
 LENGTHS = [1, 2, 3, 5, 31, 32, 33, 67, 130]
 NAMES = ("r", "k", "v", "log_w", "u", "state")
 BATCH, HEADS, SIZE = 2, 3, 4
@@ -151,26 +151,26 @@ def test_not_the_smallest_gradient_crosses_the_border_of_a_document(implementati
 def test_native_code_is_exact_at_usual_sizes_and_however_many_threads_share_a_head(
     size, dtype, tolerance, threads, monkeypatch
 ):
-    monkeypatch.setattr(native, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(cpu, "WORTH_A_THREAD", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads * BATCH * HEADS)
     for length in (1, 16, 37):
         values = inputs(length, dtype, size=size)
         expected = run_with_gradients(definition, {name: value.double() for name, value in values.items()})
-        actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation="native"), values)
+        actual = run_with_gradients(lambda **leaves: wkv6(**leaves, implementation="cpu"), values)
         assert_agree(actual, expected, tolerance)
 
 
 @needs_compiler
 def test_the_native_operator_is_one_that_torch_can_trace():
     values = list(inputs(5, torch.float32, size=16).values())
-    torch.library.opcheck(native._forward, [value.requires_grad_() for value in values])
+    torch.library.opcheck(cpu._forward, [value.requires_grad_() for value in values])
 
 
 @needs_compiler
 def test_native_code_is_what_runs_on_a_cpu_by_default(monkeypatch):
     called = []
-    real = IMPLEMENTATIONS["native"]
-    monkeypatch.setitem(IMPLEMENTATIONS, "native", lambda *args: (called.append(1), real(*args))[1])
+    real = IMPLEMENTATIONS["cpu"]
+    monkeypatch.setitem(IMPLEMENTATIONS, "cpu", lambda *args: (called.append(1), real(*args))[1])
     wkv6(**inputs(5, torch.float32))
     assert called
 
@@ -179,9 +179,9 @@ def test_native_code_is_what_runs_on_a_cpu_by_default(monkeypatch):
 def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
     compiler, message, monkeypatch, tmp_path, capfd
 ):
-    cpp.compiled.cache_clear()
+    build.compiled.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpp, "COMPILERS", ())
+    monkeypatch.setattr(build, "COMPILERS", ())
     monkeypatch.delenv("CXX", raising=False)
     if compiler is not None:
         monkeypatch.setenv("CXX", compiler)
@@ -190,7 +190,7 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
         y, _ = wkv6(**values)
         wkv6(**values)
     finally:
-        cpp.compiled.cache_clear()
+        build.compiled.cache_clear()
     assert torch.equal(y, wkv6(**values, implementation="chunked")[0])
     told = capfd.readouterr().err
     assert message in told
@@ -199,7 +199,7 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing_in_the_native_code(run_with_sanitizers):
-    run_with_sanitizers(native.SOURCE, Path(__file__).with_name("wkv6_program.cpp"))
+    run_with_sanitizers(cpu.SOURCE, Path(__file__).with_name("wkv6_program.cpp"))
 
 
 @pytest.mark.parametrize("implementation", ALL)

@@ -1,4 +1,4 @@
-// Both passes of native.cpp, included by the command line, at odd sizes: something for sanitizers to look at.
+// Both passes of cpu.cpp, included by the command line, at odd sizes: something for sanitizers to look at.
 
 template <typename T>
 void check(std::int64_t batch, std::int64_t length, std::int64_t heads, std::int64_t size, std::int64_t parts) {

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import goldfinch as gf
-from goldfinch.checkpoint.native import save_description, save_weights
+from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.cli.train import resolve
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer

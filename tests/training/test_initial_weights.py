@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from goldfinch.checkpoint.native import load_model, read_config, save_description, save_weights
+from goldfinch.checkpoint.model_folder import load_model, read_config, save_description, save_weights
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer
 from goldfinch.errors import UserError

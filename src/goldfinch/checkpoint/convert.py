@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, load_model, save_description, save_weights
+from goldfinch.checkpoint.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_model, save_description, save_weights
 from goldfinch.checkpoint.reference import from_reference, to_reference
 from goldfinch.checkpoint.reference_config import infer_finch_config
 from goldfinch.config import ModelConfig

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
-from goldfinch.checkpoint.native import load_model, read_tokenizer
+from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
 from goldfinch.config import ModelConfig, RopeConfig, TimeMixKind
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError

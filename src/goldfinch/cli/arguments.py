@@ -59,6 +59,6 @@ def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
             raise UserError(f"{error} (nor is {name!r} a folder)") from error
     if vocab_size is not None:
         raise UserError(f"the model in {name} has its vocabulary: --vocab-size is for presets")
-    from goldfinch.checkpoint.native import read_config
+    from goldfinch.checkpoint.model_folder import read_config
 
     return read_config(Path(name))

@@ -83,7 +83,7 @@ def load_folder(folder: Path, dtype: str | None, device: str, rope: str | None) 
 
     if rope is None:
         return load(folder, dtype, device)
-    from goldfinch.checkpoint.native import read_config
+    from goldfinch.checkpoint.model_folder import read_config
 
     positions = parse_rope(rope, read_config(folder).rope)
     if positions is None:

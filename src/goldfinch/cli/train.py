@@ -173,7 +173,7 @@ def _values(args: list[str], flag: str) -> list[str]:
 
 def _initial_model(folder: Path, args: list[str]) -> ModelConfig:
     """The model that a run with `--initial` starts from, which takes the place of a preset."""
-    from goldfinch.checkpoint.native import read_config
+    from goldfinch.checkpoint.model_folder import read_config
 
     if args and not args[0].startswith("-"):
         raise UserError(f"--initial takes the model of {folder}: leave out the preset {args[0]}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import WEIGHTS, load_model, read_config, read_tokenizer
+from goldfinch.checkpoint.model_folder import WEIGHTS, load_model, read_config, read_tokenizer
 from goldfinch.config import RopeConfig, from_plain
 from goldfinch.errors import UserError
 from goldfinch.experiments.markdown import markdown_table

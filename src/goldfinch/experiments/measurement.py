@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import WEIGHTS, load_model
+from goldfinch.checkpoint.model_folder import WEIGHTS, load_model
 from goldfinch.config import from_plain
 from goldfinch.errors import UserError
 from goldfinch.experiments.position import logarithmic, loss_by_position

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from goldfinch.checkpoint.native import WEIGHTS, read_config
+from goldfinch.checkpoint.model_folder import WEIGHTS, read_config
 from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.training.config import OptimizerConfig

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from goldfinch.checkpoint.native import write_safetensors
+from goldfinch.checkpoint.model_folder import write_safetensors
 from goldfinch.config import ModelConfig, from_plain
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from goldfinch.checkpoint.native import TOKENIZER, read_tokenizer
+from goldfinch.checkpoint.model_folder import TOKENIZER, read_tokenizer
 from goldfinch.config import did_you_mean
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.native import load_model, read_tokenizer
+from goldfinch import malloc
+from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
-from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file import open_context
 from goldfinch.inference.token_ids import check_token_ids, token_ids
@@ -114,7 +114,7 @@ def load(
     Raises:
         UserError: the folder or a file in it is missing or broken, or `rope` is given for a model without positions.
     """
-    keep_freed_memory()
+    malloc.tune()
     folder = Path(path)
     model = load_model(folder, _dtype(dtype) if dtype else None, device, rope).eval()
     return LanguageModel(model, read_tokenizer(folder, model.config), folder)
@@ -135,7 +135,7 @@ def build(
     Raises:
         UserError: an unknown preset or dtype.
     """
-    keep_freed_memory()
+    malloc.tune()
     config = model_config(preset, vocab_size)
     with torch.device("meta"):
         model = Decoder(config)

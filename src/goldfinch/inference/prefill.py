@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from goldfinch.inference.few_tokens import few_tokens
+from goldfinch.inference.cpu_decode import fused_decoder
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
@@ -63,7 +63,7 @@ def read_lower(model: Decoder, ids: Tensor, state: LowerState | None) -> tuple[T
     Returns:
         (1, T, D), the output of these layers, and the state after it.
     """
-    layers = few_tokens(model, len(ids)) or model
+    layers = fused_decoder(model, len(ids)) or model
     x, blocks = layers.lower(model.embed(ids[None]), state.blocks if state else None)
     recent = x if state is None else torch.cat([state.recent, x], dim=1)
     # A copy, so that the state keeps no activations alive.
@@ -93,7 +93,7 @@ def read_upper(
     """
     tail = tail_length(model) + wanted - 1
     one = len(recent) == 1 and memory.query_positions is None
-    layers = (few_tokens(model, min(new, tail)) if one else None) or model
+    layers = (fused_decoder(model, min(new, tail)) if one else None) or model
     if new <= tail:
         x, after = layers.upper(recent[:, -new:], states, memory)
     else:
@@ -105,5 +105,5 @@ def read_upper(
 
 def next_token_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """The head on a few normalised hidden states: (T, D) -> (T, V) float32."""
-    layers = few_tokens(model, len(hidden))
+    layers = fused_decoder(model, len(hidden))
     return layers.head(hidden) if layers is not None else model.head(hidden).float()

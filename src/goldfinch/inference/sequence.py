@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from goldfinch.heap import release_freed_memory
+from goldfinch import malloc
 from goldfinch.inference.certificate import Certificate, Witness
-from goldfinch.inference.few_tokens import MOST_TOKENS
+from goldfinch.inference.cpu_decode import MAX_TOKENS
 from goldfinch.inference.prefill import LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.memory.expansion import Expansion
 from goldfinch.memory.growing_tensor import GrowingTensor
@@ -136,7 +136,7 @@ class TokenSequence:
         if len(self) % GrowingTensor.BLOCK == 0:
             self._snapshot_if_small(state)
         if len(self) % (BLOCKS_PER_RELEASE * GrowingTensor.BLOCK) == 0:
-            release_freed_memory()
+            malloc.trim()
 
     def _snapshot_if_small(self, state: LowerState) -> None:
         """Keep the state, and drop older ones, if it is of fixed size."""
@@ -180,7 +180,7 @@ class TokenSequence:
         """
         assert self._state is not None
         assert self.witness is None
-        if self._behind + len(ids) > MOST_TOKENS:
+        if self._behind + len(ids) > MAX_TOKENS:
             assert self.state is not None  # asking for it brings it up to date
         before, behind, state, predicted = len(self), self._behind, self._state, self._predicted
         fed = torch.cat([self.memory.ids(before - behind, before), ids])

@@ -3,7 +3,7 @@
 //
 // Rows are fp32 or bf16, as the model's weights are; everything is computed in fp32. All widths are multiples of 16.
 
-#include "native.h"
+#include "vector.h"
 
 namespace {
 

@@ -12,7 +12,7 @@ from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
-from goldfinch.mixers import native_gold
+from goldfinch.mixers import gold_cpu
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
 from goldfinch.state import GoldState
 
@@ -127,9 +127,9 @@ class Gold(nn.Module):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
-        if native_gold.possible(embeddings, self.shift_low_rank, self.value_adapter):
+        if gold_cpu.possible(embeddings, self.shift_low_rank, self.value_adapter):
             mu = self.memory_mu, self.mu_k, self.mu_v
-            return native_gold.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
+            return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
         difference = before - embeddings
         chosen_by = torch.addcmul(embeddings, difference, self.memory_mu)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
@@ -145,8 +145,8 @@ class Gold(nn.Module):
             weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
             rows: (S,) int64, which of the weights are each token's; None where each has its own.
         """
-        if native_gold.possible(keys, self.key_adapter):
-            return native_gold.keys(keys, before, weights, rows, self.key_adapter, self.key_norm)
+        if gold_cpu.possible(keys, self.key_adapter):
+            return gold_cpu.keys(keys, before, weights, rows, self.key_adapter, self.key_norm)
         if rows is not None:
             weights = weights.index_select(0, rows)
         k = torch.addcmul(keys, before - keys, weights)

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "native.h"
+#include "vector.h"
 
 namespace {
 

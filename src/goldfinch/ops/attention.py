@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpp import compiled, pointer
+from goldfinch.cpu.build import compiled, pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-MOST_QUERIES = 16
+MAX_QUERIES = 16
 """Above, PyTorch's matrix products are faster."""
 
 
@@ -74,7 +74,7 @@ def blockwise_causal_attention(
     Returns:
         (B, H, T, N) in q's dtype; computed in fp32, in fp64 where q is fp64.
     """
-    if positions is None and _native(q) is not None:
+    if positions is None and _cpu_attend(q) is not None:
         return _few_queries(q, blocks, total)
     first_query = total - q.shape[-2]
     ends = torch.arange(first_query, total, device=q.device) if positions is None else positions[:, None]
@@ -103,10 +103,10 @@ def blockwise_causal_attention(
     return (weighted / weight).to(q.dtype)
 
 
-def _native(q: Tensor) -> Callable[..., None] | None:
+def _cpu_attend(q: Tensor) -> Callable[..., None] | None:
     """The C++ code for these queries; None where PyTorch answers them."""
     batch, _, length, size = q.shape
-    fits = batch == 1 and length <= MOST_QUERIES and size % 16 == 0 and q.dtype in (torch.float32, torch.bfloat16)
+    fits = batch == 1 and length <= MAX_QUERIES and size % 16 == 0 and q.dtype in (torch.float32, torch.bfloat16)
     if q.device.type != "cpu" or not fits or torch.is_grad_enabled():
         return None
     code = compiled(SOURCE, "attention")
@@ -114,7 +114,7 @@ def _native(q: Tensor) -> Callable[..., None] | None:
 
 
 def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tensor:
-    attend = _native(q)
+    attend = _cpu_attend(q)
     assert attend is not None
     _, heads, length, size = q.shape
     scaled = (q[0].transpose(0, 1).float() * size**-0.5).contiguous()

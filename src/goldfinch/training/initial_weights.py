@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from goldfinch.checkpoint.native import TOKENIZER, load_model, read_config, read_tokenizer
+from goldfinch.checkpoint.model_folder import TOKENIZER, load_model, read_config, read_tokenizer
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goldfinch import malloc
 from goldfinch.errors import UserError
-from goldfinch.heap import keep_freed_memory
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
@@ -55,7 +55,7 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, reporter: Reporter, resume: bool = False, processes: Processes = ALONE
     ) -> None:
-        keep_freed_memory()
+        malloc.tune()
         self._processes = processes
         self._reporter = reporter
         self._run = config.output
@@ -307,6 +307,6 @@ class Trainer:
 
 def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The type of matrix products: float32, or bfloat16 under autocast."""
-    native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and native)
+    bf16_is_native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_native)
     return torch.bfloat16 if bf16 else torch.float32

@@ -6,17 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldfinch.ops.wkv6 import fla, native
+from goldfinch.ops.wkv6 import cpu, fla
 from goldfinch.ops.wkv6.chunked import wkv6_chunked
 from goldfinch.ops.wkv6.recurrent import wkv6_recurrent
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "wkv6"]
 
-Implementation = Literal["auto", "recurrent", "chunked", "native", "fla"]
+Implementation = Literal["auto", "recurrent", "chunked", "cpu", "fla"]
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "recurrent": wkv6_recurrent,
     "chunked": wkv6_chunked,
-    "native": native.wkv6_native,
+    "cpu": cpu.wkv6_cpu,
     "fla": fla.wkv6_fla,
 }
 # Below this many tokens a step per token is faster than a padded chunk.
@@ -44,7 +44,7 @@ def wkv6(
         log_w: (B, T, H, N), natural logarithm of the decay, in [-inf, 0].
         u: (H, N), Finch's bonus for the token itself; None for 0 (Finch-C2).
         state: (B, H, N, N) as key x value, fp32 or fp64; None for zeros.
-        implementation: "recurrent" (the definition), "chunked", "native" (on CPUs), "fla" (on GPUs, fp32), or "auto"
+        implementation: "recurrent" (the definition), "chunked", "cpu" (on CPUs), "fla" (on GPUs, fp32), or "auto"
             for the fastest here.
         starts: (B, T) bool, the tokens that begin a document: S[t-1] counts as zero there, exactly. None for none.
 
@@ -96,6 +96,6 @@ def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:
     on_gpu = r.device.type == "cuda" and dtype == torch.float32 and r.shape[-1] >= fla.SMALLEST_HEAD
     if on_gpu and fla.library() is not None:
         return "fla"
-    if r.device.type == "cpu" and r.shape[-1] <= native.LARGEST_HEAD and native.available():
-        return "native"
+    if r.device.type == "cpu" and r.shape[-1] <= cpu.MAX_HEAD_SIZE and cpu.available():
+        return "cpu"
     return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"

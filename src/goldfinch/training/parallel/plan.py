@@ -19,7 +19,7 @@ from goldfinch.errors import UserError
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
-from goldfinch.ops.wkv6 import native
+from goldfinch.ops.wkv6 import cpu
 from goldfinch.state import BlockState
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.initial_weights import set_initial_weights
@@ -82,7 +82,7 @@ def _compile(forward: Forward) -> Forward:
     # Variants of one function are counted over the whole process, and from the ninth on refused.
     torch.compiler.reset()
     # What it does, looking for a compiler and building, cannot be traced.
-    torch.compiler.assume_constant_result(native.available)
+    torch.compiler.assume_constant_result(cpu.available)
     compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
 
     def run(*args: Any) -> tuple[Tensor, BlockState]:

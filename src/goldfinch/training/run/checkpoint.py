@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException
 
-from goldfinch.checkpoint.native import check_weights, save_weights
+from goldfinch.checkpoint.model_folder import check_weights, save_weights
 from goldfinch.config import from_plain
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder

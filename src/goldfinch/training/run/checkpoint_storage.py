@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from goldfinch.checkpoint.native import write_safetensors
+from goldfinch.checkpoint.model_folder import write_safetensors
 from goldfinch.errors import UserError
 from goldfinch.files import sync, write_text
 

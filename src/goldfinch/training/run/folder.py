@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from goldfinch.checkpoint.native import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description
+from goldfinch.checkpoint.model_folder import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import write_text

@@ -1,4 +1,4 @@
-// All layers of few_tokens.cpp, included by the command line, at small sizes: something for sanitizers to look at.
+// All layers of cpu_decode.cpp, included by the command line, at small sizes: something for sanitizers to look at.
 
 template <typename W>
 struct Numbers {

@@ -1,4 +1,4 @@
-"""WKV6 in C++ (native.cpp): a torch operator with gradients."""
+"""WKV6 in C++ (cpu.cpp): a torch operator with gradients."""
 
 import ctypes
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpp import VECTOR_BYTES, compiled, pointer
+from goldfinch.cpu.build import VECTOR_BYTES, compiled, pointer
 
 SOURCE = Path(__file__).with_name("native.cpp")
-LARGEST_HEAD = 256
+MAX_HEAD_SIZE = 256
 # Entries of S times tokens below which starting another thread costs more than it saves.
 WORTH_A_THREAD = 1 << 20
 
@@ -28,9 +28,7 @@ def available() -> bool:
     return library() is not None
 
 
-def wkv6_native(
-    r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def wkv6_cpu(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run the recurrence in C++. Arguments and results as in `goldfinch.ops.wkv6.wkv6`; on the CPU only."""
     size = r.shape[-1]
     padding = -size % (VECTOR_BYTES // r.itemsize)

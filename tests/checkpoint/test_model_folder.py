@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from goldfinch.checkpoint import native
-from goldfinch.checkpoint.native import (
+from goldfinch.checkpoint import model_folder
+from goldfinch.checkpoint.model_folder import (
     load_model,
     read_config,
     read_tokenizer,
@@ -130,7 +130,7 @@ def test_a_save_that_is_killed_leaves_the_old_weights(error, seen, folder, model
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(native, "save_file", write_half)
+    monkeypatch.setattr(model_folder, "save_file", write_half)
     with pytest.raises(seen):
         save_weights(folder, {name: tensor + 1 for name, tensor in model.state_dict().items()})
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]

@@ -1,4 +1,4 @@
-"""A few tokens through a model's layers on a CPU, in C++ (few_tokens.cpp).
+"""A few tokens through a model's layers on a CPU, in C++ (cpu_decode.cpp).
 
 Writing word by word reads every weight once a word. PyTorch does that in some hundred small operations, each of which
 waits for the one before; here all layers below GOLD are one call. The modules in `goldfinch.mixers` are what it has to
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpp import compiled, pointer
+from goldfinch.cpu.build import compiled, pointer
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.token_shift import DataDependentLerp
@@ -25,9 +25,9 @@ from goldfinch.model.block import Block
 from goldfinch.model.token_cat import TokenCat
 from goldfinch.state import BlockState, GoldState, RecurrentState
 
-SOURCE = Path(__file__).with_name("few_tokens.cpp")
+SOURCE = Path(__file__).with_name("cpu_decode.cpp")
 NAME = "the layers for few tokens"
-MOST_TOKENS = 16
+MAX_TOKENS = 16
 """Above, PyTorch's matrix products are faster."""
 DTYPES = (torch.float32, torch.bfloat16)
 # All that a model may consist of: whatever stands in for one of these computes something else.
@@ -37,11 +37,11 @@ LANES = 16  # what all widths must be a multiple of
 ROWS = 4  # what the rows of a matrix must be a multiple of
 
 
-def few_tokens(model: Decoder, count: int) -> "FewTokens | None":
+def fused_decoder(model: Decoder, count: int) -> "FusedDecoder | None":
     """What takes `count` tokens through this model; None where PyTorch has to: it is on another device, of another kind
     or type, or hooked into, gradients are wanted, there are too many tokens or there is no compiler.
     """
-    if count > MOST_TOKENS or torch.is_grad_enabled() or model.head.weight.device.type != "cpu":
+    if count > MAX_TOKENS or torch.is_grad_enabled() or model.head.weight.device.type != "cpu":
         return None
     kept = _KEPT.get(model)
     if kept is None or not kept.holds():
@@ -49,7 +49,7 @@ def few_tokens(model: Decoder, count: int) -> "FewTokens | None":
     return kept.layers
 
 
-class FewTokens:
+class FusedDecoder:
     """The layers of one model, as long as its parameters stay where they are. Batches are of one sequence."""
 
     def __init__(self, model: Decoder) -> None:
@@ -137,7 +137,7 @@ class _Entry:
         self._tensors = [parameter.detach() for _, _, parameter in self._parameters if parameter is not None]
         self._addresses = self._current_addresses()
         self._hooked = any(self._hooks)
-        self.layers = FewTokens(model) if _possible(model) and not self._hooked else None
+        self.layers = FusedDecoder(model) if _possible(model) and not self._hooked else None
 
     def _current_addresses(self) -> list[int]:
         return [parameter.data_ptr() for _, _, parameter in self._parameters if parameter is not None]
@@ -169,7 +169,7 @@ def _possible(model: Decoder) -> bool:
     )
 
 
-# The structures of few_tokens.cpp.
+# The structures of cpu_decode.cpp.
 def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 

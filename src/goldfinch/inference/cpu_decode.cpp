@@ -3,13 +3,13 @@
 //
 // Weights are fp32 or bf16, as PyTorch keeps them; everything else is computed in fp32. All widths are multiples of 16.
 
-#include "native.h"
+#include "vector.h"
 
 namespace {
 
 typedef std::int64_t Size;
 
-// Structures of pointers and sizes, filled by few_tokens.py: fields and their order are the same there.
+// Structures of pointers and sizes, filled by cpu_decode.py: fields and their order are the same there.
 template <typename W>
 struct Norm {
     const W *weight, *bias;

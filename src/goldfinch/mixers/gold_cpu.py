@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpp import compiled, pointer
+from goldfinch.cpu.build import compiled, pointer
 from goldfinch.layers.low_rank import LowRank
 
 SOURCE = Path(__file__).with_name("gold.cpp")

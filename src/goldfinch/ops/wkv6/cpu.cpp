@@ -2,10 +2,10 @@
 //
 //   y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);   S[t] = diag(w[t]) S[t-1] + k[t]^T v[t]
 //
-// Called through ctypes by native.py. Sequences are (B, T, H, N), states (B, H, N, N) as key x value, contiguous; N is a
+// Called through ctypes by cpu.py. Sequences are (B, T, H, N), states (B, H, N, N) as key x value, contiguous; N is a
 // multiple of 64 bytes.
 
-#include "native.h"
+#include "vector.h"
 
 namespace {
 

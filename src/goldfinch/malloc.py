@@ -16,7 +16,7 @@ def _glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
-def keep_freed_memory() -> None:
+def tune() -> None:
     """Let the temporaries of one step use the memory of those before them, for the rest of the process.
 
     By itself glibc returns freed tensors of some megabytes at once, and the system then hands out, and zeroes, the same
@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
         glibc.mallopt(_TRIM_THRESHOLD, KEPT)
 
 
-def release_freed_memory() -> None:
+def trim() -> None:
     """Return the holes that freed temporaries leave in the heap.
 
     glibc keeps them for reuse, but a tensor that stays and lands in one splits it, so that the next temporary needs new

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from goldfinch import cpp
-from goldfinch.mixers import Gold, native_gold
+from goldfinch.cpu import build
+from goldfinch.mixers import Gold, gold_cpu
 
-pytestmark = pytest.mark.skipif(cpp.compiled(native_gold.SOURCE, "GOLD") is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiled(gold_cpu.SOURCE, "GOLD") is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_keys_values_and_weights_are_those_of_pytorch(layer, count, dtype, toler
     e, before, kd = torch.randn(3, count, 96).to(dtype).unbind()
     rows = torch.randint(count, (count,))
     with torch.inference_mode():
-        assert native_gold.possible(e, gold.key_adapter)
+        assert gold_cpu.possible(e, gold.key_adapter)
         weights, values = gold.mix(e, before)
         found = [weights, values, gold.keys(kd, before, weights), gold.keys(kd, before, weights, rows)]
         weights, values = truth.mix(e.double(), before.double())
@@ -52,12 +52,12 @@ def test_small_and_large_numbers_are_as_exact_as_in_pytorch(layer):
 
 def test_gradients_and_other_types_are_left_to_pytorch(layer):
     rows = torch.randn(3, 96)
-    assert not native_gold.possible(rows, layer(torch.float32).key_adapter)
+    assert not gold_cpu.possible(rows, layer(torch.float32).key_adapter)
     with torch.inference_mode():
-        assert not native_gold.possible(rows.double(), layer(torch.float64).key_adapter)
-        assert not native_gold.possible(rows[None], layer(torch.float32).key_adapter)
+        assert not gold_cpu.possible(rows.double(), layer(torch.float64).key_adapter)
+        assert not gold_cpu.possible(rows[None], layer(torch.float32).key_adapter)
 
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(run_with_sanitizers):
-    run_with_sanitizers(native_gold.SOURCE, Path(__file__).with_name("gold_program.cpp"))
+    run_with_sanitizers(gold_cpu.SOURCE, Path(__file__).with_name("gold_program.cpp"))

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import goldfinch as gf
-from goldfinch import cpp
 from goldfinch.config import ModelConfig, RopeConfig
-from goldfinch.inference import few_tokens as native
+from goldfinch.cpu import build
 from goldfinch.inference.context import Context
-from goldfinch.inference.few_tokens import MOST_TOKENS, few_tokens
+from goldfinch.inference import cpu_decode
+from goldfinch.inference.cpu_decode import MAX_TOKENS, fused_decoder
 from goldfinch.mixers import ExpandedMemory
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -21,7 +21,7 @@ PLANS = {
     "ablations": ("finch_c2_no_v2", "finch_c2_no_one_minus_w", "gold"),
     "Finch below GOLD": ("finch", "gold"),
 }
-pytestmark = pytest.mark.skipif(cpp.compiled(native.SOURCE, native.NAME) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiled(cpu_decode.SOURCE, cpu_decode.NAME) is None, reason="no C++ compiler")
 
 
 def model_of(plan, dtype=torch.float32, **sizes):
@@ -62,8 +62,8 @@ def test_outputs_and_states_are_those_of_the_modules(plan, threads, dtype, monke
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     with torch.inference_mode():
         states = None
-        for count in (1, 2, 7, MOST_TOKENS, 1):
-            layers = few_tokens(model, count)
+        for count in (1, 2, 7, MAX_TOKENS, 1):
+            layers = fused_decoder(model, count)
             assert layers is not None
             x = torch.randn(1, count, 96).to(dtype)
             actual = layers.lower(x, states)
@@ -87,7 +87,7 @@ def test_gold_layers_and_the_head_are_those_of_the_modules(rope):
     with torch.inference_mode():
         states = None
         for count in (3, 1, 9):
-            layers = few_tokens(model, count)
+            layers = fused_decoder(model, count)
             x = torch.randn(1, count, 96)
             actual, expected = layers.upper(x, states, memory), model.upper(x, states, memory)
             assert_close(actual, expected, 2e-5)
@@ -105,7 +105,7 @@ def test_a_text_written_word_by_word_is_the_one_that_pytorch_alone_writes(monkey
         return torch.stack(logits)
 
     written = after_each()
-    monkeypatch.setattr("goldfinch.inference.prefill.few_tokens", lambda *_: None)
+    monkeypatch.setattr("goldfinch.inference.prefill.fused_decoder", lambda *_: None)
     torch.testing.assert_close(written, after_each(), atol=2e-5, rtol=0)
 
 
@@ -114,10 +114,10 @@ def test_weights_may_be_trained_or_exchanged_in_between():
     x = torch.randn(1, 1, 96)
     for change in (lambda: model.blocks[0].time_mix.key.weight.data.mul_(2), lambda: model.bfloat16().float()):
         with torch.inference_mode():
-            few_tokens(model, 1).lower(x, None)
+            fused_decoder(model, 1).lower(x, None)
         change()
         with torch.inference_mode():
-            assert_close(few_tokens(model, 1).lower(x, None), model.lower(x, None), 2e-5)
+            assert_close(fused_decoder(model, 1).lower(x, None), model.lower(x, None), 2e-5)
 
 
 def test_states_of_another_type_or_layout_are_read_as_what_they_are():
@@ -127,8 +127,8 @@ def test_states_of_another_type_or_layout_are_read_as_what_they_are():
         x, strange = torch.randn(1, 1, 96), [to(state, torch.bfloat16) for state in states]
         for state in strange:
             state.time_mix.wkv = state.time_mix.wkv.transpose(2, 3).contiguous().transpose(2, 3)
-        expected = few_tokens(model, 1).lower(x, [to(state, torch.float32) for state in strange])
-        assert_close(few_tokens(model, 1).lower(x, strange), expected, 0)
+        expected = fused_decoder(model, 1).lower(x, [to(state, torch.float32) for state in strange])
+        assert_close(fused_decoder(model, 1).lower(x, strange), expected, 0)
 
 
 def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
@@ -138,15 +138,15 @@ def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
 
     model, called = model_of(PLANS["GoldFinch"]), []
     with torch.inference_mode():
-        assert few_tokens(model, 1) is not None
+        assert fused_decoder(model, 1) is not None
         hook = model.blocks[1].channel_mix.register_forward_hook(lambda *_: called.append(1))
-        assert few_tokens(model, 1) is None
+        assert fused_decoder(model, 1) is None
         Context(model, None).read([1, 2, 3])
         assert called
         hook.remove()
-        assert few_tokens(model, 1) is not None
+        assert fused_decoder(model, 1) is not None
         model.blocks[0].time_mix.key = Doubled(96, 96, bias=False)
-        assert few_tokens(model, 1) is None
+        assert fused_decoder(model, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -156,17 +156,17 @@ def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
 )  # fmt: skip
 def test_what_it_cannot_do_is_left_to_pytorch(plan, sizes, dtype):
     with torch.inference_mode():
-        assert few_tokens(model_of(plan, dtype, **sizes), 1) is None
-        assert few_tokens(model_of(("finch",)), MOST_TOKENS + 1) is None
-    assert few_tokens(model_of(("finch",)), 1) is None  # gradients are wanted
+        assert fused_decoder(model_of(plan, dtype, **sizes), 1) is None
+        assert fused_decoder(model_of(("finch",)), MAX_TOKENS + 1) is None
+    assert fused_decoder(model_of(("finch",)), 1) is None  # gradients are wanted
 
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(run_with_sanitizers):
-    run_with_sanitizers(native.SOURCE, Path(__file__).with_name("few_tokens_program.cpp"))
+    run_with_sanitizers(cpu_decode.SOURCE, Path(__file__).with_name("cpu_decode_program.cpp"))
 
 
 def test_small_presets_are_written_with_it():
     lm = gf.build("goldfinch-L3-D128", vocab_size=300)
     with torch.inference_mode():
-        assert few_tokens(lm.model, 1) is not None
+        assert fused_decoder(lm.model, 1) is not None
