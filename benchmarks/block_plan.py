@@ -15,7 +15,7 @@ from torch import Tensor
 from goldfinch.model import Decoder
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.parallel.plan import apply_block_plan
+from goldfinch.training.parallel.parallelize import apply_block_plan
 
 PLANS = {
     "eager": {},

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import goldfinch
-from goldfinch.data.text import moby_dick_chapters
+from goldfinch.benchmark.timing import Samples
+from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.data.tokenizers import WorldTokenizer
 from goldfinch.files import atomic_file
-from goldfinch.inference.rounds import Samples
 
 WIDTH = 160  # of tables that go into a file or a pipe
 PEER_PACKAGES = ("transformers", "xllamacpp", "gguf")

@@ -15,9 +15,9 @@ from common import arguments, moby_dick, plot, report, spread, times_faster_than
 from llama import Shape
 from peers import GoldFinch, add_arguments, peers
 
+from goldfinch.benchmark.speed import at_level, copy_probe, levels, write_seconds
+from goldfinch.benchmark.timing import in_turns
 from goldfinch.inference.context import Context
-from goldfinch.inference.rounds import in_turns
-from goldfinch.inference.speed_benchmark import at_level, copy_probe, levels, write_seconds
 
 ANEW = "GoldFinch, compressed, no bigrams, no table"
 
@@ -102,7 +102,7 @@ def main() -> None:
 
 def write_anew(context: Context, tokens: int) -> float:
     """Seconds of a token when keys and values are worked out for each token anew, however often it stands there."""
-    each_by_itself = partial(mock.patch, "goldfinch.memory.expansion._distinct")
+    each_by_itself = partial(mock.patch, "goldfinch.cache.key_value_cache._distinct")
     with each_by_itself(lambda ids: (ids, torch.arange(len(ids)))):
         return write_seconds(context, tokens)
 

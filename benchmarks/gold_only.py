@@ -15,11 +15,11 @@ import torch
 from common import arguments, peak, plot, report, resident, spread
 from steps import make_step, random_windows
 
-from goldfinch.inference.rounds import in_turns, seconds
+from goldfinch.benchmark.timing import in_turns, seconds
 from goldfinch.model import Decoder
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, gold_only
-from goldfinch.training.parallel.plan import apply_block_plan
+from goldfinch.training.parallel.parallelize import apply_block_plan
 
 CASES = {"everything": False, "GOLD layers and head": True}
 PEAK_STEPS = 2  # the optimizer's moments are there from the first on

@@ -11,8 +11,8 @@ import torch
 from common import arguments, plot, report, spread
 from steps import make_step, random_windows
 
+from goldfinch.benchmark.timing import in_turns, seconds
 from goldfinch.config import ModelConfig
-from goldfinch.inference.rounds import in_turns, seconds
 from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.recipes import recipe, recipe_names

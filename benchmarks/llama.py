@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goldfinch.inference.rounds import seconds
-from goldfinch.inference.speed_benchmark import weight_bytes
+from goldfinch.benchmark.speed import weight_bytes
+from goldfinch.benchmark.timing import seconds
 from goldfinch.presets import model_config
 
 HEAD_SIZE = 64

@@ -16,9 +16,9 @@ import torch
 from common import moby_dick, peak, report, resident
 
 import goldfinch as gf
+from goldfinch.benchmark.timing import seconds
 from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.inference.prefill import CHUNK
-from goldfinch.inference.rounds import seconds
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from llama_cpp import LlamaCpp
 from torch import Tensor
 
 import goldfinch as gf
+from goldfinch.benchmark.speed import check_agreement, fill_zero_weights, read_seconds, weight_bytes
 from goldfinch.inference.language_model import LanguageModel
-from goldfinch.inference.speed_benchmark import check_agreement, fill_zero_weights, read_seconds, weight_bytes
 
 INSTALL = "pip install -e '.[bench]'"
 NEEDS = {

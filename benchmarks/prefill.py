@@ -16,8 +16,8 @@ from llama import Shape
 from peers import GoldFinch, Peer, add_arguments, peers
 from torch import Tensor
 
-from goldfinch.inference.rounds import in_turns
-from goldfinch.inference.speed_benchmark import prefill_product_flops, product_probe
+from goldfinch.benchmark.speed import prefill_product_flops, product_probe
+from goldfinch.benchmark.timing import in_turns
 
 
 def main() -> None:

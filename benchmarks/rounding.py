@@ -9,7 +9,7 @@ from pathlib import Path
 from common import report
 
 import goldfinch as gf
-from goldfinch.inference.certificate import Witness
+from goldfinch.inference.context_file.quantization import Witness
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from peers import GoldFinch, add_arguments, installed
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.inference.rounds import in_turns, seconds
-from goldfinch.inference.speed_benchmark import product_probe, training_product_flops
+from goldfinch.benchmark.speed import product_probe, training_product_flops
+from goldfinch.benchmark.timing import in_turns, seconds
 from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss

@@ -9,7 +9,7 @@ import torch
 from common import arguments, plot, report, spread
 from torch import Tensor
 
-from goldfinch.inference.rounds import Samples, in_turns, seconds
+from goldfinch.benchmark.timing import Samples, in_turns, seconds
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
 
 NAMES = ("cpu", "chunked")

@@ -14,12 +14,12 @@ from hypothesis import settings
 from plans import PLANS
 from torch import Tensor, nn
 
+from goldfinch.cache.growing_tensor import GrowingTensor
 from goldfinch.config import ModelConfig
 from goldfinch.cpu import build
 from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference import cpu_decode, prefill
-from goldfinch.memory.growing_tensor import GrowingTensor
 from goldfinch.mixers import gold_cpu
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from goldfinch.benchmark import memory as memory_benchmark
+from goldfinch.benchmark import speed as speed_benchmark
+from goldfinch.benchmark.memory import llama_like, measure
 from goldfinch.cli.main import run
-from goldfinch.inference import memory_benchmark, speed_benchmark
-from goldfinch.inference.memory_benchmark import llama_like, measure
 from goldfinch.model.accounting import account
 from goldfinch.presets import model_config
 
@@ -84,5 +85,5 @@ def test_speed_as_json_has_all_that_the_table_shows(short, small_run, goldfinch)
 
 
 def test_speed_draws_nothing_and_says_so(goldfinch):
-    assert "--png is for `bench memory`" in goldfinch("bench", "speed", "--png", "speed.png", code=2).err
+    assert "--png is for `bench memory`" in goldfinch("bench", "speed", "--png", "speed_benchmark.png", code=2).err
     assert "at least 1, not 0" in goldfinch("bench", "speed", "--rounds", 0, code=2).err

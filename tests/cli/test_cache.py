@@ -8,9 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import goldfinch as gf
+from goldfinch.cache.growing_tensor import GrowingTensor
 from goldfinch.cli.main import run
-from goldfinch.inference import context_file
-from goldfinch.memory.growing_tensor import GrowingTensor
+from goldfinch.inference.context_file import format as context_file
 
 TEXT = "Call me Ishmael. Some years ago - never mind how long précisément - I thought I would sail about a little. "
 

@@ -11,8 +11,8 @@ import pytest
 
 import goldfinch as gf
 from goldfinch.cli import progress
-from goldfinch.data import sources
-from goldfinch.inference.context_file import read_description
+from goldfinch.data import documents as documents_module
+from goldfinch.inference.context_file.format import read_description
 
 END_OF_TEXT = 256
 
@@ -46,7 +46,7 @@ def test_documents_keep_their_names_and_boundaries(read):
 
 
 def test_a_long_document_in_pieces_is_one_document(read, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE", 16)
+    monkeypatch.setattr(documents_module, "PIECE", 16)
     text = "".join(f"line {number}\n" for number in range(20))
     Path("long.txt").write_text(text)
     Path("short.txt").write_text("end")

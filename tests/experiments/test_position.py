@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from goldfinch.cli.main import run
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
-from goldfinch.experiments import position
-from goldfinch.experiments.long_text import windows
-from goldfinch.experiments.position import linear, logarithmic, loss_by_position, token_losses
+from goldfinch.experiments import loss_by_position as position
+from goldfinch.experiments.loss_by_position import linear, logarithmic, loss_by_position, token_losses
+from goldfinch.experiments.position import windows
 from goldfinch.model import Decoder
 from goldfinch.ops import cross_entropy
 from goldfinch.presets import model_config

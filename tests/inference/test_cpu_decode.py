@@ -8,8 +8,8 @@ import torch
 import goldfinch as gf
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.cpu import build
-from goldfinch.inference.context import Context
 from goldfinch.inference import cpu_decode
+from goldfinch.inference.context import Context
 from goldfinch.inference.cpu_decode import MAX_TOKENS, fused_decoder
 from goldfinch.mixers import ExpandedMemory
 from goldfinch.model import Decoder

@@ -4,14 +4,14 @@ import pytest
 import torch
 from plans import PLANS
 
+from goldfinch.cache.growing_tensor import GrowingTensor
+from goldfinch.cache.key_cache import KeyMemory
+from goldfinch.cache.latents import FORMATS
 from goldfinch.errors import UserError
 from goldfinch.inference import prefill
 from goldfinch.inference.context import Context
 from goldfinch.inference.prefill import read_upper
 from goldfinch.inference.sequence import log_spaced
-from goldfinch.memory.growing_tensor import GrowingTensor
-from goldfinch.memory.key_memory import KeyMemory
-from goldfinch.memory.latents import FORMATS
 from goldfinch.presets import model_config
 
 

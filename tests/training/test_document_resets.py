@@ -15,8 +15,8 @@ from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.training.documents import document_positions, document_starts
 from goldfinch.training.loss import count_targets, next_token_loss, validate
-from goldfinch.training.parallel import plan as parallel_plan
-from goldfinch.training.parallel.plan import apply_block_plan
+from goldfinch.training.parallel import parallelize as parallel_plan
+from goldfinch.training.parallel.parallelize import apply_block_plan
 from goldfinch.training.parallel.processes import ALONE
 from goldfinch.training.trainer import Trainer
 

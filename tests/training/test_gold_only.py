@@ -19,7 +19,7 @@ from goldfinch.model.block import Block
 from goldfinch.training.config import OptimizerConfig, gold_only
 from goldfinch.training.loss import next_token_loss
 from goldfinch.training.optimizer.groups import build_optimizer
-from goldfinch.training.parallel.plan import apply_block_plan
+from goldfinch.training.parallel.parallelize import apply_block_plan
 from goldfinch.training.trainer import Trainer
 
 TRAINED = ("blocks.2.", "blocks.3.", "output_norm.", "head.")

@@ -13,9 +13,9 @@ from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
+    from goldfinch.benchmark.memory import MemoryUse
+    from goldfinch.benchmark.speed import Speed
     from goldfinch.inference.language_model import LanguageModel
-    from goldfinch.inference.memory_benchmark import MemoryUse
-    from goldfinch.inference.speed_benchmark import Speed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Bench:
             self._speed(self.model or "goldfinch-L6-D256")
 
     def _speed(self, name: str) -> None:
-        from goldfinch.inference.speed_benchmark import measure
+        from goldfinch.benchmark.speed import measure
 
         if self.png is not None:
             raise UserError("`bench speed` draws nothing: --png is for `bench memory`")
@@ -71,7 +71,7 @@ class Bench:
             _print_speed(name, speed)
 
     def _memory(self, name: str) -> None:
-        from goldfinch.inference.memory_benchmark import llama_like, measure
+        from goldfinch.benchmark.memory import llama_like, measure
 
         config = named_config(name)
         ours, llama = (list(measure(model, self.latents)) for model in (config, llama_like(config)))
@@ -89,8 +89,8 @@ class Bench:
 
 def _with_weights(name: str, dtype: str | None) -> "LanguageModel":
     """The model in a folder, or a preset with weights that leave no part of it without effect."""
+    from goldfinch.benchmark.speed import fill_zero_weights
     from goldfinch.inference.language_model import build, load
-    from goldfinch.inference.speed_benchmark import fill_zero_weights
 
     named_config(name)  # its complaint names folders as well as presets
     if Path(name).is_dir():

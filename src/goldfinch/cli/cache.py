@@ -15,8 +15,8 @@ from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
-    from goldfinch.inference.context_file import Description
-    from goldfinch.inference.inspection import StoredText
+    from goldfinch.inference.context_file.format import Description
+    from goldfinch.inference.context_file.text import StoredText
 
 File = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE.gfc")]]
 Model = Annotated[Path | None, tyro.conf.arg(aliases=["-m"], metavar="FOLDER")]
@@ -42,7 +42,7 @@ class Info:
 
     def run(self) -> None:
         """Print the table or the JSON object. Needs neither the model nor its tokenizer."""
-        from goldfinch.inference.context_file import read_description
+        from goldfinch.inference.context_file.format import read_description
 
         description = read_description(self.file)
         sizes = _sizes(self.file, description)
@@ -141,7 +141,7 @@ class Verify:
 
     def run(self) -> None:
         """Check; one line for each thing that is right."""
-        from goldfinch.inference.context_file import open_memory, read_description
+        from goldfinch.inference.context_file.format import open_memory, read_description
 
         description = read_description(self.file)
         memory = open_memory(self.file, description)
@@ -155,8 +155,8 @@ class Verify:
     def _read_again(self, description: "Description", spans: list[tuple[int, int]]) -> None:
         from goldfinch import load
         from goldfinch.cli.progress import ReadingDisplay
-        from goldfinch.inference.inspection import require_model_folder
-        from goldfinch.inference.rederivation import compare_latents, plan_replays
+        from goldfinch.inference.context_file.text import require_model_folder
+        from goldfinch.inference.context_file.verify import compare_latents, plan_replays
 
         folder = require_model_folder(self.file, description, self.model)
         context = load(folder, description.dtype, self.device).open(self.file, budget=0)
@@ -189,8 +189,8 @@ def main(args: list[str]) -> None:
 
 
 def _stored_text(path: Path, model: Path | None) -> "StoredText":
-    from goldfinch.inference.context_file import read_description
-    from goldfinch.inference.inspection import StoredText, require_stored_tokenizer
+    from goldfinch.inference.context_file.format import read_description
+    from goldfinch.inference.context_file.text import StoredText, require_stored_tokenizer
 
     description = read_description(path)
     return StoredText(path, description, require_stored_tokenizer(path, description, model))
@@ -198,7 +198,7 @@ def _stored_text(path: Path, model: Path | None) -> "StoredText":
 
 def _sizes(path: Path, description: "Description") -> dict[str, int]:
     """Bytes of the file, of what is in it, and of a Transformer's cache."""
-    from goldfinch.inference.inspection import stored_bytes
+    from goldfinch.inference.context_file.text import stored_bytes
     from goldfinch.model.accounting import account
 
     parts: Counter[str] = Counter()
@@ -212,7 +212,7 @@ def _sizes(path: Path, description: "Description") -> dict[str, int]:
 
 
 def _model_rows(path: Path, description: "Description") -> Rows:
-    from goldfinch.inference.context_file import model_folder
+    from goldfinch.inference.context_file.format import model_folder
 
     config, folder = description.model, model_folder(path, description)
     rows = [

@@ -15,8 +15,8 @@ from goldfinch.cli.units import clock
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
-    from goldfinch.experiments.arena import Entry, Status
-    from goldfinch.experiments.comparison import Row
+    from goldfinch.experiments.compare.launch import Entry, Status
+    from goldfinch.experiments.compare.summary import Row
     from goldfinch.training.config import TrainConfig
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -69,7 +69,7 @@ def main(args: list[str]) -> None:
         raise UserError("--seeds and --jobs must be at least 1")
     entries = _entries(command, settings)
 
-    from goldfinch.experiments.arena import run_all
+    from goldfinch.experiments.compare.launch import run_all
 
     with ArenaDisplay(command.jobs) as display:
         statuses = run_all(entries, command.jobs, display)
@@ -103,8 +103,8 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
         UserError: a model or setting that is none, models that would not see the same data, or a run in the output
             folder that was begun with other settings.
     """
-    from goldfinch.experiments.arena import Entry
-    from goldfinch.experiments.matching import match_parameters
+    from goldfinch.experiments.compare.launch import Entry
+    from goldfinch.experiments.compare.match_parameters import match_parameters
     from goldfinch.training.parallel.processes import ALONE
     from goldfinch.training.run.data import RunData
 
@@ -157,7 +157,7 @@ def _check_same_batches(name: str, config: "TrainConfig", first: "TrainConfig") 
 
 def _check_same_run(folder: Path, config: "TrainConfig") -> None:
     """Refuse to go on with a run that was begun with other settings than these."""
-    from goldfinch.experiments.runs import read_training
+    from goldfinch.experiments.compare.runs import read_training
     from goldfinch.training.run.folder import SETTINGS
 
     if not (folder / SETTINGS).exists():
@@ -185,9 +185,9 @@ def _report(arena: Path, output: Path | None, data: tuple[str, ...]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from goldfinch.experiments.measurement import label, measure_runs
-    from goldfinch.experiments.report import HEADINGS, RESULTS, cells, write_report
-    from goldfinch.experiments.runs import find_runs
+    from goldfinch.experiments.compare.measure import label, measure_runs
+    from goldfinch.experiments.compare.report import HEADINGS, RESULTS, cells, write_report
+    from goldfinch.experiments.compare.runs import find_runs
 
     console = Console(highlight=False)
     output = output or arena
@@ -252,7 +252,7 @@ class ArenaDisplay:
             sys.stdout.flush()
 
     def _summary(self, statuses: "Sequence[Status]") -> str:
-        from goldfinch.experiments.arena import seconds_left
+        from goldfinch.experiments.compare.launch import seconds_left
 
         done = sum(status.state == "finished" for status in statuses)
         left = seconds_left(statuses, self._jobs)

@@ -57,8 +57,8 @@ class Opening:
 
     def open_file(self, path: Path) -> "Context":
         """What a file of `goldfinch read` holds; see `open`."""
-        from goldfinch.inference.context_file import read_description
-        from goldfinch.inference.inspection import require_model_folder
+        from goldfinch.inference.context_file.format import read_description
+        from goldfinch.inference.context_file.text import require_model_folder
 
         description = read_description(path)
         folder = require_model_folder(path, description, self.model)

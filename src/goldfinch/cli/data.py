@@ -50,7 +50,7 @@ class Prepare:
 
         from goldfinch.cli.progress import SkippedDocuments, errors_console
         from goldfinch.data.prepare import Progress, prepare
-        from goldfinch.data.writer import check_output
+        from goldfinch.data.shard_writer import check_output
 
         check_output(self.output, overwrite=self.overwrite)
         errors = errors_console()
@@ -87,7 +87,7 @@ class Prepare:
         self._print_summary(report, tokenizer)
 
     def _tokenizer(self) -> "Tokenizer":
-        from goldfinch.data.binidx import is_pair
+        from goldfinch.data.indexed_dataset import is_pair
         from goldfinch.data.prepare import train_tokenizer
 
         if self.tokenizer != "bpe":

@@ -12,8 +12,8 @@ from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
     from goldfinch.config import RopeConfig
-    from goldfinch.experiments.long_text import Curve
-    from goldfinch.experiments.mqar import MqarCell, MqarResult
+    from goldfinch.experiments.mqar.train import MqarCell, MqarResult
+    from goldfinch.experiments.position import Curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Mqar:
         """Train what is not in the file yet, then write the report."""
         groups = self._groups()
 
-        from goldfinch.experiments.mqar import sweep
-        from goldfinch.experiments.mqar_report import RESULTS, write_mqar_report
+        from goldfinch.experiments.mqar.report import RESULTS, write_mqar_report
+        from goldfinch.experiments.mqar.train import sweep
 
         results = sweep(groups, self.output, self.jobs, _tell)
         write_mqar_report(results, self.output)
@@ -63,8 +63,8 @@ class Mqar:
 
     def _groups(self) -> "list[list[MqarCell]]":
         from goldfinch.config import did_you_mean
-        from goldfinch.experiments.mqar import MqarCell, mqar_model
-        from goldfinch.experiments.mqar_task import MqarTask
+        from goldfinch.experiments.mqar.task import MqarTask
+        from goldfinch.experiments.mqar.train import MqarCell, mqar_model
         from goldfinch.presets import KINDS
 
         for name in ("steps", "batch_size", "seeds", "jobs"):
@@ -145,7 +145,7 @@ class Position:
             raise UserError(f"cannot read {self.text}: {error}") from error
         interpolations = [_interpolation(words) for words in self.rope]
 
-        from goldfinch.experiments.long_text import RESULTS, measure_curves, write_position_report
+        from goldfinch.experiments.position import RESULTS, measure_curves, write_position_report
 
         curves = measure_curves(self.runs, text, self.length, self.windows, interpolations, self.output, _tell_window)
         write_position_report(curves, self.text.name, self.output)

@@ -62,8 +62,8 @@ def main(args: list[str]) -> None:
 
 def _prepare(data: Path, seed: int) -> None:
     """Moby-Dick, a document per chapter, by the same road as any user's text."""
+    from goldfinch.data.moby_dick import moby_dick_chapters
     from goldfinch.data.prepare import prepare, train_tokenizer
-    from goldfinch.data.text import moby_dick_chapters
     from goldfinch.files import write_text
 
     chapters = data.parent / "moby_dick.jsonl"

@@ -15,7 +15,7 @@ from goldfinch.cli.units import clock, size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
-    from goldfinch.data import sources
+    from goldfinch.data import documents
     from goldfinch.inference.context import Context
 
 
@@ -58,8 +58,8 @@ class Read:
         Raises:
             UserError: the output exists, a file holds no text, or there is no model; nothing is read then.
         """
-        from goldfinch.data.find import find_texts
-        from goldfinch.data.sources import STANDARD_INPUT, input_bytes, read_documents
+        from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
+        from goldfinch.data.find_files import find_texts
 
         self._check_output()
         found = find_texts(self.files)
@@ -124,12 +124,12 @@ class Read:
         print(f'next: goldfinch ask {shlex.quote(str(self.output))} "What is it about?"')
 
 
-def read_into(context: "Context", pieces: Iterable["sources.Document"], display: ReadingDisplay) -> None:
+def read_into(context: "Context", pieces: Iterable["documents.Document"], display: ReadingDisplay) -> None:
     """Read documents, which may come in pieces, into a context that remembers them by name.
 
     As in training, the end of text stands after each document that another one follows. Writing goes on from the last.
     """
-    from goldfinch.inference.context_file import Document
+    from goldfinch.inference.context_file.format import Document
     from goldfinch.inference.token_ids import require_tokenizer
 
     tokenizer = require_tokenizer(context.tokenizer)

@@ -86,7 +86,7 @@ class Upgrade:
                 )
             return None
         if self.text is None:
-            from goldfinch.data.text import moby_dick
+            from goldfinch.data.moby_dick import moby_dick
 
             return moby_dick()[: 16 * CHECKED_TOKENS]
         try:

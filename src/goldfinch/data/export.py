@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from goldfinch.data.binidx import BLOCK, write_pair
+from goldfinch.data.indexed_dataset import BLOCK, write_pair
 from goldfinch.data.shards import SPLITS, TokenDataset
 from goldfinch.errors import UserError
 
 
 def export_pairs(directory: Path, prefix: str, *, overwrite: bool = False) -> dict[Path, TokenDataset]:
-    """Write PREFIX-train.idx and PREFIX-validation.idx, each with its .bin (see `binidx`).
+    """Write PREFIX-train.idx and PREFIX-validation.idx, each with its .bin (see `indexed_dataset`).
 
     Documents keep their order and end with the end of text. Prepared again, a pair gives the same documents.
 

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from goldfinch.data.binidx import TokenDocument, TokenPair, is_pair
+from goldfinch.data.documents import Document, input_bytes, read_documents
+from goldfinch.data.indexed_dataset import TokenDocument, TokenPair, is_pair
+from goldfinch.data.shard_writer import check_output, write_dataset
 from goldfinch.data.shards import SPLITS, Split
-from goldfinch.data.sources import Document, input_bytes, read_documents
-from goldfinch.data.split import D, Splitter
 from goldfinch.data.stream import Stream, first_documents
 from goldfinch.data.tokenizers import BpeTokenizer, Tokenizer
-from goldfinch.data.writer import check_output, write_dataset
+from goldfinch.data.train_validation_split import D, Splitter
 from goldfinch.errors import UserError
 
 # Documents are encoded together until they have this many characters (tokens): enough for several threads.
@@ -99,7 +99,7 @@ def prepare(
 ) -> PrepareReport:
     """Encode the documents of `files` and write the data directory `output`, complete or not at all.
 
-    Token pairs (.idx, see `binidx`) are taken over as they are; their documents are split by the same rule.
+    Token pairs (.idx, see `indexed_dataset`) are taken over as they are; their documents are split by the same rule.
 
     Which documents are for validation depends on the seed and their place in the input alone. Both splits get at
     least one; a single document is cut at the end of a paragraph, and its last part is for validation. The start of

@@ -7,7 +7,7 @@ A data directory has, for the splits "train" and "validation",
     train-00000.bin        token ids, little-endian uint16 or uint32; every document ends with the end of text
     train-00000.docs       where in train-00000.bin documents begin: little-endian uint64, in tokens
 
-A document may go on in the next shard. `writer.py` writes it all.
+A document may go on in the next shard. `shard_writer.py` writes it all.
 
 Where index.json describes a stream (`stream.py`), there are no shards for training: the text is read, and tokenised,
 while a model trains on it.

@@ -1,73 +1,239 @@
-"""Loss by position: how well a token is predicted after so many others."""
+"""Loss by position far beyond the trained length, on a held-out text, with and without interpolated positions."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from goldfinch.model import Decoder
-from goldfinch.ops.cross_entropy import linear_cross_entropy_per_token
+from goldfinch.checkpoint.model_folder import WEIGHTS, load_model, read_config, read_tokenizer
+from goldfinch.config import RopeConfig, from_plain
+from goldfinch.errors import UserError
+from goldfinch.experiments.loss_by_position import linear, logarithmic, loss_by_position
+from goldfinch.experiments.markdown import markdown_table
+from goldfinch.files import write_text
+from goldfinch.plots import draw
 from goldfinch.training.loss import PositionLoss
+from goldfinch.training.run.folder import SETTINGS
 
-CHUNK = 1024
-"""Tokens that go through the model at once, the state carried on: bounds the memory of long windows."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES, RESULTS, PLOT = "curves.json", "results.md", "loss_by_position.png"
+
+
+# The fields of a curve that say what was measured; the others are what came out.
+_IDENTITY = ("run", "weights", "text", "length", "rope", "windows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossByPosition:
-    """Sums over windows of T tokens, each from an empty state; entry t is for what follows the first t + 1 tokens."""
+class Curve:
+    """The loss of one model, with one setting, over one text."""
 
-    nats: Tensor
-    """(T,) float64: sum of the losses."""
-    tokens: Tensor
-    """(T,) int64: how many windows reach so far."""
+    run: str
+    """Folder of the model."""
+    weights: str
+    """SHA-256 of its weights."""
+    text: str
+    """SHA-256 of the text."""
+    length: int
+    """T, tokens in a window."""
+    rope: RopeConfig | None
+    """Rotary positions that it was read with."""
+    windows: int
+    """How many were read, from the start of the text."""
+    trained_length: int | None = None
+    """Tokens in a window of its training, if the folder says so."""
+    logarithmic: tuple[PositionLoss, ...] = ()
+    """In bins that double."""
+    linear: tuple[PositionLoss, ...] = ()
+    """In bins of the same size."""
 
-    def bins(self, lasts: Sequence[int]) -> list[PositionLoss]:
-        """Means over the tokens read from each of `lasts` to the next; bins without tokens are left out."""
-        result = []
-        for before, last in itertools.pairwise([0, *lasts]):
-            tokens = int(self.tokens[before:last].sum())
-            if tokens:
-                loss = float(self.nats[before:last].sum()) / tokens
-                result.append(PositionLoss(first=before + 1, last=last, loss=loss, tokens=tokens))
-        return result
-
-
-def logarithmic(length: int) -> list[int]:
-    """Ends of bins that double: 1, 2, 4, 8 ... and `length`, so that the bins are 1, 2, 3-4, 5-8, 9-16 ..."""
-    return [*(1 << power for power in range((length - 1).bit_length())), length]
-
-
-def linear(length: int, count: int = 16) -> list[int]:
-    """Ends of `count` bins of the same size, or of fewer with one position each."""
-    return sorted({-(-length * index // count) for index in range(1, count + 1)})
-
-
-@torch.inference_mode()
-def token_losses(model: Decoder, windows: Tensor) -> Tensor:
-    """The loss of each token of windows that start from an empty state: (B, T + 1) int64 -> (B, T) nats."""
-    state, losses = None, []
-    for ids, targets in zip(windows[:, :-1].split(CHUNK, 1), windows[:, 1:].split(CHUNK, 1), strict=True):
-        hidden, state = model.hidden(ids, state)
-        flat = linear_cross_entropy_per_token(hidden.flatten(0, 1), model.head.weight, targets.flatten())
-        losses.append(flat.view_as(targets))
-    return torch.cat(losses, dim=1)
+    @property
+    def name(self) -> str:
+        """The folder, and what interpolates its positions."""
+        if self.rope is None or (self.rope.rescale, self.rope.rebase) == (1.0, 1.0):
+            return self.run
+        changed = [f"{field}={getattr(self.rope, field):g}" for field in ("rescale", "rebase")]
+        return f"{self.run}, {', '.join(text for text in changed if not text.endswith('=1'))}"
 
 
-def loss_by_position(model: Decoder, windows: Iterable[Tensor], length: int) -> LossByPosition:
-    """Add up over windows.
+def windows(ids: Tensor, length: int, most: int = 0) -> list[Tensor]:
+    """A text in whole windows that share one token each: (n,) int64 -> (1, length + 1) each; the rest is left out.
 
     Args:
-        model: on any device; reads each window from an empty state.
-        windows: (B, t + 1) int64 each, t <= `length`.
+        ids: of the text.
         length: T.
+        most: no more than so many; 0 for all.
+
+    Raises:
+        UserError: the text is shorter than one window.
     """
-    nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.int64)
-    for window in windows:
-        losses = token_losses(model, window.to(model.head.weight.device)).cpu()
-        count = losses.shape[1]
-        nats[:count] += losses.double().sum(0)
-        tokens[:count] += len(losses)
-    return LossByPosition(nats=nats, tokens=tokens)
+    count = (len(ids) - 1) // length
+    if count < 1:
+        raise UserError(f"the text has {len(ids):,} tokens, one window needs {length + 1:,}: give a shorter --length")
+    count = min(count, most or count)
+    return [ids[None, start : start + length + 1] for start in range(0, count * length, length)]
+
+
+def measure_curves(
+    runs: Sequence[Path],
+    text: str,
+    length: int,
+    most_windows: int,
+    interpolations: Sequence[RopeConfig],
+    output: Path,
+    progress: Callable[[Curve, int, int], None],
+) -> list[Curve]:
+    """Read the text with every model, as it was trained and, where it has rotary positions, with each interpolation.
+
+    Args:
+        runs: folders of models.
+        text: in windows of `length` tokens, each from an empty state.
+        length: T, at least 1.
+        most_windows: no more than so many, from the start of the text; 0 for all.
+        interpolations: `rescale` and `rebase` that replace those of a model.
+        output: its curves.json remembers what is measured.
+        progress: told (curve, windows done, all windows).
+
+    Raises:
+        UserError: a folder holds no model or no tokenizer, the text is too short, or there are interpolations and no
+            model has rotary positions.
+    """
+    path = output / CURVES
+    known = _read(path)
+    text_hash = hashlib.sha256(text.encode()).hexdigest()
+    configs = [read_config(run) for run in runs]
+    if interpolations and all(config.rope is None for config in configs):
+        raise UserError("--rope interpolates rotary positions, and no model here has any")
+    curves = []
+    for run, config in zip(runs, configs, strict=True):
+        tokenizer = read_tokenizer(run, config)
+        if tokenizer is None:
+            raise UserError(f"{run} has no tokenizer: it cannot read a text")
+        weights_hash = _sha256(run / WEIGHTS)
+        parts = windows(torch.tensor(tokenizer.encode(text)), length, most_windows)
+        own = config.rope
+        ropes = [own]
+        if own is not None:
+            ropes += [dataclasses.replace(own, rescale=other.rescale, rebase=other.rebase) for other in interpolations]
+        for rope in dict.fromkeys(ropes):
+            curve = Curve(
+                run=str(run), weights=weights_hash, text=text_hash, length=length, rope=rope, windows=len(parts)
+            )
+            found = next((each for each in known if _same(each, curve)), None)
+            if found is None:
+                found = _measure(curve, parts, progress)
+                known.append(found)
+                write_text(path, json.dumps([dataclasses.asdict(each) for each in known], indent=1) + "\n")
+            curves.append(found)
+    return curves
+
+
+def _measure(curve: Curve, parts: Sequence[Tensor], progress: Callable[[Curve, int, int], None]) -> Curve:
+    run, length = Path(curve.run), curve.length
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(run, torch.float32, device, curve.rope).eval()
+
+    def told() -> Iterator[Tensor]:
+        for number, part in enumerate(parts):
+            progress(curve, number, len(parts))
+            yield part
+
+    losses = loss_by_position(model, told(), length)
+    progress(curve, len(parts), len(parts))
+    return dataclasses.replace(
+        curve,
+        trained_length=_trained_length(run),
+        logarithmic=tuple(losses.bins(logarithmic(length))),
+        linear=tuple(losses.bins(linear(length))),
+    )
+
+
+def _trained_length(run: Path) -> int | None:
+    try:
+        length = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get("context")
+    except (OSError, json.JSONDecodeError):
+        return None
+    return length if isinstance(length, int) else None
+
+
+def _same(first: Curve, second: Curve) -> bool:
+    return all(getattr(first, name) == getattr(second, name) for name in _IDENTITY)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; train the model first") from error
+
+
+def _read(path: Path) -> list[Curve]:
+    if not path.exists():
+        return []
+    try:
+        return [from_plain(Curve, content) for content in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, UserError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it to measure again") from error
+
+
+def write_position_report(curves: Sequence[Curve], text_name: str, output: Path) -> None:
+    """Write `results.md` and `loss_by_position.png` into `output`."""
+    names = _short_names(curves)
+
+    def table(bins: Sequence[Sequence[PositionLoss]]) -> str:
+        lines = ((_positions(same[0]), *(f"{each.loss:.4f}" for each in same)) for same in zip(*bins, strict=True))
+        return markdown_table(("tokens read", *names), lines)
+
+    counts = {curve.windows for curve in curves}
+    trained = {f"{curve.trained_length:,}" for curve in curves if curve.trained_length}
+    numbers = " or ".join(map(str, sorted(counts)))
+    explanation = [
+        f"{text_name} in {numbers} windows of {curves[0].length:,} tokens, each read from an empty state.",
+        "Nats per token, mean over the windows and over the tokens of a bin.",
+    ]
+    if trained:
+        explanation.append(f"Tokens in a window of the training: {', '.join(sorted(trained))}.")
+    if len(counts) > 1:
+        explanation.append("**The models have different tokenizers: their losses cannot be compared.**")
+    parts = [
+        "# Loss by position in a long text",
+        " ".join(explanation),
+        table([curve.logarithmic for curve in curves]),
+        table([curve.linear for curve in curves]),
+        f"![Loss by position]({PLOT})",
+    ]
+    write_text(output / RESULTS, "\n\n".join(parts) + "\n")
+    draw(output / PLOT, lambda axes: _plot(axes, names, curves))
+
+
+def _positions(part: PositionLoss) -> str:
+    return f"{part.first:,}-{part.last:,}" if part.last > part.first else f"{part.first:,}"
+
+
+def _short_names(curves: Sequence[Curve]) -> list[str]:
+    """Names without the folders that all runs lie in."""
+    parts = [Path(curve.run).parts for curve in curves]
+    common = 0
+    while len({part[:-1][: common + 1] for part in parts}) == 1 and common + 1 < min(map(len, parts)):
+        common += 1
+    return [
+        curve.name.replace(curve.run, "/".join(part[common:]), 1) for curve, part in zip(curves, parts, strict=True)
+    ]
+
+
+def _plot(axes: "Axes", names: Sequence[str], curves: Sequence[Curve]) -> None:
+    for name, curve in zip(names, curves, strict=True):
+        places = [(each.first + each.last) / 2 for each in curve.logarithmic]
+        axes.plot(places, [each.loss for each in curve.logarithmic], "o-", label=name)
+    for length in sorted({curve.trained_length for curve in curves if curve.trained_length}):
+        axes.axvline(length, color="0.6", linestyle=":", label=f"trained on {length:,}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="tokens read", ylabel="loss (nats per token)", title="loss by position in a long text")
+    axes.grid(alpha=0.3)

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goldfinch.cache.budget import AUTO, parse_budget
+from goldfinch.cache.key_value_cache import Level
+from goldfinch.cache.latents import latent_format
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.certificate import Certificate
-from goldfinch.inference.context_file import Document, save_context
+from goldfinch.inference.context_file.format import Document, save_context
+from goldfinch.inference.context_file.quantization import Certificate
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.speculation import PromptLookup, Speculation
 from goldfinch.inference.stopping import stop_before
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
-from goldfinch.memory.budget import AUTO, parse_budget
-from goldfinch.memory.expansion import Level
-from goldfinch.memory.latents import latent_format
 from goldfinch.model import Decoder
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from goldfinch import malloc
+from goldfinch.cache.budget import AUTO
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
-from goldfinch.inference.context_file import open_context
+from goldfinch.inference.context_file.format import open_context
 from goldfinch.inference.token_ids import check_token_ids, token_ids
-from goldfinch.memory.budget import AUTO
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config

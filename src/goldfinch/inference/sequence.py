@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from goldfinch import malloc
-from goldfinch.inference.certificate import Certificate, Witness
+from goldfinch.cache.growing_tensor import GrowingTensor
+from goldfinch.cache.key_cache import KeyMemory
+from goldfinch.cache.key_value_cache import Expansion
+from goldfinch.cache.latents import FloatLatents, LatentFormat
+from goldfinch.inference.context_file.quantization import Certificate, Witness
 from goldfinch.inference.cpu_decode import MAX_TOKENS
 from goldfinch.inference.prefill import LowerState, chunks, next_token_logits, read_lower, read_upper
-from goldfinch.memory.expansion import Expansion
-from goldfinch.memory.growing_tensor import GrowingTensor
-from goldfinch.memory.key_memory import KeyMemory
-from goldfinch.memory.latents import FloatLatents, LatentFormat
 from goldfinch.model import Decoder
 from goldfinch.state import BlockState, RecurrentState
 

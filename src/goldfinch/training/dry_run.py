@@ -125,7 +125,7 @@ def parameters_by_part(model: Decoder) -> dict[str, int]:
 def fixed_bytes(
     model: Decoder, optimizer: Optimizer, processes: int, micro_batches: int, bf16: bool, replicas: int = 1
 ) -> dict[str, int]:
-    """Bytes on one device that do not depend on the size of a micro-batch, by part: FSDP2 as in `parallel.plan.shard`.
+    """Bytes on one device that do not depend on the size of a micro-batch, by part: FSDP2 as in `parallel.parallelize`.
 
     Args:
         model: fp32 weights; what requires gradients is trained.

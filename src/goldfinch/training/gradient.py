@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from goldfinch.model import Decoder
 from goldfinch.training.loss import count_targets, next_token_loss
-from goldfinch.training.parallel.plan import synchronize_gradients
+from goldfinch.training.parallel.parallelize import synchronize_gradients
 from goldfinch.training.parallel.processes import Processes
 
 

@@ -17,7 +17,7 @@ from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss
 from goldfinch.training.optimizer.groups import build_optimizer
-from goldfinch.training.parallel.plan import apply_block_plan
+from goldfinch.training.parallel.parallelize import apply_block_plan
 
 
 class LiveMemory(TorchDispatchMode):

@@ -22,7 +22,7 @@ from goldfinch.training.loss import Validation, together, validate
 from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
 from goldfinch.training.optimizer.schedule import learning_rate
 from goldfinch.training.optimizer.update_sizes import UpdateSizes
-from goldfinch.training.parallel.plan import build_model, full_weights, release, whole_model
+from goldfinch.training.parallel.parallelize import build_model, full_weights, release, whole_model
 from goldfinch.training.parallel.processes import ALONE, Processes
 from goldfinch.training.reporter import Reporter
 from goldfinch.training.run.checkpoint import (

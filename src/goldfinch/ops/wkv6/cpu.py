@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from goldfinch.cpu.build import VECTOR_BYTES, compiled, pointer
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).with_name("cpu.cpp")
 MAX_HEAD_SIZE = 256
 # Entries of S times tokens below which starting another thread costs more than it saves.
 WORTH_A_THREAD = 1 << 20

@@ -1,0 +1,135 @@
+"""How many bytes a text takes: counted on tensors that are really there, beside what `accounting` computes."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import psutil
+import torch
+from torch import Tensor
+
+from goldfinch.cache.growing_tensor import GrowingTensor
+from goldfinch.cache.key_cache import KeyMemory, column_kinds, id_dtype
+from goldfinch.cache.latents import FloatLatents, LatentFormat, latent_format
+from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.inference.prefill import read_lower, tail_length
+from goldfinch.model import Decoder
+from goldfinch.model.accounting import account
+from goldfinch.state import AttentionState, BlockState
+
+LENGTHS = tuple(2**power for power in (10, 12, 14, 16, 18, 20))  # tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """What one model remembers of one text: the cache and the state."""
+
+    tokens: int
+    """Length of the text."""
+    computed: int
+    """Bytes, by `accounting`."""
+    measured: int | None
+    """Bytes of the tensors; None where they did not fit."""
+
+    @property
+    def total(self) -> int:
+        """The measured bytes, if there are any."""
+        return self.computed if self.measured is None else self.measured
+
+    @property
+    def per_token(self) -> float:
+        """Bytes, the state included."""
+        return self.total / self.tokens
+
+
+def llama_like(config: ModelConfig) -> ModelConfig:
+    """A Llama of the same depth and width."""
+    plan: list[TimeMixKind] = ["llama"] * config.layers
+    return dataclasses.replace(config, time_mixes=tuple(plan), channel_mix="swiglu", channel_width=0, rope=None)
+
+
+def measure(
+    config: ModelConfig,
+    latents: str = "bfloat16",
+    lengths: Iterable[int] | None = None,
+    room: int | None = None,
+) -> Iterator[MemoryUse]:
+    """Fill the memory of a model in bf16 with tokens, and count.
+
+    The numbers are random; which tensors there are, and of what shapes, is found by running the model on the meta
+    device, where weights take no memory.
+
+    Args:
+        config: of the model.
+        latents: format of the compressed keys.
+        lengths: of the texts, in tokens, ascending; None for 1k to 1M.
+        room: bytes that may be filled; None for half of what is free.
+
+    Yields:
+        One result per length.
+
+    Raises:
+        UserError: an unknown format, or one that does not fit the model.
+    """
+    stored = latent_format(latents, config.latent_width) if config.gold_layers else None
+    room = psutil.virtual_memory().available // 2 if room is None else room
+    per_token, fixed = _computed_bytes(config, stored)
+    states, recent = _meta_states(config)
+    memory = KeyMemory(config, stored, torch.device("cpu"))
+    for tokens in lengths or LENGTHS:
+        computed = tokens * per_token + fixed
+        measured = None
+        if computed <= room:
+            measured = _filled_bytes(states, recent, tokens)
+            if stored is not None:
+                _fill(memory, config, tokens)
+                measured += memory.nbytes
+        yield MemoryUse(tokens=tokens, computed=computed, measured=measured)
+
+
+def _computed_bytes(config: ModelConfig, stored: LatentFormat | None) -> tuple[int, int]:
+    """Bytes per token, and of the state, by `accounting`, with latents as they are stored here instead of in bf16."""
+    accounting = account(config, id_bytes=id_dtype(config.vocab_size).itemsize)
+    per_token = accounting.cache_bytes_per_token
+    if stored is not None:
+        per_token += row_bytes(config, stored) - row_bytes(config, FloatLatents(torch.bfloat16))
+    return per_token, accounting.state_bytes
+
+
+def row_bytes(config: ModelConfig, stored: LatentFormat | None) -> int:
+    """Bytes of one token in the key memory."""
+    kinds = column_kinds(config, stored).values()
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds)
+
+
+@torch.inference_mode()
+def _meta_states(config: ModelConfig) -> tuple[list[BlockState], Tensor]:
+    """What a sequence carries on, without numbers: the states of all layers, and the outputs below GOLD."""
+    with torch.device("meta"):
+        model = Decoder(config).to(torch.bfloat16)
+        ids = torch.zeros(1, tail_length(model) + 1, dtype=torch.int64)
+        recent = read_lower(model, ids[0], None)[1].recent if config.gold_layers else torch.empty(0)
+        return model.hidden(ids[:, :1])[1].blocks, recent
+
+
+def _filled_bytes(states: Iterable[BlockState], recent: Tensor, tokens: int) -> int:
+    """Allocate the states after so many tokens, fill them, count them, and let them go."""
+    shapes = [(recent.shape, recent.dtype)]
+    for state in states:
+        grown = (state.time_mix.keys, state.time_mix.values) if isinstance(state.time_mix, AttentionState) else ()
+        for tensor in state.tensors():
+            shape = list(tensor.shape)
+            if any(tensor is other for other in grown):
+                shape[2] = tokens
+            shapes.append((torch.Size(shape), tensor.dtype))
+    # Filled, because a system hands out memory when it is written to, not when it is asked for.
+    tensors = [torch.ones(shape, dtype=dtype) for shape, dtype in shapes]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _fill(memory: KeyMemory, config: ModelConfig, tokens: int) -> None:
+    """Append random tokens until there are so many."""
+    generator = torch.Generator().manual_seed(0)
+    while len(memory) < tokens:
+        count = min(GrowingTensor.BLOCK, tokens - len(memory))
+        ids = torch.randint(config.vocab_size, (count,), generator=generator)
+        memory.append(ids, torch.randn(count, config.latent_width, generator=generator))

@@ -1,0 +1,1 @@
+"""Multi-query associative recall (MQAR): the task, training on it, the report."""
