@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import goldfinch
-from goldfinch.benchmark.timing import Samples
+from goldfinch.benchmark.timing import Timings
 from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.data.tokenizers import WorldTokenizer
 from goldfinch.files import atomic_file
@@ -120,7 +120,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.4g} ({min(values):,.4g} - {max(values):,.4g})"
 
 
-def times_faster_than_best(ours: Samples, others: Iterable[Samples]) -> float | None:
+def times_faster_than_best(ours: Timings, others: Iterable[Timings]) -> float | None:
     """How many times as fast as the fastest of the others: the median of rounds; None where there are no others."""
     fastest = min(others, key=lambda samples: samples.median, default=None)
     return None if fastest is None else ours.times_faster(fastest)

@@ -16,7 +16,7 @@ from llama import Shape
 from peers import GoldFinch, add_arguments, peers
 
 from goldfinch.benchmark.speed import at_level, copy_probe, levels, write_seconds
-from goldfinch.benchmark.timing import in_turns
+from goldfinch.benchmark.timing import interleave
 from goldfinch.inference.context import Context
 
 ANEW = "GoldFinch, compressed, no bigrams, no table"
@@ -42,8 +42,8 @@ def main() -> None:
         reading.read(ids[len(reading) : length])
         for level in levels(ours.lm):
             contexts[length, f"GoldFinch, {level}" if level else "GoldFinch"] = at_level(reading, level)
-        if ours.lm.config.gold_layers and not options.without_anew:
-            contexts[length, ANEW] = at_level(reading, "compressed", id_table=0)
+        if ours.lm.config.num_gold_layers and not options.without_anew:
+            contexts[length, ANEW] = at_level(reading, "latents", id_table=0)
     with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
         cases: dict[Any, Callable[[], float]] = {"copy": copy.measure}
         for length in lengths:
@@ -53,7 +53,7 @@ def main() -> None:
                     cases[case] = partial(write, context, options.tokens)
             if length <= options.longest_peer:
                 cases |= {(length, name): peer.writer(ids[:length], options.tokens) for name, peer in others.items()}
-        taken = in_turns(cases, options.rounds)
+        taken = interleave(cases, options.rounds)
         weight_bytes = {name: peer.weight_bytes for name, peer in others.items()}
         del cases["copy"]
     rows, lines = [], dict[str, dict[int, list[float]]]()

@@ -15,7 +15,7 @@ import torch
 from common import arguments, peak, plot, report, resident, spread
 from steps import make_step, random_windows
 
-from goldfinch.benchmark.timing import in_turns, seconds
+from goldfinch.benchmark.timing import interleave, seconds
 from goldfinch.model import Decoder
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, gold_only
@@ -41,7 +41,7 @@ def main() -> None:
         print(json.dumps(peak_of_steps(options)))
         return
     peaks = {name: peak_in_new_process(name) for name in CASES}
-    taken = in_turns({name: partial(seconds, case_step(options, name)) for name in CASES}, options.rounds)
+    taken = interleave({name: partial(seconds, case_step(options, name)) for name in CASES}, options.rounds)
     whole, tokens = taken["everything"], options.batch_size * options.context
     rows = [
         [

@@ -11,7 +11,7 @@ import torch
 from common import arguments, plot, report, spread
 from steps import make_step, random_windows
 
-from goldfinch.benchmark.timing import in_turns, seconds
+from goldfinch.benchmark.timing import interleave, seconds
 from goldfinch.config import ModelConfig
 from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    taken = in_turns({kind: partial(seconds, arena_step(options, kind)) for kind in options.kinds}, options.rounds)
+    taken = interleave({kind: partial(seconds, arena_step(options, kind)) for kind in options.kinds}, options.rounds)
     settings = recipe(f"arena/L6-D256-{BASELINE}")
     tokens = settings["batch_size"] * settings["context"]
     baseline = taken.get(BASELINE)

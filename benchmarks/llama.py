@@ -32,7 +32,7 @@ class Shape:
     def of(cls, preset: str, dtype: str) -> "Shape":
         """The sizes of a preset."""
         config = model_config(preset)
-        return cls(config.layers, config.width, config.vocab_size, dtype)
+        return cls(config.num_layers, config.width, config.vocab_size, dtype)
 
     @property
     def heads(self) -> int:
@@ -52,9 +52,9 @@ def llama(shape: Shape) -> Any:
         vocab_size=shape.vocab_size,
         hidden_size=shape.width,
         intermediate_size=shape.channel_width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
         max_position_embeddings=LONGEST,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
         rms_norm_eps=NORM_EPS,
@@ -95,8 +95,8 @@ class Transformers:
     def writer(self, ids: Tensor, tokens: int) -> Callable[[], float]:
         """As `Peer`. The cache is filled with noise: what is in it costs nothing."""
         cache = self._cache_class()
-        size = (1, self.shape.heads, len(ids), HEAD_SIZE)
-        for layer in range(self.shape.layers):
+        size = (1, self.shape.num_heads, len(ids), HEAD_SIZE)
+        for layer in range(self.shape.num_layers):
             cache.update(*torch.randn(2, *size).to(getattr(torch, self.shape.dtype)), layer)
 
         def write() -> None:

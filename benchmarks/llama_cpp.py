@@ -126,10 +126,10 @@ def write_gguf(path: Path, shape: Shape) -> None:
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[shape.dtype]])
     writer.add_context_length(LONGEST)
     writer.add_embedding_length(shape.width)
-    writer.add_block_count(shape.layers)
+    writer.add_block_count(shape.num_layers)
     writer.add_feed_forward_length(shape.channel_width)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.heads)
+    writer.add_head_count(shape.num_heads)
+    writer.add_head_count_kv(shape.num_heads)
     writer.add_layer_norm_rms_eps(NORM_EPS)
     writer.add_rope_dimension_count(HEAD_SIZE)
     writer.add_rope_freq_base(ROPE_BASE)
@@ -144,10 +144,10 @@ def write_gguf(path: Path, shape: Shape) -> None:
     add("token_embd", weights["model.embed_tokens.weight"])
     add("output_norm", weights["model.norm.weight"])
     add("output", weights["lm_head.weight"])
-    for layer in range(shape.layers):
+    for layer in range(shape.num_layers):
         for theirs, name in NAMES.items():
             weight = weights[f"model.layers.{layer}.{theirs}.weight"]
-            add(f"blk.{layer}.{name}", _paired(weight, shape.heads) if name in ("attn_q", "attn_k") else weight)
+            add(f"blk.{layer}.{name}", _paired(weight, shape.num_heads) if name in ("attn_q", "attn_k") else weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

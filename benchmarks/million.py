@@ -81,10 +81,10 @@ def measure(options: argparse.Namespace) -> None:
         rows.append(["file, bytes", path.stat().st_size])
         rows.append(["open, s", seconds(lambda: lm.open(path))])
         opened = lm.open(path, budget=0)
-        rows.append(["all checksums, s", seconds(opened.sequence.memory.verify)])
+        rows.append(["all checksums, s", seconds(opened.sequence.key_cache.verify)])
         rows.append(["first logits, all rebuilt, s", seconds(lambda: opened.logits)])
     report(
-        f"{options.tokens:,} tokens, {lm.config.layers} layers, {lm.config.width} wide",
+        f"{options.tokens:,} tokens, {lm.config.num_layers} layers, {lm.config.width} wide",
         ["what", "measured"],
         rows,
         options.json,

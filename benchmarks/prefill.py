@@ -17,7 +17,7 @@ from peers import GoldFinch, Peer, add_arguments, peers
 from torch import Tensor
 
 from goldfinch.benchmark.speed import prefill_product_flops, product_probe
-from goldfinch.benchmark.timing import in_turns
+from goldfinch.benchmark.timing import interleave
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     ours = GoldFinch(options.preset, options.dtype)
     difference = ours.check()
     config = ours.lm.config
-    products = product_probe(config.width, config.channel_mix_width, ours.lm.model.head.weight.dtype)
+    products = product_probe(config.width, config.channel_mix_width, ours.lm.model.dtype)
     lengths = sorted(options.lengths)
     ids = moby_dick(lengths[-1])
     with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
@@ -45,7 +45,7 @@ def main() -> None:
             cases[length, "GoldFinch"] = partial(read_all, ours, texts)
             if length <= options.longest_peer:
                 cases |= {(length, name): partial(read_all, peer, texts) for name, peer in others.items()}
-        taken = in_turns(cases, options.rounds, options.patience)
+        taken = interleave(cases, options.rounds, options.patience)
     del cases["products"]
     rows, lines = [], dict[str, dict[int, list[float]]]()
     for length, name in cases:

@@ -9,7 +9,7 @@ from pathlib import Path
 from common import report
 
 import goldfinch as gf
-from goldfinch.inference.context_file.quantization import Witness
+from goldfinch.inference.context_file.quantization import QuantizationProbe
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def main() -> None:
     rows = []
     for latents in ("bfloat16", "int8", "int4"):
         context = lm.context(latents, budget=0)
-        context.sequence.witness = Witness(lm.model, options.samples)
+        context.sequence.probe = QuantizationProbe(lm.model, options.samples)
         context.read(ids)
-        certificate = context.certify()
+        certificate = context.measure_quantization()
         assert certificate is not None
         memory = context.nbytes["memory"] / len(context)
         rows.append([latents, memory, certificate.mean_kl, certificate.max_kl, f"{certificate.top1_agreement:.1%}"])

@@ -10,7 +10,7 @@ from goldfinch.model.initialization import initialize
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.optimizer.groups import build_optimizer
-from goldfinch.training.parallel.processes import ALONE
+from goldfinch.training.parallel.processes import SINGLE_PROCESS
 
 
 def random_windows(batch_size: int, context: int, vocab_size: int) -> Tensor:
@@ -36,7 +36,7 @@ def make_step(
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
     def step() -> None:
-        accumulate(model, windows, micro_batch_size, ALONE, autocast)
+        accumulate(model, windows, micro_batch_size, SINGLE_PROCESS, autocast)
         clip_gradient(model.parameters(), optimizer.clip)
         stepper.step()
         stepper.zero_grad()

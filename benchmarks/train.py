@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from goldfinch.benchmark.speed import product_probe, training_product_flops
-from goldfinch.benchmark.timing import in_turns, seconds
+from goldfinch.benchmark.timing import interleave, seconds
 from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss
@@ -71,7 +71,7 @@ def main() -> None:
     for shape, windows in batches.items():
         for name, trainer in trainers.items():
             cases[shape, name] = partial(seconds, partial(trainer.step, windows, options.dtype != "float32"))
-    taken = in_turns(cases, options.rounds)
+    taken = interleave(cases, options.rounds)
     del cases["products"]
     rows, lines = [], dict[str, dict[str, list[float]]]()
     for shape, name in cases:

@@ -9,7 +9,7 @@ import torch
 from common import arguments, plot, report, spread
 from torch import Tensor
 
-from goldfinch.benchmark.timing import Samples, in_turns, seconds
+from goldfinch.benchmark.timing import Timings, interleave, seconds
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
 
 NAMES = ("cpu", "chunked")
@@ -27,7 +27,7 @@ def main() -> None:
         inputs = make_inputs(batch, length, heads)
         check(inputs)
         for what, run in (("forward", forward), ("forward + backward", both)):
-            taken = in_turns({name: partial(seconds, partial(run, inputs, name)) for name in NAMES}, options.rounds)
+            taken = interleave({name: partial(seconds, partial(run, inputs, name)) for name in NAMES}, options.rounds)
             cpu, chunked = (micro(taken[name], batch * length * heads) for name in NAMES)
             rows.append([shape, what, spread(cpu), spread(chunked), taken["cpu"].times_faster(taken["chunked"])])
             for name, values in zip(NAMES, (cpu, chunked), strict=True):
@@ -39,7 +39,7 @@ def main() -> None:
         plot(options.png, title, ("B x T x H", "us per token and head"), lines, tick=str)
 
 
-def micro(samples: Samples, count: int) -> list[float]:
+def micro(samples: Timings, count: int) -> list[float]:
     """Microseconds for each of so many."""
     return [one / count * 1e6 for one in samples.seconds]
 

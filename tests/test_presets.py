@@ -33,7 +33,7 @@ def test_every_listed_preset_exists_and_has_its_size():
     assert len(preset_names()) == len(KINDS) * len(SIZES)
     for name in preset_names():
         config = model_config(name)
-        assert name.endswith(f"-L{config.layers}-D{config.width}")
+        assert name.endswith(f"-L{config.num_layers}-D{config.width}")
         assert config.vocab_size == 65536
     assert model_config("finch-L2-D128", vocab_size=300).vocab_size == 300
 
@@ -53,7 +53,7 @@ def test_every_listed_preset_exists_and_has_its_size():
 )
 def test_the_first_gold_layer_is_where_the_reference_puts_it(kind, layers, gold):
     config = model_config(f"{kind}-L{layers}-D768")
-    assert config.gold_layers == gold
+    assert config.num_gold_layers == gold
     assert config.time_mixes == ("finch_c2",) * (layers - gold) + ("gold",) * gold
 
 

@@ -14,7 +14,7 @@ class UserError(Exception):
     exit_code = 2
 
     @classmethod
-    def told_elsewhere(cls, exit_code: int = 2) -> Self:
+    def reported_elsewhere(cls, exit_code: int = 2) -> Self:
         """The same failure in a process that need not tell it again."""
         error = cls()
         error.exit_code = exit_code

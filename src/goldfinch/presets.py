@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable
 
-from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind, did_you_mean
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind
 from goldfinch.errors import UserError
+from goldfinch.settings import did_you_mean
 
 WORLD_VOCABULARY = 65536
 # name -> (layers, width). The first two are the paper's; L80-D8192 is its projection, never trained.

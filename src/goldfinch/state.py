@@ -32,7 +32,7 @@ class AttentionState:
 
 @dataclasses.dataclass(kw_only=True)
 class GoldState:
-    """GOLD: its keys and values are rebuilt from the model's one key memory."""
+    """GOLD: its keys and values are rebuilt from the model's one key cache."""
 
     last: Tensor
     """(B, D): the mixer's input at the last token."""
@@ -53,7 +53,7 @@ class BlockState:
 
 
 @dataclasses.dataclass(kw_only=True)
-class KeyMemory:
+class KeyCacheState:
     """All that GOLD layers need of the past: shared by every layer, R + 1 numbers a token."""
 
     ids: Tensor
@@ -67,5 +67,5 @@ class ModelState:
     """The whole model after n tokens."""
 
     blocks: list[BlockState]
-    memory: KeyMemory | None
+    key_cache: KeyCacheState | None
     """None in models without GOLD layers."""

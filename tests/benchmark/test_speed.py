@@ -21,7 +21,7 @@ from goldfinch.benchmark.speed import (
     training_product_flops,
     weight_bytes,
 )
-from goldfinch.benchmark.timing import Samples, in_turns
+from goldfinch.benchmark.timing import Timings, interleave
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.inference.prefill import read_lower
 from goldfinch.ops.wkv6 import cpu
@@ -80,7 +80,7 @@ def test_a_case_takes_part_in_every_round_and_the_warm_up_does_not_count():
         order.append(name)
         return float(next(times))
 
-    taken = in_turns({name: partial(run, name) for name in "ab"}, rounds=2)
+    taken = interleave({name: partial(run, name) for name in "ab"}, rounds=2)
     assert order == list("ababab")
     assert taken["a"].seconds == [3.0, 5.0]
     assert taken["a"].median == 4.0
@@ -88,15 +88,15 @@ def test_a_case_takes_part_in_every_round_and_the_warm_up_does_not_count():
 
 
 def test_what_takes_too_long_is_measured_once():
-    taken = in_turns({"slow": lambda: 9.0, "fast": lambda: 1.0}, rounds=3, patience=8)
+    taken = interleave({"slow": lambda: 9.0, "fast": lambda: 1.0}, rounds=3, patience=8)
     assert taken["slow"].seconds == [9.0]
     assert taken["fast"].seconds == [1.0] * 3
 
 
 def test_ratios_are_medians_over_rounds_that_both_took_part_in():
-    ours = Samples(by_round={0: 50.0, 1: 1.0, 2: 2.0, 3: 4.0})
-    assert ours.times_faster(Samples(by_round={0: 1.0, 1: 3.0, 2: 4.0, 3: 20.0})) == 3.0
-    assert ours.times_faster(Samples(by_round={0: 100.0})) == 2.0
+    ours = Timings(by_round={0: 50.0, 1: 1.0, 2: 2.0, 3: 4.0})
+    assert ours.times_faster(Timings(by_round={0: 1.0, 1: 3.0, 2: 4.0, 3: 20.0})) == 3.0
+    assert ours.times_faster(Timings(by_round={0: 100.0})) == 2.0
 
 
 @pytest.mark.parametrize("preset", ["goldfinch-L3-D128", "finch-L3-D128", "llama-L3-D128"])
@@ -125,7 +125,7 @@ def test_a_fork_at_a_level_keeps_that_and_no_more(lm):
     context = lm.read(torch.arange(40), budget=0)
     kept = {level: at_level(context, level) for level in levels(lm)}
     assert {level: fork.level for level, fork in kept.items()} == {level: level for level in levels(lm)}
-    sizes = [kept[level].nbytes["expanded"] for level in ("compressed", "shared keys", "keys and values")]
+    sizes = [kept[level].nbytes["expanded"] for level in ("latents", "shared_keys", "keys_values")]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
 

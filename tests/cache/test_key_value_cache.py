@@ -4,7 +4,7 @@ import pytest
 import torch
 from plans import WITH_GOLD
 
-from goldfinch.cache.key_value_cache import Expansion
+from goldfinch.cache.key_value_cache import KeyValueCache
 from goldfinch.inference.context import Context
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.model.token_cat import TokenCat
@@ -16,12 +16,12 @@ WIDTH, ITEM = 64, 8  # of the small models, fp64
 
 def budget_for(level, model, tokens):
     """Bytes that keep this level, and no higher one, for texts up to this length; without the id table."""
-    rows = {"compressed": 0, "shared keys": 1, "keys and values": 2 * model.config.gold_layers}[level]
+    rows = {"latents": 0, "shared_keys": 1, "keys_values": 2 * model.config.num_gold_layers}[level]
     return rows * tokens * WIDTH * ITEM
 
 
 @pytest.mark.parametrize("plan", WITH_GOLD)
-@pytest.mark.parametrize("level", ["compressed", "shared keys", "keys and values"])
+@pytest.mark.parametrize("level", ["latents", "shared_keys", "keys_values"])
 @pytest.mark.parametrize("table", [0, 41 * 4 + 15 * WIDTH * ITEM])
 def test_every_level_gives_the_keys_and_values_of_the_definition(plan, level, table, model_of, text):
     model, ids = model_of(plan), text(21)
@@ -29,24 +29,24 @@ def test_every_level_gives_the_keys_and_values_of_the_definition(plan, level, ta
     for piece in ids.split([9, 1, 11]):
         sequence.append(piece)
         with torch.no_grad():
-            x0 = model.embed(sequence.memory.ids(0, len(sequence))[None])
-            latents = sequence.memory.latents(0, len(sequence), torch.float64)[None]
+            x0 = model.embed(sequence.key_cache.ids(0, len(sequence))[None])
+            latents = sequence.key_cache.latents(0, len(sequence), torch.float64)[None]
             whole = model.token_cat.expand(x0, latents)
             for block in model.blocks[model.config.first_gold_layer :]:
                 (expected,) = whole.keys_values(block.time_mix)
-                pieces = list(sequence.expansion.keys_values(block.time_mix))
+                pieces = list(sequence.key_value_cache.keys_values(block.time_mix))
                 keys = torch.cat([piece.keys for piece in pieces], dim=1)
                 values = [p.values if p.rows is None else p.values[:, p.rows] for p in pieces]
                 torch.testing.assert_close(keys, expected.keys, rtol=0, atol=1e-12)
                 torch.testing.assert_close(torch.cat(values, dim=1), expected.values, rtol=0, atol=1e-12)
-    assert sequence.expansion.level == level
+    assert sequence.key_value_cache.level == level
 
 
 @pytest.mark.parametrize("plan", WITH_GOLD)
 def test_all_levels_give_equal_logits_through_reads_forks_and_going_back(plan, model_of, text):
     model, ids = model_of(plan), text(30)
     after = {}
-    for level in ("compressed", "shared keys", "keys and values"):
+    for level in ("latents", "shared_keys", "keys_values"):
         context = Context(model, None, budget=budget_for(level, model, 30))
         seen = after[level] = []
         for piece in ids[:21].split([9, 1, 1, 7, 3]):
@@ -55,8 +55,8 @@ def test_all_levels_give_equal_logits_through_reads_forks_and_going_back(plan, m
         context.trim(10)
         seen.append(context.logits)
         seen.append(context.read(ids[21:]).logits)
-    for level in ("shared keys", "keys and values"):
-        for one, other in zip(after["compressed"], after[level], strict=True):
+    for level in ("shared_keys", "keys_values"):
+        for one, other in zip(after["latents"], after[level], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
@@ -78,12 +78,12 @@ def test_the_product_with_an_ids_embedding_is_done_once_per_id_while_there_is_ro
     sequence.append(torch.tensor([5, 6, 5, 6, 7, 7, 5, 7]))
     assert sequence.logits is not None
     assert sum(products) == 3
-    assert sequence.expansion.nbytes <= 41 * 4 + 4 * WIDTH * ITEM
+    assert sequence.key_value_cache.nbytes <= 41 * 4 + 4 * WIDTH * ITEM
 
 
 def test_a_text_that_outgrows_its_budget_moves_down_a_level_and_stays_within_it(model_of, text):
     model, ids = model_of("two GOLD layers"), text(40)
-    budget = budget_for("keys and values", model, 10)
+    budget = budget_for("keys_values", model, 10)
     context, levels = Context(model, None, budget=budget), []
     free = Context(model, None, budget=10**9)
     for piece in ids.split(5):
@@ -91,19 +91,19 @@ def test_a_text_that_outgrows_its_budget_moves_down_a_level_and_stays_within_it(
         torch.testing.assert_close(context.logits, free.read(piece).logits, rtol=0, atol=1e-6)
         levels.append(context.level)
         assert context.nbytes["expanded"] <= budget
-    assert levels == ["keys and values"] * 2 + ["shared keys"] * 6
+    assert levels == ["keys_values"] * 2 + ["shared_keys"] * 6
     context.read(text(1))
     assert context.logits is not None
-    assert (context.level, context.nbytes["expanded"] <= budget) == ("compressed", True)
+    assert (context.level, context.nbytes["expanded"] <= budget) == ("latents", True)
     context.trim(10)
-    assert (context.level, free.level) == ("keys and values", "keys and values")
+    assert (context.level, free.level) == ("keys_values", "keys_values")
 
 
 def test_what_is_kept_is_not_rebuilt(model_of, text, monkeypatch):
     model, rebuilt = model_of("one GOLD layer"), []
-    real = Expansion._rebuild
+    real = KeyValueCache._rebuild
     monkeypatch.setattr(
-        Expansion,
+        KeyValueCache,
         "_rebuild",
         lambda self, layer, start, stop: (rebuilt.append((start, stop)), real(self, layer, start, stop))[1],
     )
@@ -118,7 +118,9 @@ def test_no_block_is_rebuilt_before_it_is_asked_for(model_of, text):
     """Nothing of the length of the text is held at once in the compressed level."""
     sequence = TokenSequence(model_of("one GOLD layer"), None, 0)
     sequence.append(text(23))
-    gold = sequence.expansion._model.blocks[-1].time_mix
-    sizes = [block.keys.shape[1] for block in sequence.expansion.keys_values(gold) if isinstance(block, KeyValueBlock)]
+    gold = sequence.key_value_cache._model.blocks[-1].time_mix
+    sizes = [
+        block.keys.shape[1] for block in sequence.key_value_cache.keys_values(gold) if isinstance(block, KeyValueBlock)
+    ]
     assert sizes == [4, 4, 4, 4, 4, 3]
-    assert sequence.expansion.nbytes == 0
+    assert sequence.key_value_cache.nbytes == 0

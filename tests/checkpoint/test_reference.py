@@ -110,11 +110,11 @@ def test_every_golden_config_is_understood_whole(golden):
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        ({}, {"latent_ratio": 16, "head_size": 64, "vocab_size": 65536, "layers": 6, "gold_layers": 2}),
-        ({"inv_other_layer_ratio": 2}, {"gold_layers": 3}),
-        ({"inv_other_layer_ratio": 6}, {"gold_layers": 1}),
+        ({}, {"latent_ratio": 16, "head_size": 64, "vocab_size": 65536, "num_layers": 6, "num_gold_layers": 2}),
+        ({"inv_other_layer_ratio": 2}, {"num_gold_layers": 3}),
+        ({"inv_other_layer_ratio": 6}, {"num_gold_layers": 1}),
         ({"kv_cache_compression_ratio": 1}, {"latent_width": 128}),
-        ({"vocab_size": 320, "head_size": 32}, {"vocab_size": 320, "heads": 4}),
+        ({"vocab_size": 320, "head_size": 32}, {"vocab_size": 320, "num_heads": 4}),
         ({"tmix2": None}, {"time_mixes": ("finch_c2",) * 6}),
         ({"tmix2": "gptalpha"}, {"time_mixes": ("finch_c2",) * 4 + ("gptalpha",) * 2}),
         ({"use_v2": 0, "n_layer": 2}, {"time_mixes": ("finch_c2_no_v2", "gold")}),

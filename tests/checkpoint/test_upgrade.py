@@ -88,7 +88,7 @@ def test_new_weights_start_as_in_a_new_model_of_that_depth_and_the_seed_decides(
     first, again, other = (dict(upgrade(base, config, seed).named_parameters()) for seed in (1, 1, 2))
     fresh = Decoder(config)
     initialize(fresh, 1)
-    gold = range(config.first_gold_layer, config.layers)
+    gold = range(config.first_gold_layer, config.num_layers)
     new = {
         name for name in first if not torch.equal(first[name], dict(base.named_parameters()).get(name, torch.empty(0)))
     }

@@ -37,7 +37,7 @@ def test_an_answer_leaves_the_file_as_it_is(book, goldfinch):
     assert goldfinch("ask", book, "Where?", *SHORT, "--cache-budget", "0").out == first.out
     assert book.read_bytes() == before
     opened, written = first.err.splitlines()
-    assert f"book.gfc: {len(TEXT)} tokens; keys and values kept (" in opened
+    assert f"book.gfc: {len(TEXT)} tokens; keys_values kept (" in opened
     assert "tokens in" in written
 
 

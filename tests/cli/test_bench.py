@@ -65,7 +65,7 @@ def short(monkeypatch):
 
 def test_speed_of_a_users_own_model_is_shown_beside_what_the_machine_can_do(short, small_run, goldfinch):
     out = goldfinch("bench", "speed", small_run, "--rounds", 1).out
-    for promised in ("read 64", "write at 16", "compressed", "shared keys", "keys and values", "GFLOP/s", "of weights"):
+    for promised in ("read 64", "write at 16", "latents", "shared_keys", "keys_values", "GFLOP/s", "of weights"):
         assert promised in out
 
 
@@ -75,9 +75,9 @@ def test_speed_as_json_has_all_that_the_table_shows(short, small_run, goldfinch)
     assert len(content["read_seconds"]) == 2
     assert content["read_tokens"] == 64
     assert [(row["tokens"], row["level"]) for row in content["writings"][:3]] == [
-        (16, "compressed"),
-        (16, "shared keys"),
-        (16, "keys and values"),
+        (16, "latents"),
+        (16, "shared_keys"),
+        (16, "keys_values"),
     ]
     for field in ("product_share", "product_flops_per_second", "copy_bytes_per_second", "bound_seconds"):
         assert content[field] > 0

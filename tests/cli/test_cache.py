@@ -45,7 +45,7 @@ def test_info_tells_documents_sizes_and_what_rounding_changes(book, capsys):
     sizes = content["bytes"]
     assert content["tokens"] == len(context)
     assert sizes["file"] == path.stat().st_size
-    assert sizes["transformer"] == len(context) * lm.config.layers * lm.config.width * 2 * 2
+    assert sizes["transformer"] == len(context) * lm.config.num_layers * lm.config.width * 2 * 2
     # 16 numbers of a byte and a scale of two, an id of two; a checksum per block.
     width = lm.config.latent_width
     assert sizes["memory"] == len(context) * (width + 2 + 2) + 8 * -(-len(context) // 64)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goldfinch.data import indexed_dataset
-from goldfinch.data.export import export_pairs
-from goldfinch.data.indexed_dataset import TokenPair, write_pair
+from goldfinch.data.export import export_indexed
+from goldfinch.data.indexed_dataset import IndexedDataset, write_indexed
 from goldfinch.data.prepare import prepare
 from goldfinch.data.shards import SPLITS, TokenDataset, verify
 from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer
@@ -36,7 +36,7 @@ def pair(folder: Path, index: bytes = INDEX, ids: bytes = IDS) -> Path:
 
 def read(path: Path, end_of_text: int = 0) -> list[list[int]]:
     documents: list[list[int]] = [[]]
-    for piece in TokenPair(path).read(65536, end_of_text):
+    for piece in IndexedDataset(path).read(65536, end_of_text):
         documents[-1] += piece.ids.tolist()
         documents += [] if piece.continues else [[]]
     assert documents.pop() == []
@@ -46,7 +46,7 @@ def read(path: Path, end_of_text: int = 0) -> list[list[int]]:
 def test_a_pair_spelled_out_byte_for_byte_is_read_and_written(tmp_path: Path) -> None:
     path = pair(tmp_path)
     assert read(path) == [[301, 65000], [7]]
-    write_pair(tmp_path / "w.idx", [[np.array([301]), np.array([65000, 0])], [np.array([7, 0])]], 65536)
+    write_indexed(tmp_path / "w.idx", [[np.array([301]), np.array([65000, 0])], [np.array([7, 0])]], 65536)
     assert (tmp_path / "w.idx").read_bytes() == INDEX
     assert (tmp_path / "w.bin").read_bytes() == IDS
 
@@ -74,14 +74,14 @@ def test_prepared_and_exported_again_documents_and_files_are_the_same(
     folder = tmp_path_factory.mktemp("pairs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(indexed_dataset, "BLOCK", block)
-        write_pair(folder / "a.idx", ([np.array([*document, 256])] for document in documents), 257)
+        write_indexed(folder / "a.idx", ([np.array([*document, 256])] for document in documents), 257)
         prepare([folder / "a.idx"], folder / "d", ByteTokenizer(), validation_fraction=0.3)
-        export_pairs(folder / "d", str(folder / "e"))
+        export_indexed(folder / "d", str(folder / "e"))
         exported = [read(folder / f"e-{split}.idx", 256) for split in SPLITS]
         assert sorted(exported[0] + exported[1]) == sorted(documents)
         assert all(exported)
         train = folder / "e-train.idx"
-        write_pair(folder / "w.idx", ([np.array([*document, 256])] for document in exported[0]), 257)
+        write_indexed(folder / "w.idx", ([np.array([*document, 256])] for document in exported[0]), 257)
     for suffix in (".idx", ".bin"):
         assert (folder / "w.idx").with_suffix(suffix).read_bytes() == train.with_suffix(suffix).read_bytes()
     assert len(list(verify(folder / "d"))) == 2
@@ -89,7 +89,7 @@ def test_prepared_and_exported_again_documents_and_files_are_the_same(
 
 def test_a_missing_end_of_text_is_added_and_text_bytes_are_counted(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
-    write_pair(tmp_path / "a.idx", [[np.frombuffer(b"one", np.uint8)], [np.array([*b"three", 256])]], 257)
+    write_indexed(tmp_path / "a.idx", [[np.frombuffer(b"one", np.uint8)], [np.array([*b"three", 256])]], 257)
     report = prepare([tmp_path / "a.idx"], tmp_path / "d", tokenizer)
     data = [TokenDataset.open(tmp_path / "d", split) for split in SPLITS]
     assert sorted(tokenizer.decode(part.tokens(0, len(part)).tolist()) for part in data) == ["one", "three"]
@@ -99,7 +99,7 @@ def test_a_missing_end_of_text_is_added_and_text_bytes_are_counted(tmp_path: Pat
 
 
 def test_a_single_document_is_cut(tmp_path: Path) -> None:
-    write_pair(tmp_path / "a.idx", [[np.arange(1, 101), np.array([0])]], 65536)
+    write_indexed(tmp_path / "a.idx", [[np.arange(1, 101), np.array([0])]], 65536)
     report = prepare([tmp_path / "a.idx"], tmp_path / "d", WorldTokenizer(), validation_fraction=0.1)
     data = [TokenDataset.open(tmp_path / "d", split) for split in SPLITS]
     assert [len(part) for part in data] == [91, 11]
@@ -137,7 +137,7 @@ def test_damage_is_one_line_and_costs_no_memory(tmp_path: Path, index: bytes, id
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=says) as caught:
-            TokenPair(path)
+            IndexedDataset(path)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -149,7 +149,7 @@ def test_tokens_of_another_vocabulary_and_missing_files_are_refused_and_nothing_
     path = pair(tmp_path)
     with pytest.raises(UserError, match=r"p\.idx: document 1 has the token 301, but the tokenizer has 257 ids"):
         prepare([path], tmp_path / "d", ByteTokenizer())
-    write_pair(tmp_path / "n.idx", [[np.array([-1, 0])], [np.array([1])]], 1 << 17)
+    write_indexed(tmp_path / "n.idx", [[np.array([-1, 0])], [np.array([1])]], 1 << 17)
     with pytest.raises(UserError, match="has the token -1"):
         prepare([tmp_path / "n.idx"], tmp_path / "d", ByteTokenizer())
     (tmp_path / "a.txt").write_text("text")
@@ -162,7 +162,7 @@ def test_tokens_of_another_vocabulary_and_missing_files_are_refused_and_nothing_
 
 
 def test_memory_does_not_grow_with_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pair(tmp_path / "a.idx", ([np.full(1000, 7), np.array([256])] for _ in range(4000)), 257)
+    write_indexed(tmp_path / "a.idx", ([np.full(1000, 7), np.array([256])] for _ in range(4000)), 257)
     monkeypatch.setattr(indexed_dataset, "BLOCK", 1 << 12)
     monkeypatch.setattr("goldfinch.data.prepare.BATCH", 1 << 15)
     tracemalloc.start()
@@ -179,8 +179,8 @@ def test_export_overwrites_nothing_unasked(tmp_path: Path) -> None:
     prepare([pair(tmp_path)], tmp_path / "d", WorldTokenizer())
     (tmp_path / "e-validation.bin").write_text("mine")
     with pytest.raises(UserError, match=r"e-validation\.bin exists; choose another prefix or give --overwrite"):
-        export_pairs(tmp_path / "d", str(tmp_path / "e"))
+        export_indexed(tmp_path / "d", str(tmp_path / "e"))
     assert (tmp_path / "e-validation.bin").read_text() == "mine"
     assert not (tmp_path / "e-train.idx").exists()
-    export_pairs(tmp_path / "d", str(tmp_path / "e"), overwrite=True)
+    export_indexed(tmp_path / "d", str(tmp_path / "e"), overwrite=True)
     assert sorted(read(tmp_path / "e-train.idx") + read(tmp_path / "e-validation.idx")) == [[7], [301, 65000]]

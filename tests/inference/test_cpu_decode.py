@@ -11,7 +11,7 @@ from goldfinch.cpu import build
 from goldfinch.inference import cpu_decode
 from goldfinch.inference.context import Context
 from goldfinch.inference.cpu_decode import MAX_TOKENS, fused_decoder
-from goldfinch.mixers import ExpandedMemory
+from goldfinch.mixers import SharedKeys
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 
@@ -83,7 +83,7 @@ def to(state, dtype):
 def test_gold_layers_and_the_head_are_those_of_the_modules(rope):
     torch.manual_seed(0)
     model = model_of(PLANS["GoldFinch"], rope=rope)
-    memory = ExpandedMemory(keys=torch.randn(1, 30, 96), embeddings=torch.randn(1, 30, 96))
+    memory = SharedKeys(keys=torch.randn(1, 30, 96), embeddings=torch.randn(1, 30, 96))
     with torch.inference_mode():
         states = None
         for count in (3, 1, 9):

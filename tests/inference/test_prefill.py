@@ -50,12 +50,12 @@ def test_hidden_states_and_all_states_are_exact_in_fp64_around_the_length_of_the
         sequence = TokenSequence(model, None, 0)
         sequence.append(ids[:length])
         with torch.no_grad():
-            hidden, upper = prefill.read_upper(model, sequence.state.recent, length, None, sequence.expansion)
+            hidden, upper = prefill.read_upper(model, sequence.state.recent, length, None, sequence.key_value_cache)
             whole, state = model.hidden(ids[None, :length])
             assert_same([hidden[:, -1], [*sequence.state.blocks, *upper]], [whole[:, -1], state.blocks], 1e-9)
             for token in ids[length:]:  # and every token decoded after it
                 sequence.append(token[None])
-                hidden, upper = prefill.read_upper(model, sequence.state.recent, 1, upper, sequence.expansion)
+                hidden, upper = prefill.read_upper(model, sequence.state.recent, 1, upper, sequence.key_value_cache)
                 whole, state = model.hidden(token[None, None], state)
                 assert_same([hidden[:, -1], [*sequence.state.blocks, *upper]], [whole[:, -1], state.blocks], 1e-9)
 
@@ -70,7 +70,7 @@ def test_a_tail_one_token_shorter_is_wrong(plan, model_of, text, monkeypatch):
             monkeypatch.setattr(prefill, "tail_length", lambda model, length=length: length)
             sequence = TokenSequence(model, None, 0)
             sequence.append(ids)
-            hidden, _ = prefill.read_upper(model, sequence.state.recent, 20, None, sequence.expansion)
+            hidden, _ = prefill.read_upper(model, sequence.state.recent, 20, None, sequence.key_value_cache)
             assert ((hidden - whole).abs().max() <= 1e-9) == exact
 
 

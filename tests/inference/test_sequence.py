@@ -5,7 +5,7 @@ import torch
 from plans import PLANS
 
 from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyMemory
+from goldfinch.cache.key_cache import KeyCache
 from goldfinch.cache.latents import FORMATS
 from goldfinch.errors import UserError
 from goldfinch.inference import prefill
@@ -21,7 +21,7 @@ from goldfinch.presets import model_config
 )
 def test_a_token_takes_the_bytes_that_are_promised(vocab_size, latents, bytes_per_token):
     config = model_config("goldfinch-L24-D2048", vocab_size)
-    memory = KeyMemory(config, FORMATS[latents], torch.device("meta"))
+    memory = KeyCache(config, FORMATS[latents], torch.device("meta"))
     memory.append(torch.zeros(64000, dtype=torch.int64, device="meta"), torch.zeros(64000, 128, device="meta"))
     assert memory.nbytes == 64000 * bytes_per_token
 
@@ -50,7 +50,7 @@ def test_rounded_latents_take_half_the_memory_and_change_little(model_of, text):
 @pytest.mark.parametrize("latents", [None, "int8"])
 def test_going_back_is_as_if_the_rest_had_never_been_read(plan, latents, model_of, text):
     model, ids = model_of(plan), text(60)
-    if latents and not model.config.gold_layers:
+    if latents and not model.config.num_gold_layers:
         pytest.skip("no latents")
     context = Context(model, None, latents).read(ids)
     for length in (59, 58, 41, 40, 39, 17, 5, 2, 1):
@@ -131,7 +131,7 @@ def test_forks_share_what_they_have_in_common_and_nothing_else(model_of, text):
     torch.testing.assert_close(
         context.logits, Context(model, None).read(ids[:10]).read(ids[3:8]).logits, rtol=0, atol=1e-6
     )
-    first = [sequence.sequence.memory.columns["latents"].block(0).data_ptr() for sequence in (context, fork)]
+    first = [sequence.sequence.key_cache.columns["latents"].block(0).data_ptr() for sequence in (context, fork)]
     assert first[0] == first[1]
     assert [document.name for document in context.documents] == ["shared"]
 
@@ -141,13 +141,13 @@ def test_forks_share_what_they_have_in_common_and_nothing_else(model_of, text):
 def test_the_certificate_compares_with_the_unrounded_latents_of_this_text(latents, model_of, text):
     model, ids = model_of("two GOLD layers", torch.float64), text(100)
     context = Context(model, None, latents).read(ids[:64]).read(ids[64:])
-    certificate = context.fork().certify()
+    certificate = context.fork().measure_quantization()
     assert (certificate.latents, certificate.tokens) == (latents, 100)
 
     def logits(latents, length):
         """In fp64, where `Context.logits` are fp32."""
         sequence = Context(model, None, latents).read(ids[:length]).sequence
-        return model.head(read_upper(model, sequence.state.recent, length, None, sequence.expansion)[0][0])
+        return model.head(read_upper(model, sequence.state.recent, length, None, sequence.key_value_cache)[0][0])
 
     kls, same = [], []
     stride = next(stride for stride in (16, 32, 64) if len(range(0, 100, stride)) <= 16)
@@ -160,12 +160,12 @@ def test_the_certificate_compares_with_the_unrounded_latents_of_this_text(latent
     assert certificate.max_kl == pytest.approx(max(kls), rel=1e-6)
     assert certificate.top1_agreement == sum(same) / len(same)
     assert context.nbytes["unrounded"] > 100 * 4 * 8
-    context.certify()
+    context.measure_quantization()
     assert context.nbytes["unrounded"] == 0
-    assert context.read(text(5)).certify() == certificate
+    assert context.read(text(5)).measure_quantization() == certificate
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_contexts_that_round_nothing_to_integers_have_no_certificate(model_of, text):
-    assert Context(model_of("one GOLD layer"), None, "bfloat16").read(text(40)).certify() is None
-    assert Context(model_of("one GOLD layer"), None, "int8").read(text(2)).certify() is None
+    assert Context(model_of("one GOLD layer"), None, "bfloat16").read(text(40)).measure_quantization() is None
+    assert Context(model_of("one GOLD layer"), None, "int8").read(text(2)).measure_quantization() is None

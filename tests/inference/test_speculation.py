@@ -93,7 +93,7 @@ def test_integer_latents_are_certified_on_what_was_written_too(lm):
     speculation = Speculation()
     list(context.generate(max_tokens=20, temperature=0, speculation=speculation))
     assert speculation.guessed == 0
-    assert context.certify().tokens == len(context)
+    assert context.measure_quantization().tokens == len(context)
 
 
 @pytest.mark.parametrize(

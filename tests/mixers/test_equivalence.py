@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goldfinch.config import RopeConfig
-from goldfinch.mixers import TIME_MIXES, ExpandedMemory, Gold
+from goldfinch.mixers import TIME_MIXES, Gold, SharedKeys
 
 DTYPES = [pytest.param(torch.float64, 1e-9, id="fp64"), pytest.param(torch.float32, 1e-4, id="fp32")]
 STRETCHED = RopeConfig(rescale=2.0, rebase=3.0)
@@ -33,7 +33,7 @@ def test_whole_equals_chunks_equals_token_by_token(kind, rope, dtype, tolerance,
         outputs, state, end = [], None, 0
         for piece in x.split(lengths, dim=1):
             end += piece.shape[1]
-            memory = ExpandedMemory(keys=keys[:, :end], embeddings=embeddings[:, :end])
+            memory = SharedKeys(keys=keys[:, :end], embeddings=embeddings[:, :end])
             y, state = mixer(piece, state, *((memory,) if isinstance(mixer, Gold) else ()))
             outputs.append(y)
         return torch.cat(outputs, dim=1), state

@@ -77,8 +77,8 @@ def test_bytes_equal_those_of_the_tensors_of_a_bf16_model(kind, small_model, ten
             for tensor in tensors_of(state).values()
         )
         assert measured == accounting.total_bytes(tokens)
-    if state.memory is not None:
-        latents = state.memory.latents
+    if state.key_cache is not None:
+        latents = state.key_cache.latents
         assert latents.nbytes + tokens * 4 == tokens * accounting.cache_bytes_per_token
         small_ids = account(TINY[kind], id_bytes=2).cache_bytes_per_token
         assert latents.nbytes + tokens * 2 == tokens * small_ids

@@ -139,7 +139,7 @@ def test_every_parameter_has_the_shape_of_its_equation():
         recurrent | low_rank("second_value", 7),
         recurrent | low_rank("second_value", 7) | {"bonus": (6, 16)},
         ddlerp(3) | matrices("query", "key", "value", "output") | attention_norms,
-        ddlerp(1) | matrices("query", "output") | attention_norms | {"memory_mu": (d,), "mu_k": (d,), "mu_v": (d,)}
+        ddlerp(1) | matrices("query", "output") | attention_norms | {"mu_e": (d,), "mu_k": (d,), "mu_v": (d,)}
         | low_rank("shift_low_rank", 5, 2) | low_rank("key_adapter", adapter) | low_rank("value_adapter", adapter),
     ]  # fmt: skip
     expected = {"embedding.weight": (V, d), "head.weight": (V, d)} | vector_norms("embedding_norm", "output_norm")

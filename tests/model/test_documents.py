@@ -37,17 +37,17 @@ def packed(small_config, small_model, text):
 
 def starts_of(rows):
     """(B, T) bool from each row's lengths of documents; the first token of a window counts as a start as well."""
-    starts = torch.zeros(len(rows), sum(rows[0]), dtype=torch.bool)
+    document_starts = torch.zeros(len(rows), sum(rows[0]), dtype=torch.bool)
     for row, lengths in enumerate(rows):
-        starts[row, torch.tensor([0, *lengths[:-1]]).cumsum(0)] = True
-    return starts
+        document_starts[row, torch.tensor([0, *lengths[:-1]]).cumsum(0)] = True
+    return document_starts
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @every_plan
 def test_each_document_is_read_as_if_it_stood_alone(plan, dtype, tolerance, packed):
-    model, ids, starts = packed(plan, dtype)
-    hidden, _ = model.hidden(ids, starts=starts)
+    model, ids, document_starts = packed(plan, dtype)
+    hidden, _ = model.hidden(ids, document_starts=document_starts)
     alone = torch.cat([model.hidden(document)[0] for document in ids.split([A, B, C], dim=1)], dim=1)
     torch.testing.assert_close(hidden, alone, rtol=0, atol=tolerance)
     assert (model.hidden(ids)[0] - alone)[:, A:].abs().max() > 1e-3
@@ -65,7 +65,7 @@ def test_however_a_window_is_split(plan, packed):
         total = max(map(sum, rows)) + 1
         rows = [[*lengths, total - sum(lengths)] for lengths in rows]
         ids = torch.randint(41, (2, total), generator=torch.Generator().manual_seed(seed))
-        hidden, _ = model.hidden(ids, starts=starts_of(rows))
+        hidden, _ = model.hidden(ids, document_starts=starts_of(rows))
         for row, lengths in enumerate(rows):
             for part, document in zip(hidden[row].split(lengths), ids[row].split(lengths), strict=True):
                 torch.testing.assert_close(part, model.hidden(document[None])[0][0], rtol=0, atol=1e-10)
@@ -73,7 +73,7 @@ def test_however_a_window_is_split(plan, packed):
     check()
 
 
-def reach_of_the_middle(model, ids, starts, bf16=False):
+def reach_of_the_middle(model, ids, document_starts, bf16=False):
     """The largest entry of d loss(B) / d x0 over the tokens of A, of B and of C; x0 is what the embedding gives."""
     x0 = []
 
@@ -82,7 +82,7 @@ def reach_of_the_middle(model, ids, starts, bf16=False):
         return x0[0]
 
     with model.embedding_norm.register_forward_hook(keep), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits, _ = model(ids, starts=starts)
+        logits, _ = model(ids, document_starts=document_starts)
     loss = F.cross_entropy(logits[0, A : A + B - 1].to(x0[0].dtype), ids[0, A + 1 : A + B])
     (gradient,) = torch.autograd.grad(loss, x0[0])
     assert gradient.isfinite().all()
@@ -92,8 +92,8 @@ def reach_of_the_middle(model, ids, starts, bf16=False):
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 @every_plan
 def test_the_loss_of_a_document_has_no_gradient_in_another(plan, precision, packed):
-    model, ids, starts = packed(plan, torch.float64 if precision == "fp64" else torch.float32)
-    before, own, after = reach_of_the_middle(model, ids, starts, bf16=precision == "bf16")
+    model, ids, document_starts = packed(plan, torch.float64 if precision == "fp64" else torch.float32)
+    before, own, after = reach_of_the_middle(model, ids, document_starts, bf16=precision == "bf16")
     assert before == after == 0
     assert own > 1e-3
     before, _, after = reach_of_the_middle(model, ids, None, bf16=precision == "bf16")
@@ -118,25 +118,25 @@ LEAKS = {
 @pytest.mark.parametrize("leak", LEAKS)
 def test_each_leak_by_itself_would_be_seen(leak, packed, monkeypatch):
     kind, owner, name = LEAKS[leak]
-    model, ids, starts = packed(f"{kind} alone")
-    assert reach_of_the_middle(model, ids, starts)[0] == 0
+    model, ids, document_starts = packed(f"{kind} alone")
+    assert reach_of_the_middle(model, ids, document_starts)[0] == 0
     real = getattr(owner, name)
 
-    def of_one_document(*args, starts=None):
+    def of_one_document(*args, document_starts=None):
         return real(*(arg for arg in args if getattr(arg, "dtype", None) != torch.bool))
 
     monkeypatch.setattr(owner, name, of_one_document)
-    assert reach_of_the_middle(model, ids, starts)[0] > 1e-6
+    assert reach_of_the_middle(model, ids, document_starts)[0] > 1e-6
 
 
 def test_a_window_in_which_no_document_begins_is_read_as_ever(packed):
     model, ids, _ = packed("two GOLD layers", torch.float32)
     nowhere = torch.zeros(ids.shape, dtype=torch.bool)
-    torch.testing.assert_close(model(ids, starts=nowhere)[0], model(ids)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(ids, document_starts=nowhere)[0], model(ids)[0], rtol=0, atol=1e-5)
 
 
 def test_a_state_and_starts_together_are_refused(packed):
-    model, ids, starts = packed("one GOLD layer")
+    model, ids, document_starts = packed("one GOLD layer")
     _, state = model(ids)
     with pytest.raises(ValueError, match="empty state"):
-        model(ids, state, starts=starts)
+        model(ids, state, document_starts=document_starts)

@@ -54,7 +54,7 @@ def assert_uniform(values, bound, name):
 
 def expected_vector(part, kind, layer, config):
     """The formula of a parameter that no chance is in, in fp64, or None."""
-    width, layers = config.width, config.layers
+    width, layers = config.width, config.num_layers
     r0 = layer / (layers - 1) if layers > 1 else 0.0
     r1 = 1 - layer / layers
     i = torch.arange(width, dtype=torch.float64) / width
@@ -64,14 +64,14 @@ def expected_vector(part, kind, layer, config):
     if part == "time_mix.ddlerp.mu":
         family = "finch_c2" if kind.startswith("finch_c2") else kind
         return torch.stack([by_use[use] for use in ROWS[family]])
-    if part in ("time_mix.ddlerp.mu_x", "time_mix.memory_mu", "channel_mix.mu_r", "channel_mix.mu_k"):
+    if part in ("time_mix.ddlerp.mu_x", "time_mix.mu_e", "channel_mix.mu_r", "channel_mix.mu_k"):
         return plain
     if part in ("time_mix.mu_k", "time_mix.mu_v"):  # GOLD's
         return by_use[part[-1]]
     if part == "time_mix.decay.base":
         return -6 + 5 * (j / (width - 1)) ** (0.7 + 1.3 * r0)
     if part == "time_mix.bonus":
-        return (r0 * (1 - j / (width - 1)) + 0.1 * ((j + 1) % 3 - 1)).view(config.heads, config.head_size)
+        return (r0 * (1 - j / (width - 1)) + 0.1 * ((j + 1) % 3 - 1)).view(config.num_heads, config.head_size)
     if part == "time_mix.norm.weight":
         return torch.full((width,), ((1 + layer) / layers) ** 0.7, dtype=torch.float64)
     if part.endswith("norm.weight"):

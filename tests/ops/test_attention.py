@@ -26,16 +26,16 @@ def test_queries_see_their_own_document_only(length, total):
     torch.manual_seed(0)
     q = torch.randn(2, 3, length, 8, dtype=torch.float64)
     k, v = torch.randn(2, 2, 3, total, 8, dtype=torch.float64)
-    starts = torch.zeros(2, total, dtype=torch.bool)
-    starts[0, total // 3 : total // 3 + 2] = starts[1, -1] = True
+    document_starts = torch.zeros(2, total, dtype=torch.bool)
+    document_starts[0, total // 3 : total // 3 + 2] = document_starts[1, -1] = True
     expected = torch.empty_like(q)
     for row in range(2):
         for t in range(length):
             end = total - length + t + 1
-            first = max([0, *(place for place in starts[row].nonzero()[:, 0].tolist() if place < end)])
+            first = max([0, *(place for place in document_starts[row].nonzero()[:, 0].tolist() if place < end)])
             alone = (part[row : row + 1, :, first:end] for part in (k, v))
             expected[row : row + 1, :, t : t + 1] = causal_attention(q[row : row + 1, :, t : t + 1], *alone)
-    torch.testing.assert_close(causal_attention(q, k, v, starts), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(causal_attention(q, k, v, document_starts), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("length", "blocks"), [(1, [7]), (1, [3, 4]), (5, [4, 4, 1]), (9, [1, 2, 3, 2, 1]), (4, [9])])

@@ -17,7 +17,7 @@ NAMES = ("r", "k", "v", "log_w", "u", "state")
 BATCH, HEADS, SIZE = 2, 3, 4
 
 
-def definition(r, k, v, log_w, u=None, state=None, starts=None):
+def definition(r, k, v, log_w, u=None, state=None, document_starts=None):
     """y[t] = r[t] (S[t-1] + diag(u) k[t]^T v[t]);  S[t] = diag(w[t]) S[t-1] + k[t]^T v[t], entry by entry.
 
     S[t-1] is zero where a document begins at t.
@@ -26,8 +26,8 @@ def definition(r, k, v, log_w, u=None, state=None, starts=None):
         state = torch.zeros(r.shape[0], r.shape[2], r.shape[3], r.shape[3], dtype=r.dtype)
     y = []
     for t in range(r.shape[1]):
-        if starts is not None:
-            state = state.masked_fill(starts[:, t, None, None, None], 0)
+        if document_starts is not None:
+            state = state.masked_fill(document_starts[:, t, None, None, None], 0)
         written = torch.einsum("bhi,bhj->bhij", k[:, t], v[:, t])
         seen = state if u is None else state + torch.einsum("hi,bhij->bhij", u, written)
         y.append(torch.einsum("bhi,bhij->bhj", r[:, t], seen))
@@ -114,15 +114,15 @@ STARTS = {
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
 def test_documents_begin_with_an_empty_state_and_all_gradients_stay_numbers(implementation, dtype, tolerance, places):
-    starts = torch.zeros(BATCH, 35, dtype=torch.bool)
-    starts[0, list(places)] = True
-    starts[1, 5] = True
+    document_starts = torch.zeros(BATCH, 35, dtype=torch.bool)
+    document_starts[0, list(places)] = True
+    document_starts[1, 5] = True
     for with_u, with_state in ((True, True), (False, True), (False, False)):
         values = inputs(35, dtype, with_u, with_state)
         wide = {name: None if value is None else value.double() for name, value in values.items()}
-        expected = run_with_gradients(lambda **leaves: definition(**leaves, starts=starts), wide)
+        expected = run_with_gradients(lambda **leaves: definition(**leaves, document_starts=document_starts), wide)
         actual = run_with_gradients(
-            lambda **leaves: wkv6(**leaves, implementation=implementation, starts=starts), values
+            lambda **leaves: wkv6(**leaves, implementation=implementation, document_starts=document_starts), values
         )
         assert_agree(actual, expected, tolerance)
 
@@ -131,9 +131,9 @@ def test_documents_begin_with_an_empty_state_and_all_gradients_stay_numbers(impl
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_not_the_smallest_gradient_crosses_the_border_of_a_document(implementation, dtype):
     values = {name: value.requires_grad_() for name, value in inputs(67, dtype).items()}
-    starts = torch.zeros(BATCH, 67, dtype=torch.bool)
-    starts[:, [21, 50]] = True
-    y, _ = wkv6(**values, implementation=implementation, starts=starts)
+    document_starts = torch.zeros(BATCH, 67, dtype=torch.bool)
+    document_starts[:, [21, 50]] = True
+    y, _ = wkv6(**values, implementation=implementation, document_starts=document_starts)
     gradients = torch.autograd.grad(y[:, 21:50].square().sum(), [values[name] for name in NAMES])
     for name, gradient in zip(NAMES, gradients, strict=True):
         if name == "state":

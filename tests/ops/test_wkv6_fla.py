@@ -149,18 +149,18 @@ def test_by_a_stand_in_decays_of_0_are_finite_and_exact(differentiated, stand_in
 def test_by_a_stand_in_nothing_of_a_document_reaches_the_next(length, differentiated, stand_in):
     values = inputs(length, torch.float32, size=SIZE)
     values["log_w"] = values["log_w"].clamp(min=-0.01)  # little is forgotten by itself
-    starts = torch.zeros(2, length, dtype=torch.bool)
-    starts[:, [20, 21]] = True
+    document_starts = torch.zeros(2, length, dtype=torch.bool)
+    document_starts[:, [20, 21]] = True
     changed = values | {name: values[name].clone() for name in ("k", "v")}
     for name in ("k", "v"):
         changed[name][:, :20] *= 1000
     with torch.set_grad_enabled(differentiated):
         leaves = [{name: value.requires_grad_(differentiated) for name, value in v.items()} for v in (values, changed)]
-        (y, state), (other_y, other_state) = (run(**v, starts=starts) for v in leaves)
+        (y, state), (other_y, other_state) = (run(**v, document_starts=document_starts) for v in leaves)
     assert torch.equal(y[:, 20:], other_y[:, 20:])
     assert torch.equal(state, other_state)
     assert not torch.equal(y[:, :20], other_y[:, :20])
-    wanted_y, wanted_state = definition(**wide(values), starts=starts)
+    wanted_y, wanted_state = definition(**wide(values), document_starts=document_starts)
     assert_agree({"y": y.double(), "state": state.double()}, {"y": wanted_y, "state": wanted_state}, 1e-4)
 
 

@@ -11,7 +11,7 @@ import sys
 import warnings
 from builtins import range as plain_range
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "set it before Python starts"
+assert os.environ.get("TRITON_INTERPRET") == "1", "set it before Python document_starts"
 os.environ["FLA_CACHE_RESULTS"] = "0"  # the cache of tuning results asks for a GPU
 warnings.simplefilter("ignore")  # fla misses a GPU, and NumPy tells of the overflows that are masked away
 

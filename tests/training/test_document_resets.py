@@ -13,11 +13,11 @@ from goldfinch.data.shards import TokenDataset
 from goldfinch.data.training_data import TrainingData
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
-from goldfinch.training.documents import document_positions, document_starts
+from goldfinch.training.documents import document_positions, find_document_starts
 from goldfinch.training.loss import count_targets, next_token_loss, validate
 from goldfinch.training.parallel import parallelize as parallel_plan
 from goldfinch.training.parallel.parallelize import apply_block_plan
-from goldfinch.training.parallel.processes import ALONE
+from goldfinch.training.parallel.processes import SINGLE_PROCESS
 from goldfinch.training.trainer import Trainer
 
 END = 40
@@ -36,9 +36,9 @@ def window_of(*lengths, seed=0):
 
 def test_documents_begin_after_an_end_of_text():
     ids = torch.tensor([[5, END, 7, END, END, 3], [END, 1, 2, 3, 4, END]])
-    starts = document_starts(ids, END)
-    assert starts.long().tolist() == [[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0]]
-    assert document_positions(starts).tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 1, 2, 3, 4]]
+    document_starts = find_document_starts(ids, END)
+    assert document_starts.long().tolist() == [[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0]]
+    assert document_positions(document_starts).tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 1, 2, 3, 4]]
 
 
 @every_plan
@@ -65,7 +65,7 @@ def test_a_document_changes_no_bit_of_the_loss_of_another(plan, small_config, sm
     for window in (first, second):
         with model.embedding_norm.register_forward_hook(lambda module, inputs, output: kept.append(output)):
             loss = next_token_loss(model, window, END)
-        hidden, _ = model.hidden(window[:, :-1], starts=document_starts(window[:, :-1], END))
+        hidden, _ = model.hidden(window[:, :-1], document_starts=find_document_starts(window[:, :-1], END))
         kept.append(F.cross_entropy(model.head(hidden)[0, 9:16], window[0, 10:17]))
         (gradient,) = torch.autograd.grad(loss, kept[-2])
         kept.append(gradient[0, 9:16])
@@ -137,9 +137,9 @@ def test_a_step_divides_by_the_targets_that_count_in_the_whole_batch(many_docume
     initialize(model, config.seed)
     data = TrainingData.open(config.data)
     windows = data.batches(config.context, config.batch_size, config.seed).batch(0)
-    starts = document_starts(windows, data.tokenizer.end_of_text)
-    logits = model(windows[:, :-1], starts=starts[:, :-1])[0][~starts[:, 1:]]
-    expected = F.cross_entropy(logits, windows[:, 1:][~starts[:, 1:]])
+    document_starts = find_document_starts(windows, data.tokenizer.end_of_text)
+    logits = model(windows[:, :-1], document_starts=document_starts[:, :-1])[0][~document_starts[:, 1:]]
+    expected = F.cross_entropy(logits, windows[:, 1:][~document_starts[:, 1:]])
     assert first[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -152,13 +152,13 @@ def test_validation_tells_the_loss_by_position_in_the_window_and_in_the_document
     end = dataset.end_of_text
     token_bytes = (torch.arange(257) < 256).long()
     result = validate(
-        model, sequential_windows(dataset, 24, 3), token_bytes, ALONE, end_of_text=end, document_resets=resets
+        model, sequential_windows(dataset, 24, 3), token_bytes, SINGLE_PROCESS, end_of_text=end, document_resets=resets
     )
 
     by_position, by_document_position, text_bytes = {}, {}, 0
     for window in sequential_windows(dataset, 24, 1):
-        starts = document_starts(window, end)
-        logits, _ = model(window[:, :-1], starts=starts[:, :-1] if resets else None)
+        document_starts = find_document_starts(window, end)
+        logits, _ = model(window[:, :-1], document_starts=document_starts[:, :-1] if resets else None)
         losses = F.cross_entropy(logits[0], window[0, 1:], reduction="none").tolist()
         own = 0
         for read, (token, loss) in enumerate(zip(window[0].tolist(), losses, strict=False), start=1):

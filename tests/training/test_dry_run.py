@@ -154,6 +154,5 @@ def test_steps_flops_and_days_follow_from_the_settings():
 def test_parts_of_every_kind_add_up_to_its_parameters():
     for name in (name for name in recipe_names() if "L24" not in name):
         config = ModelConfig.from_dict(recipe(name)["model"])
-        with torch.device("meta"):
-            model = Decoder(config)
+        model = Decoder.on_meta(config)
         assert sum(parameters_by_part(model).values()) == account(config).parameters, name

@@ -160,7 +160,7 @@ def test_a_context_read_before_tuning_is_used_after_it(latents, base, tuned, con
     assert torch.equal(opened.logits, anew.logits)
     assert not torch.equal(opened.logits, before.open(tmp_path / "book.gfc").logits)
     assert torch.equal(opened.read("The ship").logits, anew.read("The ship").logits)
-    assert opened.certify() is None
+    assert opened.measure_quantization() is None
     # Other positions as well: nothing that is kept was turned.
     turned = gf.load(tmp_path / "run", dtype="bfloat16", rope=model.rope)
     assert torch.equal(turned.open(tmp_path / "book.gfc").logits, turned.read(text, latents).logits)

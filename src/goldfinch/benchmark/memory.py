@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyMemory, column_kinds, id_dtype
+from goldfinch.cache.key_cache import KeyCache, column_kinds, id_dtype
 from goldfinch.cache.latents import FloatLatents, LatentFormat, latent_format
 from goldfinch.config import ModelConfig, TimeMixKind
 from goldfinch.inference.prefill import read_lower, tail_length
@@ -43,7 +43,7 @@ class MemoryUse:
 
 def llama_like(config: ModelConfig) -> ModelConfig:
     """A Llama of the same depth and width."""
-    plan: list[TimeMixKind] = ["llama"] * config.layers
+    plan: list[TimeMixKind] = ["llama"] * config.num_layers
     return dataclasses.replace(config, time_mixes=tuple(plan), channel_mix="swiglu", channel_width=0, rope=None)
 
 
@@ -70,11 +70,11 @@ def measure(
     Raises:
         UserError: an unknown format, or one that does not fit the model.
     """
-    stored = latent_format(latents, config.latent_width) if config.gold_layers else None
+    stored = latent_format(latents, config.latent_width) if config.num_gold_layers else None
     room = psutil.virtual_memory().available // 2 if room is None else room
     per_token, fixed = _computed_bytes(config, stored)
     states, recent = _meta_states(config)
-    memory = KeyMemory(config, stored, torch.device("cpu"))
+    memory = KeyCache(config, stored, torch.device("cpu"))
     for tokens in lengths or LENGTHS:
         computed = tokens * per_token + fixed
         measured = None
@@ -104,11 +104,10 @@ def row_bytes(config: ModelConfig, stored: LatentFormat | None) -> int:
 @torch.inference_mode()
 def _meta_states(config: ModelConfig) -> tuple[list[BlockState], Tensor]:
     """What a sequence carries on, without numbers: the states of all layers, and the outputs below GOLD."""
-    with torch.device("meta"):
-        model = Decoder(config).to(torch.bfloat16)
-        ids = torch.zeros(1, tail_length(model) + 1, dtype=torch.int64)
-        recent = read_lower(model, ids[0], None)[1].recent if config.gold_layers else torch.empty(0)
-        return model.hidden(ids[:, :1])[1].blocks, recent
+    model = Decoder.on_meta(config).to(torch.bfloat16)
+    ids = torch.zeros(1, tail_length(model) + 1, dtype=torch.int64, device="meta")
+    recent = read_lower(model, ids[0], None)[1].recent if config.num_gold_layers else torch.empty(0)
+    return model.hidden(ids[:, :1])[1].blocks, recent
 
 
 def _filled_bytes(states: Iterable[BlockState], recent: Tensor, tokens: int) -> int:
@@ -126,7 +125,7 @@ def _filled_bytes(states: Iterable[BlockState], recent: Tensor, tokens: int) -> 
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _fill(memory: KeyMemory, config: ModelConfig, tokens: int) -> None:
+def _fill(memory: KeyCache, config: ModelConfig, tokens: int) -> None:
     """Append random tokens until there are so many."""
     generator = torch.Generator().manual_seed(0)
     while len(memory) < tokens:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from goldfinch.benchmark.timing import Samples, in_turns, seconds
-from goldfinch.cache.key_value_cache import Level
+from goldfinch.benchmark.timing import Timings, interleave, seconds
+from goldfinch.cache.key_value_cache import CacheLevel
 from goldfinch.config import ModelConfig
 from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.errors import UserError
@@ -39,11 +39,11 @@ class Probe:
     measure: Callable[[], float]
     """Does it once; returns seconds."""
 
-    def rate(self, samples: Samples) -> float:
+    def rate(self, samples: Timings) -> float:
         """FLOP/s or bytes/s: the median."""
         return self.amount / samples.median
 
-    def share(self, amount: float, ours: Samples, samples: Samples) -> float:
+    def share(self, amount: float, ours: Timings, samples: Timings) -> float:
         """The fraction of the machine's rate at which `ours` did `amount` of the same, in the same rounds."""
         return amount / self.amount * ours.times_faster(samples)
 
@@ -130,25 +130,25 @@ def _finite(context: Context) -> None:
         raise RuntimeError("logits are not finite")
 
 
-def levels(lm: LanguageModel) -> tuple[Level | None, ...]:
+def levels(lm: LanguageModel) -> tuple[CacheLevel | None, ...]:
     """What a context of this model may keep rebuilt; None alone in models without GOLD layers."""
-    return get_args(Level) if lm.config.gold_layers else (None,)
+    return get_args(CacheLevel) if lm.config.num_gold_layers else (None,)
 
 
-def at_level(context: Context, level: Level | None, id_table: int = ID_TABLE_BYTES) -> Context:
+def at_level(context: Context, level: CacheLevel | None, id_table: int = ID_TABLE_BYTES) -> Context:
     """A fork that keeps just this level, and a table of ids besides; everything that it keeps is there already.
 
     The logits of `context` must not have been asked for: they would have been worked out at another level.
     """
     fork = context.fork()
-    expansion = fork.sequence.expansion
+    expansion = fork.sequence.key_value_cache
     if expansion is not None and level is not None:
         tokens = len(fork)
         expansion.budget = {
-            "keys and values": expansion.bytes_at("keys and values", tokens + GROWTH),
+            "keys_values": expansion.bytes_at("keys_values", tokens + GROWTH),
             # Of the lower levels: what is just too little for the next one.
-            "shared keys": expansion.bytes_at("keys and values", tokens) - 1,
-            "compressed": min(id_table, expansion.bytes_at("shared keys", tokens) - 1),
+            "shared_keys": expansion.bytes_at("keys_values", tokens) - 1,
+            "latents": min(id_table, expansion.bytes_at("shared_keys", tokens) - 1),
         }[level]
         if expansion.level != level:
             raise RuntimeError(f"{tokens} tokens are kept at the level {expansion.level!r}, not at {level!r}")
@@ -182,7 +182,7 @@ def check_agreement(lm: LanguageModel, ids: Tensor) -> float:
         for token in ids[-CHECKED_STEPS:].tolist():
             logits = context.read([token]).logits
         found[f"writing ({level})" if level else "writing"] = logits
-    return compare(expected, found, tolerance(lm.model.head.weight.dtype))
+    return compare(expected, found, tolerance(lm.model.dtype))
 
 
 def compare(expected: Tensor, found: dict[str, Tensor], allowed: float) -> float:
@@ -213,7 +213,7 @@ class Writing:
 
     tokens: int
     """Length of the text."""
-    level: Level | None
+    level: CacheLevel | None
     """What is kept rebuilt of it."""
     kept_bytes: int
     """For that."""
@@ -286,7 +286,7 @@ def measure(
     if min(read_tokens, rounds, written, *lengths) < 1:
         raise UserError("lengths, rounds and written tokens must be at least 1")
     model, config = lm.model, lm.config
-    dtype = model.head.weight.dtype
+    dtype = model.dtype
     ids = benchmark_ids(lm, max(read_tokens, *lengths, CHECKED_TOKENS))
     difference = check_agreement(lm, ids)
     products, copy = product_probe(config.width, config.channel_mix_width, dtype), copy_probe()
@@ -297,7 +297,7 @@ def measure(
         "read": lambda: read_seconds(lm, ids[:read_tokens]),
     }
     cases |= {case: partial(write_seconds, context, written) for case, context in contexts.items()}
-    taken = in_turns(cases, rounds)
+    taken = interleave(cases, rounds)
     weights = weight_bytes(model, model.embedding)
     return Speed(
         parameters=account(config).parameters,
@@ -324,6 +324,8 @@ def measure(
     )
 
 
-def _contexts(lm: LanguageModel, ids: Tensor, latents: str | None) -> list[tuple[tuple[int, Level | None], Context]]:
+def _contexts(
+    lm: LanguageModel, ids: Tensor, latents: str | None
+) -> list[tuple[tuple[int, CacheLevel | None], Context]]:
     context = lm.read(ids, latents, budget=0)
     return [((len(ids), level), at_level(context, level)) for level in levels(lm)]

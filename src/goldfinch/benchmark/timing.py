@@ -11,7 +11,7 @@ Case = TypeVar("Case", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Samples:
+class Timings:
     """How long one thing took, round by round."""
 
     by_round: Mapping[int, float]
@@ -31,14 +31,16 @@ class Samples:
         """Seconds."""
         return statistics.median(self.seconds)
 
-    def times_faster(self, other: "Samples") -> float:
+    def times_faster(self, other: "Timings") -> float:
         """How many times as fast as another this was: the median over the rounds that both took part in."""
         both = self.by_round.keys() & other.by_round.keys()
         counted = both - {0} or both
         return statistics.median(other.by_round[number] / self.by_round[number] for number in counted)
 
 
-def in_turns(cases: Mapping[Case, Callable[[], float]], rounds: int, patience: float = math.inf) -> dict[Case, Samples]:
+def interleave(
+    cases: Mapping[Case, Callable[[], float]], rounds: int, patience: float = math.inf
+) -> dict[Case, Timings]:
     """Measure each case once a round, in order, after a warm-up round.
 
     Args:
@@ -52,7 +54,7 @@ def in_turns(cases: Mapping[Case, Callable[[], float]], rounds: int, patience: f
         for case, measure in cases.items():
             if max(taken[case].values(), default=0.0) <= patience:
                 taken[case][number] = measure()
-    return {case: Samples(by_round=by_round) for case, by_round in taken.items()}
+    return {case: Timings(by_round=by_round) for case, by_round in taken.items()}
 
 
 def seconds(work: Callable[[], object]) -> float:

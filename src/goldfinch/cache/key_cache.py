@@ -34,7 +34,7 @@ def column_kinds(config: ModelConfig, latents: LatentFormat | None) -> dict[str,
     return ids | (latents.columns(config.latent_width) if latents else {})
 
 
-class KeyMemory:
+class KeyCache:
     """Per token an id and, in models with GOLD layers, R numbers.
 
     Args:
@@ -98,7 +98,7 @@ class KeyMemory:
         for column in self.columns.values():
             column.truncate(length)
 
-    def fork(self) -> "KeyMemory":
+    def fork(self) -> "KeyCache":
         """A second memory of the same tokens; both share the blocks."""
         other = copy.copy(self)
         other._expected = dict(self._expected)

@@ -2,9 +2,9 @@
 
 Three levels. Each rebuilds what it does not keep, block by block, with no temporary longer than a block:
 
-- "compressed" keeps nothing but, where it fits, the table of x0 W_a for the ids seen so far (SPEC 6, fact 2);
-- "shared keys" keeps kD, D numbers a token, which all GOLD layers start from;
-- "keys and values" keeps those of every GOLD layer, 2 D G numbers a token.
+- "latents" keeps nothing but, where it fits, the table of x0 W_a for the ids seen so far (SPEC 6, fact 2);
+- "shared_keys" keeps kD, D numbers a token, which all GOLD layers start from;
+- "keys_values" keeps those of every GOLD layer, 2 D G numbers a token.
 
 What depends on nothing but a token and the one before it is worked out once per distinct pair in a block (fact 1).
 """
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyMemory
+from goldfinch.cache.key_cache import KeyCache
 from goldfinch.layers.norm import rms_normalize
 from goldfinch.mixers import Gold
 from goldfinch.model import Decoder
 from goldfinch.ops.attention import KeyValueBlock
 
-Level = Literal["compressed", "shared keys", "keys and values"]
+CacheLevel = Literal["latents", "shared_keys", "keys_values"]
 
 
-class Expansion:
+class KeyValueCache:
     """Keys and values for the GOLD layers of one sequence (a `KeyValueSource`).
 
     Args:
@@ -37,7 +37,7 @@ class Expansion:
 
     query_positions = None
 
-    def __init__(self, model: Decoder, memory: KeyMemory, budget: int) -> None:
+    def __init__(self, model: Decoder, memory: KeyCache, budget: int) -> None:
         assert model.token_cat is not None
         self._model = model
         self._token_cat = model.token_cat
@@ -45,10 +45,12 @@ class Expansion:
         self.budget = budget
         weight = model.head.weight
         self._dtype, self._device = weight.dtype, weight.device
-        self._table = _IdTable(model)
+        self._table = _EmbeddingKeyTable(model)
         self._shared_keys = self._grow()
         self._keys_values: dict[Gold, tuple[GrowingTensor, GrowingTensor]] = {}
-        self._stretch: _Stretch | None = None  # of the block that the GOLD layers are at; the last layer drops it
+        self._block_inputs: _BlockInputs | None = (
+            None  # of the block that the GOLD layers are at; the last layer drops it
+        )
 
     def _grow(self) -> GrowingTensor:
         return GrowingTensor((self._model.config.width,), self._dtype, self._device)
@@ -57,16 +59,16 @@ class Expansion:
         return len(self._memory)
 
     @property
-    def level(self) -> Level:
+    def level(self) -> CacheLevel:
         """The highest that fits the budget at the present length."""
-        for level in ("keys and values", "shared keys"):
+        for level in ("keys_values", "shared_keys"):
             if self.bytes_at(level, len(self)) <= self.budget:
                 return level
-        return "compressed"
+        return "latents"
 
-    def bytes_at(self, level: Level, tokens: int) -> int:
+    def bytes_at(self, level: CacheLevel, tokens: int) -> int:
         """What a level keeps of a text of this length; the id table, kept where it fits besides, is not in it."""
-        rows = {"compressed": 0, "shared keys": 1, "keys and values": 2 * self._model.config.gold_layers}
+        rows = {"latents": 0, "shared_keys": 1, "keys_values": 2 * self._model.config.num_gold_layers}
         room = GrowingTensor.room(tokens)
         return rows[level] * room * self._model.config.width * self._dtype.itemsize
 
@@ -78,13 +80,13 @@ class Expansion:
 
     def truncate(self, length: int) -> None:
         """Forget what was rebuilt of the tokens from `length` on."""
-        self._stretch = None
+        self._block_inputs = None
         for kept in (self._shared_keys, *(part for pair in self._keys_values.values() for part in pair)):
             kept.truncate(length)
 
-    def fork(self, memory: KeyMemory) -> "Expansion":
+    def fork(self, memory: KeyCache) -> "KeyValueCache":
         """The same for a fork of the memory; keys and values that were rebuilt so far are shared."""
-        other = Expansion(self._model, memory, self.budget)
+        other = KeyValueCache(self._model, memory, self.budget)
         other._shared_keys = self._shared_keys.fork()
         other._keys_values = {layer: (k.fork(), v.fork()) for layer, (k, v) in self._keys_values.items()}
         return other
@@ -92,15 +94,15 @@ class Expansion:
     def keys_values(self, layer: Gold) -> Iterator[KeyValueBlock]:
         """A layer's keys and values, block by block as they are asked for."""
         level = self.level
-        if level != "keys and values":
+        if level != "keys_values":
             self._keys_values.clear()
-        if level != "shared keys":
+        if level != "shared_keys":
             self._shared_keys = self._grow()
         self._table.limit(self.budget - self.bytes_at(level, len(self)))
-        if level == "keys and values":
+        if level == "keys_values":
             yield from self._kept_keys_values(layer)
             return
-        if level == "shared keys":
+        if level == "shared_keys":
             for start, stop in self._memory.spans(len(self._shared_keys)):
                 distinct, places = _distinct(self._memory.ids(start, stop))
                 self._shared_keys.append(self._kd(start, stop, distinct, places))
@@ -121,15 +123,15 @@ class Expansion:
 
     def _rebuild(self, layer: Gold, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """A layer's keys of some tokens, (S, D); values of their distinct bigrams, (U, D); each token's row of them."""
-        if self._stretch is None or self._stretch.span != (start, stop):
-            self._stretch = self._expand(start, stop)
-        stretch = self._stretch
+        if self._block_inputs is None or self._block_inputs.span != (start, stop):
+            self._block_inputs = self._expand(start, stop)
+        stretch = self._block_inputs
         if layer is self._model.blocks[-1].time_mix:
-            self._stretch = None
+            self._block_inputs = None
         weights, values = layer.mix(stretch.embeddings, stretch.embeddings_before)
         return layer.keys(stretch.kd[1:], stretch.kd[:-1], weights, stretch.rows), values, stretch.rows
 
-    def _expand(self, start: int, stop: int) -> "_Stretch":
+    def _expand(self, start: int, stop: int) -> "_BlockInputs":
         ids = self._memory.ids(max(start - 1, 0), stop)
         distinct, places = _distinct(ids)
         e = rms_normalize(self._model.embed(distinct))
@@ -140,7 +142,7 @@ class Expansion:
             kd = torch.cat([torch.zeros_like(kd[:1]), kd])
             places = torch.cat([places.new_full((1,), len(distinct)), places])
         bigrams, rows = _distinct(places[:-1] * len(e) + places[1:])
-        return _Stretch(
+        return _BlockInputs(
             span=(start, stop),
             rows=rows,
             embeddings=e.index_select(0, bigrams % len(e)),
@@ -162,7 +164,7 @@ def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Stretch:
+class _BlockInputs:
     """What all GOLD layers need of some tokens, start .. stop - 1."""
 
     span: tuple[int, int]
@@ -177,7 +179,7 @@ class _Stretch:
     """kD, of the token before as well, (1 + S, D)."""
 
 
-class _IdTable:
+class _EmbeddingKeyTable:
     """x0 W_a of every id that has been asked for: a function of the id alone, worked out once while there is room."""
 
     def __init__(self, model: Decoder) -> None:

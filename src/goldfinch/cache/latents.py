@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from goldfinch.config import did_you_mean
 from goldfinch.errors import UserError
+from goldfinch.settings import did_you_mean
 
 LATENTS, SCALES = "latents", "scales"
 

@@ -112,8 +112,7 @@ def load_model(
             )
         config = dataclasses.replace(config, rope=rope)
     path = folder / WEIGHTS
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = Decoder.on_meta(config)
     try:
         weights = load_file(path, str(device))
     except FileNotFoundError:

@@ -59,7 +59,7 @@ _TIME_MIX: dict[TimeMixKind, dict[str, str]] = {
         "time_maa_q": "ddlerp.mu[0]",
         "time_maa_q_w1": "ddlerp.low_rank.a",
         "time_maa_q_w2": "ddlerp.low_rank.b",
-        "time_maa_v_cache": "memory_mu",
+        "time_maa_v_cache": "mu_e",
         "time_maa_k": "mu_k",
         "time_maa_v": "mu_v",
         "time_maa_kv_w1": "shift_low_rank.a",
@@ -112,7 +112,7 @@ def tensor_names(config: ModelConfig) -> list[TensorName]:
             pairs[f"{block}ln2.{part}"] = f"{block}channel_mix_norm.{part}"
         pairs |= {f"{block}att.{r}": f"{block}time_mix.{o}" for r, o in _TIME_MIX[kind].items()}
         pairs |= {f"{block}ffn.{r}": f"{block}channel_mix.{o}" for r, o in _CHANNEL_MIX[config.channel_mix].items()}
-    if config.gold_layers:
+    if config.num_gold_layers:
         pairs |= {"w_kv_cache_a.weight": "token_cat.down.weight", "w_kv_cache_b.weight": "token_cat.up.weight"}
     names = []
     for reference, our in pairs.items():
@@ -186,7 +186,7 @@ def to_reference(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tens
 def _unused(config: ModelConfig) -> dict[str, Tensor]:
     """What a published checkpoint may hold without using it, at its initial value."""
     return {
-        f"blocks.{layer}.att.time_faaaa": bonus(layer, config.layers, config.heads, config.head_size)
+        f"blocks.{layer}.att.time_faaaa": bonus(layer, config.num_layers, config.num_heads, config.head_size)
         for layer, kind in enumerate(config.time_mixes)
         if kind in UNUSED_BONUS
     }

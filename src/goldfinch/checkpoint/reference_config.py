@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind, did_you_mean, from_plain, merge
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, split_plan
+from goldfinch.settings import did_you_mean, from_plain, merge
 
 _TIME_MIXES: dict[str, TimeMixKind] = {
     "x060": "finch",

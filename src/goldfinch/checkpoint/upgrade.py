@@ -8,7 +8,6 @@ import dataclasses
 import re
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
@@ -37,8 +36,7 @@ def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
         tokenizer = read_tokenizer(source, model.config)
     else:
         config, weights = read_reference(source)
-        with torch.device("meta"):
-            model = Decoder(config)
+        model = Decoder.on_meta(config)
         model.load_state_dict(weights, assign=True)
         tokenizer = usual_tokenizer(config)
     others = sorted(set(model.config.time_mixes) - set(RECURRENT))
@@ -76,10 +74,10 @@ def upgraded_config(
     if written[1]:
         plan = base.time_mixes + (kind,) * number
     else:
-        first = split_plan("finch", kind, base.layers, number).index(kind)
+        first = split_plan("finch", kind, base.num_layers, number).index(kind)
         if first == 0:
-            raise UserError(f"replace:1/{number} of {base.layers} layers leaves none below GOLD: replace fewer")
-        plan = base.time_mixes[:first] + (kind,) * (base.layers - first)
+            raise UserError(f"replace:1/{number} of {base.num_layers} layers leaves none below GOLD: replace fewer")
+        plan = base.time_mixes[:first] + (kind,) * (base.num_layers - first)
     return dataclasses.replace(base, time_mixes=plan, latent_ratio=latent_ratio, rope=rope)
 
 
@@ -91,15 +89,14 @@ def upgrade(base: Decoder, config: ModelConfig, seed: int = 0) -> Decoder:
         config: of `upgraded_config`.
         seed: of the new weights.
     """
-    with torch.device("meta"):
-        model = Decoder(config).to(base.head.weight.dtype)
+    model = Decoder.on_meta(config).to(base.dtype)
     parts = new_parts(model, base.config)
     new = {parameter for part in parts for parameter in part.parameters()}
     kept = [name for name, parameter in model.named_parameters() if parameter not in new]
     weights = base.state_dict()
     model.load_state_dict({name: weights[name] for name in kept}, strict=False, assign=True)
     for part in parts:
-        part.to_empty(device=base.head.weight.device)
+        part.to_empty(device=base.device)
     initialize(model, seed, parts)
     return model
 
@@ -110,12 +107,11 @@ def new_parts(model: Decoder, base: ModelConfig) -> list[nn.Module]:
     plan = model.config.time_mixes
     replaced = [layer for layer, kind in enumerate(base.time_mixes) if plan[layer] != kind]
     mixes = [model.blocks[layer].get_submodule("time_mix") for layer in replaced]
-    return [*model.blocks[base.layers :], *mixes, model.token_cat]
+    return [*model.blocks[base.num_layers :], *mixes, model.token_cat]
 
 
 def old_weights_slowly(base: ModelConfig, upgraded: ModelConfig, rate: float) -> tuple[str, ...]:
     """Patterns for `OptimizerConfig.rates`: the base's weights learn `rate` times as fast as the new ones."""
-    with torch.device("meta"):
-        model = Decoder(upgraded)
+    model = Decoder.on_meta(upgraded)
     parts = set(new_parts(model, base))
     return f"*={rate:g}", *(f"{name}.*=1" for name, module in model.named_modules() if module in parts)

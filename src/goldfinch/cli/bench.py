@@ -82,7 +82,7 @@ class Bench:
         else:
             _print_table(f"{name}, compressed keys in {self.latents}", ours, llama)
         if self.png is not None:
-            _plot({name: ours, f"Llama, {config.layers} x {config.width}": llama}, self.png)
+            _plot({name: ours, f"Llama, {config.num_layers} x {config.width}": llama}, self.png)
             if not self.json:
                 print(f"drawn into {self.png}")
 

@@ -156,14 +156,14 @@ class Verify:
         from goldfinch import load
         from goldfinch.cli.progress import ReadingDisplay
         from goldfinch.inference.context_file.text import require_model_folder
-        from goldfinch.inference.context_file.verify import compare_latents, plan_replays
+        from goldfinch.inference.context_file.verify import plan_replays, verify_latents
 
         folder = require_model_folder(self.file, description, self.model)
         context = load(folder, description.dtype, self.device).open(self.file, budget=0)
         replays = plan_replays(spans, description.snapshots)
         total = sum(replay.last - replay.start for replay in replays)
         with ReadingDisplay(total) as display:
-            difference = compare_latents(
+            difference = verify_latents(
                 context, replays, str(self.file), lambda tokens: display.advance(tokens, display.tokens + tokens)
             )
         compared = sum(last - first for first, last in spans)
@@ -216,7 +216,10 @@ def _model_rows(path: Path, description: "Description") -> Rows:
 
     config, folder = description.model, model_folder(path, description)
     rows = [
-        ("model", f"{config.layers} layers ({config.gold_layers} GOLD), {config.width:,} wide, {description.dtype}"),
+        (
+            "model",
+            f"{config.num_layers} layers ({config.num_gold_layers} GOLD), {config.width:,} wide, {description.dtype}",
+        ),
         ("  folder", "not known" if folder is None else f"{folder}{'' if folder.is_dir() else ' (not there)'}"),
         ("  weights", description.weights[:16]),
     ]
@@ -242,7 +245,7 @@ def _size_rows(description: "Description", sizes: dict[str, int]) -> Rows:
 
 
 def _certificate_rows(description: "Description") -> Rows:
-    certificate = description.certificate
+    certificate = description.quantization
     if certificate is None:
         return []
     return [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from goldfinch.cli.arguments import parse
-from goldfinch.cli.contexts import Source
+from goldfinch.cli.contexts import ModelOrContextPath
 from goldfinch.cli.turns import Turns
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Chat(Turns):
     trained on plain text does better with --plain, which just goes on from your line.
     """
 
-    source: tyro.conf.Positional[Source]
+    source: tyro.conf.Positional[ModelOrContextPath]
     """Folder of a model, that `goldfinch train` or `goldfinch convert` wrote, or a file that `goldfinch read` wrote.
     The conversation then comes after what was read, and the file stays as it is."""
 

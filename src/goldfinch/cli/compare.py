@@ -105,7 +105,7 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
     """
     from goldfinch.experiments.compare.launch import Entry
     from goldfinch.experiments.compare.match_parameters import match_parameters
-    from goldfinch.training.parallel.processes import ALONE
+    from goldfinch.training.parallel.processes import SINGLE_PROCESS
     from goldfinch.training.run.data import RunData
 
     assert command.output is not None
@@ -135,7 +135,7 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
                     folder=folder,
                     begin=(*model, *flags, "-o", str(folder)),
                     resume=("--resume", str(folder), *flags),
-                    steps=RunData(config, ALONE).steps,
+                    steps=RunData(config, SINGLE_PROCESS).steps,
                 )
             )
     if len({entry.folder for entry in entries}) < len(entries):

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from goldfinch.inference.speculation import Speculation
 
 Rope = Annotated[str | None, tyro.conf.arg(metavar="rescale=4,rebase=1")]
-Source = Annotated[Path, tyro.conf.arg(metavar="FOLDER|FILE.gfc")]
+ModelOrContextPath = Annotated[Path, tyro.conf.arg(metavar="FOLDER|FILE.gfc")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opening:
+class ContextOptions:
     """How a model, or a file of `goldfinch read`, is opened."""
 
     model: Annotated[Path | None, tyro.conf.arg(aliases=["-m"], metavar="FOLDER")] = None
@@ -107,11 +107,11 @@ def text_argument(argument: str) -> str:
 
 def _kept(context: "Context") -> str:
     """What the budget is enough for at the present length."""
-    expansion = context.sequence.expansion
+    expansion = context.sequence.key_value_cache
     if expansion is None:
         return ""
     level, tokens, budget = expansion.level, len(context), size(expansion.budget)
-    if level == "compressed":
-        needed = size(expansion.bytes_at("shared keys", tokens))
+    if level == "latents":
+        needed = size(expansion.bytes_at("shared_keys", tokens))
         return f"; keys and values rebuilt at every step (keeping some takes {needed}, the budget is {budget})"
     return f"; {level} kept ({size(expansion.bytes_at(level, tokens))} of {budget})"

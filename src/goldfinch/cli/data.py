@@ -87,12 +87,12 @@ class Prepare:
         self._print_summary(report, tokenizer)
 
     def _tokenizer(self) -> "Tokenizer":
-        from goldfinch.data.indexed_dataset import is_pair
+        from goldfinch.data.indexed_dataset import is_index_file
         from goldfinch.data.prepare import train_tokenizer
 
         if self.tokenizer != "bpe":
             return _named_tokenizer(self.tokenizer)
-        pair = next(filter(is_pair, self.files), None)
+        pair = next(filter(is_index_file, self.files), None)
         if pair:
             raise UserError(f"name the tokenizer that made {pair}: --tokenizer world, or a tokenizer.json file")
         return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
@@ -220,9 +220,9 @@ class Export:
 
     def run(self) -> None:
         """Write both pairs; a line for each."""
-        from goldfinch.data.export import export_pairs
+        from goldfinch.data.export import export_indexed
 
-        for path, dataset in export_pairs(self.directory, self.output, overwrite=self.overwrite).items():
+        for path, dataset in export_indexed(self.directory, self.output, overwrite=self.overwrite).items():
             print(f"{path}, {path.with_suffix('.bin').name}: {len(dataset):,} tokens")
 
 

@@ -62,10 +62,10 @@ class Mqar:
         print(f"\nwritten: {self.output / RESULTS} and its plot")
 
     def _groups(self) -> "list[list[MqarCell]]":
-        from goldfinch.config import did_you_mean
         from goldfinch.experiments.mqar.task import MqarTask
         from goldfinch.experiments.mqar.train import MqarCell, mqar_model
         from goldfinch.presets import KINDS
+        from goldfinch.settings import did_you_mean
 
         for name in ("steps", "batch_size", "seeds", "jobs"):
             if getattr(self, name) < 1:

@@ -7,19 +7,19 @@ from typing import Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse
-from goldfinch.cli.contexts import Opening, Source, text_argument
+from goldfinch.cli.contexts import ContextOptions, ModelOrContextPath, text_argument
 from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Opening):
+class Generate(ContextOptions):
     """Let a model write on from a prompt: goldfinch generate runs/quickstart "Call me"
 
     Or from a text that `goldfinch read` has read: goldfinch generate book.gfc. The file stays as it is.
     """
 
-    source: tyro.conf.Positional[Source]
+    source: tyro.conf.Positional[ModelOrContextPath]
     """Folder of a model, that `goldfinch train` or `goldfinch convert` wrote, or a file that `goldfinch read` wrote."""
     prompt: tyro.conf.Positional[str] = ""
     """What to go on from; - reads it from standard input. Needed for a folder; for a file it comes after its text."""

@@ -71,10 +71,10 @@ def _shape_rows(config: "ModelConfig") -> Rows:
     rows = [
         ("layers, from the lowest", plan),
         ("channel mix", f"{config.channel_mix}, {config.channel_mix_width:,} wide"),
-        ("width", f"{config.width:,} = {config.heads} heads of {config.head_size}"),
+        ("width", f"{config.width:,} = {config.num_heads} heads of {config.head_size}"),
         ("vocabulary", f"{config.vocab_size:,} ids"),
     ]
-    if config.gold_layers:
+    if config.num_gold_layers:
         rows.append(("compressed key", f"{config.latent_width} numbers, {config.latent_ratio}:1"))
     return rows
 

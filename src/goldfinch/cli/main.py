@@ -5,8 +5,8 @@ import os
 import sys
 
 from goldfinch import __version__
-from goldfinch.config import did_you_mean
 from goldfinch.errors import UserError
+from goldfinch.settings import did_you_mean
 
 COMMANDS = {
     "quickstart": "train a small GoldFinch on Moby-Dick in minutes and watch it write",

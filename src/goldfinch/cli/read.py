@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from goldfinch.cli.arguments import parse
-from goldfinch.cli.contexts import Opening, Rope, load_folder
+from goldfinch.cli.contexts import ContextOptions, Rope, load_folder
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.units import clock, size
 from goldfinch.errors import UserError
@@ -100,7 +100,7 @@ class Read:
 
     def _context(self) -> "Context":
         if self.append:
-            opening = Opening(model=self.model, dtype=self.dtype, device=self.device, rope=self.rope)
+            opening = ContextOptions(model=self.model, dtype=self.dtype, device=self.device, rope=self.rope)
             return opening.open_file(self.output)
         lm = load_folder(self.model, self.dtype, self.device, self.rope)
         return lm.context(None if self.latents == "model" else self.latents)
@@ -114,7 +114,7 @@ class Read:
             f"{self.output}: {size(stored)}, {stored / tokens:,.1f} bytes per token; a Transformer of this depth and "
             f"width keeps {size(transformer)} in bf16, {transformer / stored:,.1f} times as much"
         )
-        certificate = context.certify()
+        certificate = context.measure_quantization()
         if certificate is not None:
             print(
                 f"{certificate.latents} latents change predictions by {certificate.mean_kl:.2g} nats in the mean, "

@@ -4,7 +4,8 @@ import dataclasses
 
 import tyro
 
-from goldfinch.config import RopeConfig, from_plain
+from goldfinch.config import RopeConfig
+from goldfinch.settings import from_plain
 
 METAVAR = "none|base=10000,rescale=1,rebase=1"
 

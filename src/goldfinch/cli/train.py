@@ -13,9 +13,10 @@ import yaml
 from goldfinch.cli.arguments import parse
 from goldfinch.cli.progress import TrainingDisplay
 from goldfinch.cli.rope import rope_on_one_line
-from goldfinch.config import ModelConfig, from_plain, merge
+from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, model_config
+from goldfinch.settings import from_plain, merge
 from goldfinch.training.config import Cluster, TrainConfig, gold_only
 from goldfinch.training.recipes import recipe, recipe_names, recipe_summary, settings_for
 
@@ -67,7 +68,7 @@ def main(args: list[str]) -> None:
     from goldfinch.training.parallel.processes import join_processes
 
     with join_processes() as processes:
-        with processes.agreed():
+        with processes.fail_together():
             train = train or resolve(args)
         if train.dry_run:
             from goldfinch.cli.dry_run import print_dry_run
@@ -86,9 +87,9 @@ def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
     from goldfinch.training.trainer import Trainer
 
     display = TrainingDisplay()
-    with display if processes.main else contextlib.nullcontext():
+    with display if processes.is_main else contextlib.nullcontext():
         result = Trainer(config, display, resume, processes).train()
-    if not processes.main:
+    if not processes.is_main:
         return
     print(
         f"\nvalidation: {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from goldfinch.cli.contexts import Opening
+from goldfinch.cli.contexts import ContextOptions
 from goldfinch.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ TURN_END = "\n\n"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turns(Opening):
+class Turns(ContextOptions):
     """Names before each turn and an empty line after it, as RWKV's chat models know them; or neither."""
 
     plain: bool = False

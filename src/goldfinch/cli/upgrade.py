@@ -120,7 +120,7 @@ def _describe(model: "Decoder") -> str:
     config = model.config
     plan = ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes))
     count = sum(parameter.numel() for parameter in model.parameters())
-    dtype = str(model.head.weight.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")
     return f"{plan}; width {config.width}, vocabulary {config.vocab_size}; {count:,} parameters in {dtype}"
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from goldfinch.data.indexed_dataset import BLOCK, write_pair
+from goldfinch.data.indexed_dataset import BLOCK, write_indexed
 from goldfinch.data.shards import SPLITS, TokenDataset
 from goldfinch.errors import UserError
 
 
-def export_pairs(directory: Path, prefix: str, *, overwrite: bool = False) -> dict[Path, TokenDataset]:
+def export_indexed(directory: Path, prefix: str, *, overwrite: bool = False) -> dict[Path, TokenDataset]:
     """Write PREFIX-train.idx and PREFIX-validation.idx, each with its .bin (see `indexed_dataset`).
 
     Documents keep their order and end with the end of text. Prepared again, a pair gives the same documents.
@@ -32,7 +32,7 @@ def export_pairs(directory: Path, prefix: str, *, overwrite: bool = False) -> di
             if file.exists() and not overwrite:
                 raise UserError(f"{file} exists; choose another prefix or give --overwrite")
     for path, dataset in datasets.items():
-        write_pair(path, _documents(dataset), dataset.vocab_size)
+        write_indexed(path, _documents(dataset), dataset.vocab_size)
     return datasets
 
 

@@ -69,12 +69,12 @@ class TokenDocument:
         return replace(self, ids=self.ids[:at], continues=False), rest
 
 
-def is_pair(path: Path) -> bool:
+def is_index_file(path: Path) -> bool:
     """Whether the name is that of a pair's index."""
     return path.suffix == ".idx"
 
 
-class TokenPair:
+class IndexedDataset:
     """A pair on disk, memory-mapped.
 
     Attributes:
@@ -188,7 +188,7 @@ class TokenPair:
         return UserError(f"{self.path} is no whole index of token pairs: {reason}; get the pair anew")
 
 
-def write_pair(index: Path, documents: Iterable[Iterable[np.ndarray]], vocab_size: int) -> None:
+def write_indexed(index: Path, documents: Iterable[Iterable[np.ndarray]], vocab_size: int) -> None:
     """Write a pair, all or nothing, with memory for one piece and all sizes.
 
     Args:

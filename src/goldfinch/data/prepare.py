@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from goldfinch.data.documents import Document, input_bytes, read_documents
-from goldfinch.data.indexed_dataset import TokenDocument, TokenPair, is_pair
+from goldfinch.data.indexed_dataset import IndexedDataset, TokenDocument, is_index_file
 from goldfinch.data.shard_writer import check_output, write_dataset
 from goldfinch.data.shards import SPLITS, Split
 from goldfinch.data.stream import Stream, first_documents
@@ -131,7 +131,9 @@ def prepare(
             raise UserError(message)
         on_error(message)
 
-    source: _Source = _Pairs(files, tokenizer) if any(map(is_pair, files)) else _Texts(files, text_field, tokenizer)
+    source: _Source = (
+        _Pairs(files, tokenizer) if any(map(is_index_file, files)) else _Texts(files, text_field, tokenizer)
+    )
     splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
     with write_dataset(output, tokenizer, overwrite=overwrite) as writers:
@@ -207,11 +209,11 @@ class _Pairs:
     """Token pairs: nothing is left to encode."""
 
     def __init__(self, files: Sequence[Path], tokenizer: Tokenizer) -> None:
-        texts = [file for file in files if not is_pair(file)]
+        texts = [file for file in files if not is_index_file(file)]
         if texts:
             raise UserError(f"{texts[0]} is no .idx file, others are: prepare text and tokens apart, train on both")
         self.files, self._tokenizer = files, tokenizer
-        self._pairs = [TokenPair(file) for file in files]
+        self._pairs = [IndexedDataset(file) for file in files]
         self.size = sum(pair.size for pair in self._pairs)
         self._token_bytes = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
 

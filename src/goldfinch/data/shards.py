@@ -23,11 +23,11 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
-from goldfinch.config import from_plain
 from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import load_tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import write_text
+from goldfinch.settings import from_plain
 
 FORMAT = "goldfinch-tokens"
 VERSION = 2  # 2: streams; what has none is written as 1

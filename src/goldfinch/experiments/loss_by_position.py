@@ -66,7 +66,7 @@ def loss_by_position(model: Decoder, windows: Iterable[Tensor], length: int) -> 
     """
     nats, tokens = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.int64)
     for window in windows:
-        losses = token_losses(model, window.to(model.head.weight.device)).cpu()
+        losses = token_losses(model, window.to(model.device)).cpu()
         count = losses.shape[1]
         nats[:count] += losses.double().sum(0)
         tokens[:count] += len(losses)

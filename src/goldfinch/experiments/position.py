@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from goldfinch.checkpoint.model_folder import WEIGHTS, load_model, read_config, read_tokenizer
-from goldfinch.config import RopeConfig, from_plain
+from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
 from goldfinch.experiments.loss_by_position import linear, logarithmic, loss_by_position
 from goldfinch.experiments.markdown import markdown_table
 from goldfinch.files import write_text
 from goldfinch.plots import draw
+from goldfinch.settings import from_plain
 from goldfinch.training.loss import PositionLoss
 from goldfinch.training.run.folder import SETTINGS
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from goldfinch.cache.budget import AUTO, parse_budget
-from goldfinch.cache.key_value_cache import Level
+from goldfinch.cache.key_value_cache import CacheLevel
 from goldfinch.cache.latents import latent_format
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context_file.format import Document, save_context
-from goldfinch.inference.context_file.quantization import Certificate
+from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.sequence import TokenSequence
@@ -53,7 +53,7 @@ class Context:
         self.model = model
         self.tokenizer = tokenizer
         self.model_folder = model_folder
-        self.sequence = TokenSequence(model, stored, parse_budget(budget, model.head.weight.device))
+        self.sequence = TokenSequence(model, stored, parse_budget(budget, model.device))
         """The tokens and states."""
         self.documents: list[Document] = []
         """The named parts, in order."""
@@ -93,14 +93,14 @@ class Context:
         """
         ids = token_ids(text, self.tokenizer, self.model.config.vocab_size)
         start = len(self)
-        self.sequence.append(ids.to(self.model.head.weight.device), progress)
+        self.sequence.append(ids.to(self.model.device), progress)
         if name is not None:
             self.documents.append(Document(name=name, start=start, stop=len(self)))
         return self
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[int]:
         """The token ids from `start` up to, not including, `stop`."""
-        return self.sequence.memory.ids(start, len(self) if stop is None else min(stop, len(self))).tolist()
+        return self.sequence.key_cache.ids(start, len(self) if stop is None else min(stop, len(self))).tolist()
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -110,17 +110,17 @@ class Context:
         - state: what the layers carry on, the same at any length;
         - expanded: what is kept rebuilt, within the budget;
         - snapshots: states at earlier positions;
-        - unrounded: latents before rounding to integers, until `certify`.
+        - unrounded: latents before rounding to integers, until `measure_quantization`.
         """
         return self.sequence.nbytes
 
     @property
-    def level(self) -> Level | None:
-        """What is kept rebuilt at the present length: "keys and values", "shared keys" or nothing, "compressed".
+    def level(self) -> CacheLevel | None:
+        """What is kept rebuilt at the present length: "keys_values", "shared_keys" or nothing, "latents".
 
         None in models without GOLD layers.
         """
-        return self.sequence.expansion.level if self.sequence.expansion is not None else None
+        return self.sequence.key_value_cache.level if self.sequence.key_value_cache is not None else None
 
     @property
     def snapshots(self) -> dict[int, int]:
@@ -160,13 +160,13 @@ class Context:
         other.sequence, other.documents = self.sequence.fork(), list(self.documents)
         return other
 
-    def certify(self) -> Certificate | None:
+    def measure_quantization(self) -> QuantizationReport | None:
         """What storing latents as integers changes, measured on this text; None where they are not integers.
 
         It is measured once, on what was read up to then; the unrounded latents, kept so far, are dropped. None, too, in
         a context from a file if this model predicts by other weights or positions than the one it was measured with.
         """
-        return self.sequence.certify()
+        return self.sequence.measure_quantization()
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file, which `LanguageModel.open` reads; all or nothing, a file there is replaced.
@@ -228,7 +228,7 @@ class Context:
     ) -> Iterator[int]:
         # A model may have more ids than its tokenizer: those stand for nothing that could be written.
         known = tokenizer.vocab_size
-        lookup = PromptLookup(self.ids()) if speculation.most and self.sequence.witness is None else None
+        lookup = PromptLookup(self.ids()) if speculation.most and self.sequence.probe is None else None
         token = sampler.draw(self.logits[:known]) if max_tokens > 0 else tokenizer.end_of_text
         while max_tokens > 0 and token != tokenizer.end_of_text:
             if max_tokens == 1 or lookup is None:
@@ -262,4 +262,4 @@ class Context:
                     raise
 
     def _on_device(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, device=self.model.head.weight.device)
+        return torch.tensor(ids, device=self.model.device)

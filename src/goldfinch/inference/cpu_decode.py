@@ -41,7 +41,7 @@ def fused_decoder(model: Decoder, count: int) -> "FusedDecoder | None":
     """What takes `count` tokens through this model; None where PyTorch has to: it is on another device, of another kind
     or type, or hooked into, gradients are wanted, there are too many tokens or there is no compiler.
     """
-    if count > MAX_TOKENS or torch.is_grad_enabled() or model.head.weight.device.type != "cpu":
+    if count > MAX_TOKENS or torch.is_grad_enabled() or model.device.type != "cpu":
         return None
     kept = _KEPT.get(model)
     if kept is None or not kept.holds():
@@ -55,7 +55,7 @@ class FusedDecoder:
     def __init__(self, model: Decoder) -> None:
         code = compiled(SOURCE, NAME)
         assert code is not None
-        dtype = model.head.weight.dtype
+        dtype = model.dtype
         suffix = str(dtype).removeprefix("torch.")
         self._dtype = dtype
         self._code = {
@@ -66,7 +66,7 @@ class FusedDecoder:
         self._below_gold = model.config.first_gold_layer
         self._layers = (_Layer * len(self._blocks))(*map(_layer, self._blocks))
         self._head = model.head.weight.detach()
-        self._width, self._heads = model.config.width, model.config.heads
+        self._width, self._heads = model.config.width, model.config.num_heads
 
     def lower(self, x0: Tensor, states: Sequence[BlockState] | None) -> tuple[Tensor, list[BlockState]]:
         """`Decoder.lower`: (1, T, D) -> (1, T, D), and the states after it."""
@@ -87,7 +87,7 @@ class FusedDecoder:
         return x.to(self._dtype), after
 
     def upper(
-        self, x: Tensor, states: Sequence[BlockState | None] | None, memory: KeyValueSource
+        self, x: Tensor, states: Sequence[BlockState | None] | None, cache: KeyValueSource
     ) -> tuple[Tensor, list[BlockState]]:
         """`Decoder.upper`: the GOLD layers, (1, T, D) -> (1, T, D), and the states after them."""
         x, q = x.to(torch.float32, copy=True).contiguous(), torch.empty(x.shape)
@@ -101,7 +101,7 @@ class FusedDecoder:
             self._call("queries", layer, ctypes.byref(pointers), tensors=(x, q))
             gold = block.time_mix
             assert isinstance(gold, Gold)
-            y = gold.attend(q.to(self._dtype), memory).float().contiguous()
+            y = gold.attend(q.to(self._dtype), cache).float().contiguous()
             self._call("after_attention", layer, ctypes.byref(pointers), tensors=(x, y))
             after.append(state)
         return x.to(self._dtype), after
@@ -133,7 +133,7 @@ class _Entry:
         self._parameters = [(owner, name, owner[name]) for owner, name in named]
         self._hooks = [module._forward_hooks for module in model.modules()]
         self._hooks += [module._forward_pre_hooks for module in model.modules()]
-        # So that no memory is freed, and used for something else, behind the pointers.
+        # So that no cache is freed, and used for something else, behind the pointers.
         self._tensors = [parameter.detach() for _, _, parameter in self._parameters if parameter is not None]
         self._addresses = self._current_addresses()
         self._hooked = any(self._hooks)
@@ -222,7 +222,7 @@ def _layer(block: Block) -> ctypes.Structure:
     fields: dict[str, Any] = {
         "norm": _norm(block.time_mix_norm),
         "shift": _shift(mixer.ddlerp),
-        "heads": mixer.heads,
+        "heads": mixer.num_heads,
         "output_norm": _norm(mixer.norm),
         "output": pointer(mixer.output.weight),
         "channel_norm": _norm(block.channel_mix_norm),

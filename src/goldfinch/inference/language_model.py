@@ -55,7 +55,7 @@ class LanguageModel:
         if ids.dim() != 2 or ids.numel() == 0:
             raise UserError(f"token ids must be a (batch, tokens) tensor with tokens in it, not {tuple(ids.shape)}")
         check_token_ids(ids, self.config.vocab_size)
-        logits, _ = self.model(ids.to(self.model.head.weight.device, torch.int64))
+        logits, _ = self.model(ids.to(self.model.device, torch.int64))
         return logits.float()
 
     def context(self, latents: str | None = None, budget: int | str = AUTO) -> Context:
@@ -137,8 +137,7 @@ def build(
     """
     malloc.tune()
     config = model_config(preset, vocab_size)
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = Decoder.on_meta(config)
     model = model.to(_dtype(dtype)).to_empty(device=device).eval()
     initialize(model, seed)
     return LanguageModel(model, WorldTokenizer() if vocab_size == WORLD_VOCABULARY else None)

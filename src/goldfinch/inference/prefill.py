@@ -19,7 +19,7 @@ CHUNK = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowerState:
-    """What the layers below GOLD leave behind: with the key memory, all that is needed to go on."""
+    """What the layers below GOLD leave behind: with the key cache, all that is needed to go on."""
 
     blocks: list[BlockState]
     """Of these layers."""
@@ -41,7 +41,7 @@ def tail_length(model: Decoder) -> int:
 
     Each GOLD block has two token shifts, and each of them reaches back one token.
     """
-    return 2 * model.config.gold_layers
+    return 2 * model.config.num_gold_layers
 
 
 def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -71,7 +71,7 @@ def read_lower(model: Decoder, ids: Tensor, state: LowerState | None) -> tuple[T
 
 
 def read_upper(
-    model: Decoder, recent: Tensor, new: int, states: list[BlockState] | None, memory: KeyValueSource, wanted: int = 1
+    model: Decoder, recent: Tensor, new: int, states: list[BlockState] | None, cache: KeyValueSource, wanted: int = 1
 ) -> tuple[Tensor, list[BlockState]]:
     """The end of the text through the GOLD layers.
 
@@ -85,21 +85,21 @@ def read_upper(
             that are wanted but for one.
         new: tokens since `states`; all tokens of the text where there are none.
         states: of the GOLD layers; None where they were never run.
-        memory: of all tokens.
+        cache: of all tokens.
         wanted: at the end.
 
     Returns:
         (B, wanted, D), their normalised hidden states, and the GOLD layers' states after the last.
     """
     tail = tail_length(model) + wanted - 1
-    one = len(recent) == 1 and memory.query_positions is None
+    one = len(recent) == 1 and cache.query_positions is None
     layers = (fused_decoder(model, min(new, tail)) if one else None) or model
     if new <= tail:
-        x, after = layers.upper(recent[:, -new:], states, memory)
+        x, after = layers.upper(recent[:, -new:], states, cache)
     else:
         first = cast(Block, model.blocks[model.config.first_gold_layer])
         seed = BlockState(time_mix=GoldState(last=first.time_mix_norm(recent[:, -tail - 1])), channel_mix=None)
-        x, after = layers.upper(recent[:, -tail:], [seed, *[None] * (model.config.gold_layers - 1)], memory)
+        x, after = layers.upper(recent[:, -tail:], [seed, *[None] * (model.config.num_gold_layers - 1)], cache)
     return model.output_norm(x[:, -wanted:]), after
 
 

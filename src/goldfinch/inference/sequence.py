@@ -10,10 +10,10 @@ from torch import Tensor
 
 from goldfinch import malloc
 from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyMemory
-from goldfinch.cache.key_value_cache import Expansion
+from goldfinch.cache.key_cache import KeyCache
+from goldfinch.cache.key_value_cache import KeyValueCache
 from goldfinch.cache.latents import FloatLatents, LatentFormat
-from goldfinch.inference.context_file.quantization import Certificate, Witness
+from goldfinch.inference.context_file.quantization import QuantizationProbe, QuantizationReport
 from goldfinch.inference.cpu_decode import MAX_TOKENS
 from goldfinch.inference.prefill import LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.model import Decoder
@@ -70,12 +70,12 @@ class TokenSequence:
 
     def __init__(self, model: Decoder, latents: LatentFormat | None, budget: int) -> None:
         weight = model.head.weight
-        has_gold = model.config.gold_layers > 0
+        has_gold = model.config.num_gold_layers > 0
         self.model = model
-        self.memory = KeyMemory(
+        self.key_cache = KeyCache(
             model.config, (latents or FloatLatents(weight.dtype)) if has_gold else None, weight.device
         )
-        self.expansion = Expansion(model, self.memory, budget) if has_gold else None
+        self.key_value_cache = KeyValueCache(model, self.key_cache, budget) if has_gold else None
         self._state: LowerState | None = None
         self._behind = 0  # tokens at the end that the state has not seen
         self._trial: _Trial | None = None
@@ -83,22 +83,22 @@ class TokenSequence:
         """Position -> the state there."""
         self.chosen: set[int] = set()
         """Positions of snapshots that were asked for and are never dropped."""
-        self.certificate: Certificate | None = None
-        self.witness: Witness | None = None
+        self.quantization: QuantizationReport | None = None
+        self.probe: QuantizationProbe | None = None
         """What to measure the certificate from; None once it is made, or where latents are not rounded to integers."""
-        if self.memory.format is not None and not self.memory.format.exact:
-            self.witness = Witness(model)
+        if self.key_cache.format is not None and not self.key_cache.format.exact:
+            self.probe = QuantizationProbe(model)
         self._predicted: _Predicted | None = None
 
     def __len__(self) -> int:
         """Tokens."""
-        return len(self.memory)
+        return len(self.key_cache)
 
     @property
     def state(self) -> LowerState | None:
         """After the last token; None while there is none."""
         if self._behind:
-            ids, self._behind = self.memory.ids(len(self) - self._behind, len(self)), 0
+            ids, self._behind = self.key_cache.ids(len(self) - self._behind, len(self)), 0
             with torch.inference_mode():
                 _, self._state = read_lower(self.model, ids, self._state)
         return self._state
@@ -129,9 +129,9 @@ class TokenSequence:
     def _read(self, ids: Tensor) -> None:
         x, state = read_lower(self.model, ids, self.state)
         latents = self.model.token_cat.compress(x)[0] if self.model.token_cat is not None else None
-        self.memory.append(ids, latents)
-        if self.witness is not None and latents is not None:
-            self.witness.observe(ids, latents, x, self.state)
+        self.key_cache.append(ids, latents)
+        if self.probe is not None and latents is not None:
+            self.probe.observe(ids, latents, x, self.state)
         self.state = state
         if len(self) % GrowingTensor.BLOCK == 0:
             self._snapshot_if_small(state)
@@ -179,14 +179,14 @@ class TokenSequence:
             (T, V) float32: what follows each of them.
         """
         assert self._state is not None
-        assert self.witness is None
+        assert self.probe is None
         if self._behind + len(ids) > MAX_TOKENS:
             assert self.state is not None  # asking for it brings it up to date
         before, behind, state, predicted = len(self), self._behind, self._state, self._predicted
-        fed = torch.cat([self.memory.ids(before - behind, before), ids])
+        fed = torch.cat([self.key_cache.ids(before - behind, before), ids])
         x, after = read_lower(self.model, fed, state)
         latents = self.model.token_cat.compress(x[:, behind:])[0] if self.model.token_cat is not None else None
-        self.memory.append(ids, latents)
+        self.key_cache.append(ids, latents)
         hidden, upper = self._upper(torch.cat([state.recent, x], dim=1), len(ids))
         logits = next_token_logits(self.model, hidden)
         self._trial = _Trial(before, behind, state, predicted, after, upper, logits)
@@ -218,11 +218,11 @@ class TokenSequence:
 
     def _upper(self, recent: Tensor, wanted: int) -> tuple[Tensor, list[BlockState]]:
         """(wanted, D), normalised hidden states of the last tokens, and the GOLD layers' states after them."""
-        if self.expansion is None:
+        if self.key_value_cache is None:
             return self.model.output_norm(recent[0, -wanted:]), []
         past = self._predicted
         new, states = (len(self) - past.length, past.upper) if past is not None else (len(self), None)
-        hidden, upper = read_upper(self.model, recent, new, states, self.expansion, wanted)
+        hidden, upper = read_upper(self.model, recent, new, states, self.key_value_cache, wanted)
         return hidden[0], upper
 
     @torch.inference_mode()
@@ -237,7 +237,7 @@ class TokenSequence:
         start = max(usable, default=0)
         state = self.snapshots.get(start)
         for first, last in chunks(start, length):
-            _, state = read_lower(self.model, self.memory.ids(first, last), state)
+            _, state = read_lower(self.model, self.key_cache.ids(first, last), state)
             if progress is not None:
                 progress(last - first)
         self._forget(length)
@@ -246,25 +246,25 @@ class TokenSequence:
 
     def resume(
         self,
-        memory: KeyMemory,
+        memory: KeyCache,
         state: LowerState,
         snapshots: dict[int, LowerState],
         chosen: set[int],
-        certificate: Certificate | None,
+        certificate: QuantizationReport | None,
     ) -> None:
         """Become the sequence that was saved with these parts."""
-        self.memory, self.state, self.snapshots, self.chosen = memory, state, snapshots, chosen
-        self.certificate, self.witness, self._predicted = certificate, None, None
-        if self.expansion is not None:
-            self.expansion = Expansion(self.model, memory, self.expansion.budget)
+        self.key_cache, self.state, self.snapshots, self.chosen = memory, state, snapshots, chosen
+        self.quantization, self.probe, self._predicted = certificate, None, None
+        if self.key_value_cache is not None:
+            self.key_value_cache = KeyValueCache(self.model, memory, self.key_value_cache.budget)
 
     def _forget(self, length: int) -> None:
         self._trial = None
-        self.memory.truncate(length)
-        if self.expansion is not None:
-            self.expansion.truncate(length)
-        if self.witness is not None:
-            self.witness.truncate(length)
+        self.key_cache.truncate(length)
+        if self.key_value_cache is not None:
+            self.key_value_cache.truncate(length)
+        if self.probe is not None:
+            self.probe.truncate(length)
         self.snapshots = {position: state for position, state in self.snapshots.items() if position <= length}
         self.chosen &= self.snapshots.keys()
         if self._predicted is not None and self._predicted.length > length:
@@ -273,32 +273,32 @@ class TokenSequence:
     def fork(self) -> "TokenSequence":
         """A second sequence with the same past. No call changes a state in place, so that both may hold the same."""
         other = copy.copy(self)
-        other.memory = self.memory.fork()
-        other.expansion = self.expansion.fork(other.memory) if self.expansion is not None else None
-        other.witness = self.witness.fork() if self.witness is not None else None
+        other.key_cache = self.key_cache.fork()
+        other.key_value_cache = self.key_value_cache.fork(other.key_cache) if self.key_value_cache is not None else None
+        other.probe = self.probe.fork() if self.probe is not None else None
         other.snapshots, other.chosen = dict(self.snapshots), set(self.chosen)
         return other
 
     @torch.inference_mode()
-    def certify(self) -> Certificate | None:
+    def measure_quantization(self) -> QuantizationReport | None:
         """Measure what integer latents change, once; the unrounded ones are dropped then. None without integers."""
-        if self.witness is not None:
-            self.certificate = self.witness.certify(self.memory) or self.certificate
-            self.witness = None
-        return self.certificate
+        if self.probe is not None:
+            self.quantization = self.probe.measure_quantization(self.key_cache) or self.quantization
+            self.probe = None
+        return self.quantization
 
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes held, measured from the tensors."""
         upper = self._predicted.upper if self._predicted is not None else []
         return {
-            "memory": self.memory.nbytes,
+            "memory": self.key_cache.nbytes,
             "state": sum(tensor.nbytes for state in upper for tensor in state.tensors())
             + (self.state.nbytes if self.state is not None else 0),
-            "expanded": self.expansion.nbytes if self.expansion is not None else 0,
+            "expanded": self.key_value_cache.nbytes if self.key_value_cache is not None else 0,
             # One at the very end is the state itself.
             "snapshots": sum(kept.nbytes for kept in self.snapshots.values() if kept is not self.state),
-            "unrounded": self.witness.nbytes if self.witness is not None else 0,
+            "unrounded": self.probe.nbytes if self.probe is not None else 0,
         }
 
 

@@ -18,9 +18,11 @@ class RwkvChannelMix(nn.Module):
         self.key = nn.Linear(width, channel_width, bias=False)
         self.value = nn.Linear(channel_width, width, bias=False)
 
-    def forward(self, x: Tensor, last: Tensor | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, D) and the (B, D) before it -> (B, T, D) and its own last input; `starts` as in `token_shift`."""
-        difference = token_shift(x, last, starts) - x
+    def forward(
+        self, x: Tensor, last: Tensor | None = None, *, document_starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, D) and the (B, D) before it -> (B, T, D) and its last input; `document_starts` as in `token_shift`."""
+        difference = token_shift(x, last, document_starts) - x
         r = self.receptance(torch.addcmul(x, difference, self.mu_r))
         # In place: nobody needs k as it was, and it is the largest tensor of a layer.
         k = self.key(torch.addcmul(x, difference, self.mu_k)).relu_()
@@ -36,6 +38,6 @@ class SwiGlu(nn.Module):
         self.up = nn.Linear(width, channel_width, bias=False)
         self.down = nn.Linear(channel_width, width, bias=False)
 
-    def forward(self, x: Tensor, last: None = None, *, starts: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, last: None = None, *, document_starts: Tensor | None = None) -> tuple[Tensor, None]:
         """(B, T, D) -> (B, T, D), each token by itself: documents make no difference."""
         return self.down(F.silu(self.gate(x)) * self.up(x)), last

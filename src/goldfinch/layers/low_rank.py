@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class LowRank(nn.Module):
-    """start + tanh(z A) B, for one or several outputs.
+    """base + tanh(z A) B, for one or several outputs.
 
-    The paper's lora(z) = lambda + tanh(z A) B (P1-3) starts at lambda, its loradapt(z) = z + tanh(z C) E (P16) at z.
+    The paper's lora(z) = lambda + tanh(z A) B (P1-3) bases at lambda, its loradapt(z) = z + tanh(z C) E (P16) at z.
     """
 
     def __init__(self, width: int, rank: int, outputs: int = 1) -> None:
@@ -17,13 +17,13 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.empty(outputs, rank, width))
         """(outputs, rank, D)."""
 
-    def forward(self, z: Tensor, *starts: Tensor) -> tuple[Tensor, ...]:
-        """(..., D) -> one (..., D) per output; starts: (D,) or (..., D) for each of them, or none for zero."""
+    def forward(self, z: Tensor, *bases: Tensor) -> tuple[Tensor, ...]:
+        """(..., D) -> one (..., D) per output; bases: (D,) or (..., D) for each of them, or none for zero."""
         hidden = torch.tanh(z @ self.a).flatten(0, -2).chunk(len(self.b), dim=-1)
-        if not starts:
+        if not bases:
             return tuple((part @ b).view(z.shape) for part, b in zip(hidden, self.b, strict=True))
-        # The product adds to the start: one pass over the result instead of two.
+        # The product adds to the base: one pass over the result instead of two.
         return tuple(
-            torch.addmm(start.expand(z.shape).flatten(0, -2), part, b).view(z.shape)
-            for start, part, b in zip(starts, hidden, self.b, strict=True)
+            torch.addmm(base.expand(z.shape).flatten(0, -2), part, b).view(z.shape)
+            for base, part, b in zip(bases, hidden, self.b, strict=True)
         )

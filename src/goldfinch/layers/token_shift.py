@@ -6,17 +6,17 @@ from torch import Tensor, nn
 from goldfinch.layers.low_rank import LowRank
 
 
-def token_shift(x: Tensor, last: Tensor | None, starts: Tensor | None = None) -> Tensor:
+def token_shift(x: Tensor, last: Tensor | None, document_starts: Tensor | None = None) -> Tensor:
     """The step before each step: x[t-1].
 
     Args:
         x: (B, T, D).
         last: (B, D), the token before x[:, 0]; None at the start of the text, where it is zero.
-        starts: (B, T) bool, the tokens that begin a document: zero is before them, too. None for none.
+        document_starts: (B, T) bool, the tokens that begin a document: zero is before them, too. None for none.
     """
     before = torch.zeros_like(x[:, :1]) if last is None else last[:, None]
     shifted = torch.cat([before, x[:, :-1]], dim=1)
-    return shifted if starts is None else shifted.masked_fill(starts[..., None], 0)
+    return shifted if document_starts is None else shifted.masked_fill(document_starts[..., None], 0)
 
 
 def last_token(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Time mixes behind one protocol: forward(x, state, *, starts) -> (y, state), GOLD with the key memory as its third.
+"""Time mixes behind one protocol: forward(x, state, *, document_starts) -> (y, state). GOLD takes a key cache as well.
 
-starts: (B, T) bool, the tokens that begin a document, which nothing of an earlier one reaches; None for one document.
+document_starts: (B, T) bool, the tokens that begin a document: nothing from an earlier document reaches them. None for
+one document.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from torch import nn
 from goldfinch.config import ModelConfig, TimeMixKind
 from goldfinch.mixers.attention import GptAlpha, LlamaAttention
 from goldfinch.mixers.finch import Finch, FinchC2
-from goldfinch.mixers.gold import ExpandedMemory, Gold, KeyValueSource
+from goldfinch.mixers.gold import Gold, KeyValueSource, SharedKeys
 
-__all__ = ["TIME_MIXES", "ExpandedMemory", "Finch", "FinchC2", "Gold", "GptAlpha", "KeyValueSource", "LlamaAttention"]
+__all__ = ["TIME_MIXES", "Finch", "FinchC2", "Gold", "GptAlpha", "KeyValueSource", "LlamaAttention", "SharedKeys"]
 
 TIME_MIXES: dict[TimeMixKind, Callable[[ModelConfig], nn.Module]] = {
     "finch": Finch,

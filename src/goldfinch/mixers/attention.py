@@ -18,18 +18,18 @@ def _attend(
     heads: int,
     rope: RopeConfig | None,
     state: AttentionState | None,
-    starts: Tensor | None,
+    document_starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Three of (B, T, D) -> attention output (B, T, D), and all keys and values so far, (B, H, n + T, N).
 
-    With `starts`, (B, T), documents see themselves only. Positions go on over them: RoPE sees distances alone.
+    With `document_starts`, (B, T), documents see themselves only. Positions go on over them: RoPE sees distances alone.
     """
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     start = state.keys.shape[2] if state else 0
     q, k = rotate(q, start, rope), rotate(k, start, rope)
     if state:
         k, v = torch.cat([state.keys, k], dim=2), torch.cat([state.values, v], dim=2)
-    return causal_attention(q, k, v, starts).transpose(1, 2).flatten(-2), k, v
+    return causal_attention(q, k, v, document_starts).transpose(1, 2).flatten(-2), k, v
 
 
 class GptAlpha(nn.Module):
@@ -38,7 +38,7 @@ class GptAlpha(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
+        self.num_heads = config.num_heads
         self.rope = config.rope
         self.ddlerp = DataDependentLerp(width, ("q", "k", "v"), config.shift_rank)
         self.query = nn.Linear(width, width, bias=False)
@@ -51,14 +51,14 @@ class GptAlpha(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, state: AttentionState | None = None, *, starts: Tensor | None = None
+        self, x: Tensor, state: AttentionState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
-        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document, from an empty state only."""
-        x_q, x_k, x_v = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
+        """(B, T, D) -> (B, T, D); document_starts: (B, T) bool, the tokens that begin a document (empty state only)."""
+        x_q, x_k, x_v = self.ddlerp(x, token_shift(x, state.last if state else None, document_starts))
         q = self.query_norm(self.query(x_q))
         k = self.key_norm(self.key(x_k))
         v = self.value_norm(self.value(x_v))
-        y, keys, values = _attend(q, k, v, self.heads, self.rope, state, starts)
+        y, keys, values = _attend(q, k, v, self.num_heads, self.rope, state, document_starts)
         return self.output(self.norm(y)), AttentionState(last=last_token(x), keys=keys, values=values)
 
 
@@ -68,7 +68,7 @@ class LlamaAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
+        self.num_heads = config.num_heads
         self.rope = config.rope
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -76,8 +76,10 @@ class LlamaAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, state: AttentionState | None = None, *, starts: Tensor | None = None
+        self, x: Tensor, state: AttentionState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
-        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document, from an empty state only."""
-        y, keys, values = _attend(self.query(x), self.key(x), self.value(x), self.heads, self.rope, state, starts)
+        """(B, T, D) -> (B, T, D); document_starts: (B, T) bool, the tokens that begin a document (empty state only)."""
+        y, keys, values = _attend(
+            self.query(x), self.key(x), self.value(x), self.num_heads, self.rope, state, document_starts
+        )
         return self.output(y), AttentionState(last=None, keys=keys, values=values)

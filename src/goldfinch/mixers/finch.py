@@ -37,28 +37,28 @@ class Finch(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
+        self.num_heads = config.num_heads
         self.ddlerp = DataDependentLerp(width, ("w", "k", "v", "r", "g"), config.shift_rank)
         self.decay = Decay(width, config.decay_rank)
-        self.bonus = nn.Parameter(torch.empty(self.heads, config.head_size))
+        self.bonus = nn.Parameter(torch.empty(self.num_heads, config.head_size))
         """u, (H, N)."""
         self.receptance = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, width, bias=False)
-        self.norm = nn.GroupNorm(self.heads, width, eps=HEAD_NORM_EPS)
+        self.norm = nn.GroupNorm(self.num_heads, width, eps=HEAD_NORM_EPS)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, state: RecurrentState | None = None, *, starts: Tensor | None = None
+        self, x: Tensor, state: RecurrentState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState]:
-        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document."""
-        x_w, x_k, x_v, x_r, x_g = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
+        """(B, T, D) -> (B, T, D); document_starts: (B, T) bool, the tokens that begin a document."""
+        x_w, x_k, x_v, x_r, x_g = self.ddlerp(x, token_shift(x, state.last if state else None, document_starts))
         r, k, v, log_w = (
-            part.unflatten(-1, (self.heads, -1))
+            part.unflatten(-1, (self.num_heads, -1))
             for part in (self.receptance(x_r), self.key(x_k), self.value(x_v), self.decay(x_w))
         )
-        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None, starts=starts)
+        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None, document_starts=document_starts)
         y = self.norm(y.flatten(0, 1).flatten(-2)).view(x.shape)
         return self.output(y * F.silu(self.gate(x_g))), RecurrentState(last=last_token(x), wkv=wkv)
 
@@ -76,12 +76,12 @@ class FinchC2(nn.Module):
     def __init__(self, config: ModelConfig, one_minus_w: bool = True, second_value: bool = True) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
+        self.num_heads = config.num_heads
         self.one_minus_w = one_minus_w
         self.ddlerp = DataDependentLerp(width, ("r", "k", "v", "w", "v2"), config.shift_rank)
         self.decay = Decay(width, config.decay_rank)
         self.second_value = LowRank(width, config.value_rank)
-        self.bonus = None if second_value else nn.Parameter(torch.empty(self.heads, config.head_size))
+        self.bonus = None if second_value else nn.Parameter(torch.empty(self.num_heads, config.head_size))
         """u, (H, N)."""
         self.receptance = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -90,18 +90,18 @@ class FinchC2(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, state: RecurrentState | None = None, *, starts: Tensor | None = None
+        self, x: Tensor, state: RecurrentState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState]:
-        """(B, T, D) -> (B, T, D); starts: (B, T) bool, the tokens that begin a document."""
-        x_r, x_k, x_v, x_w, x_v2 = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
+        """(B, T, D) -> (B, T, D); document_starts: (B, T) bool, the tokens that begin a document."""
+        x_r, x_k, x_v, x_w, x_v2 = self.ddlerp(x, token_shift(x, state.last if state else None, document_starts))
         log_w = self.decay(x_w)
         k = self.key(x_k)
         if self.one_minus_w:
             k = (k * torch.expm1(log_w)).neg_()  # times 1 - w, exact also where w is near 1
         r, k, v, log_w = (
-            part.unflatten(-1, (self.heads, -1)) for part in (self.receptance(x_r), k, self.value(x_v), log_w)
+            part.unflatten(-1, (self.num_heads, -1)) for part in (self.receptance(x_r), k, self.value(x_v), log_w)
         )
-        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None, starts=starts)
+        y, wkv = wkv6(r, k, v, log_w, self.bonus, state.wkv if state else None, document_starts=document_starts)
         y = y.flatten(-2)
         if self.bonus is None:
             y = y + self.second_value(x_v2, self.value(x_v2))[0]

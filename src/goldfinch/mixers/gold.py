@@ -1,4 +1,4 @@
-"""GOLD, the attention time mix whose keys and values come from the compressed key memory (P17-21)."""
+"""GOLD, the attention time mix whose keys and values come from the compressed key cache (P17-21)."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -32,14 +32,14 @@ class KeyValueSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExpandedMemory:
-    """The key memory at full width, the same for all GOLD layers (the output of TokenCat)."""
+class SharedKeys:
+    """The key cache at full width, the same for all GOLD layers (the output of TokenCat)."""
 
     keys: Tensor
     """kD, (B, S, D), unit rms (P15)."""
     embeddings: Tensor
     """e, the embeddings of the same tokens, (B, S, D), unit rms."""
-    starts: Tensor | None = None
+    document_starts: Tensor | None = None
     """(B, S) bool, the tokens that begin a document, and so have none before them; None for one document."""
 
     @property
@@ -51,8 +51,8 @@ class ExpandedMemory:
 
     def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
         """All in one block."""
-        weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None, self.starts))
-        keys = layer.keys(self.keys, token_shift(self.keys, None, self.starts), weights)
+        weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None, self.document_starts))
+        keys = layer.keys(self.keys, token_shift(self.keys, None, self.document_starts), weights)
         return (KeyValueBlock(keys, values),)
 
 
@@ -62,11 +62,11 @@ class Gold(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
+        self.num_heads = config.num_heads
         self.rope = config.rope
         self.ddlerp = DataDependentLerp(width, ("q",), config.shift_rank)
         self.query = nn.Linear(width, width, bias=False)
-        self.memory_mu = nn.Parameter(torch.empty(width))
+        self.mu_e = nn.Parameter(torch.empty(width))
         """mu, (D,): mixes embeddings before they choose how keys and values are mixed."""
         self.mu_k = nn.Parameter(torch.empty(width))
         self.mu_v = nn.Parameter(torch.empty(width))
@@ -80,42 +80,43 @@ class Gold(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, state: GoldState | None, memory: KeyValueSource, *, starts: Tensor | None = None
+        self, x: Tensor, state: GoldState | None, cache: KeyValueSource, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, GoldState]:
-        """Attend from T tokens to all of the memory up to each of them; they are its newest, unless it says otherwise.
+        """Attend from T tokens to all of the cache up to each of them; they are its newest, unless it says otherwise.
 
         Args:
             x: (B, T, D).
             state: None at the start of the text.
-            memory: of S tokens, the T among them.
-            starts: (B, T) bool, the tokens that begin a document; the memory is then of these T and in one block.
+            cache: of S tokens, the T among them.
+            document_starts: (B, T) bool, the tokens that begin a document; the cache then holds just these T tokens, in
+                one block.
         """
-        (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None, starts))
-        y = self.attend(self.query_norm(self.query(x_q)), memory, starts)
+        (x_q,) = self.ddlerp(x, token_shift(x, state.last if state else None, document_starts))
+        y = self.attend(self.query_norm(self.query(x_q)), cache, document_starts)
         return self.output(self.norm(y)), GoldState(last=last_token(x))
 
-    def attend(self, q: Tensor, memory: KeyValueSource, starts: Tensor | None = None) -> Tensor:
-        """Queries, (B, T, D) -> what they find in the memory, or in their document's part of it, (B, T, D)."""
+    def attend(self, q: Tensor, cache: KeyValueSource, document_starts: Tensor | None = None) -> Tensor:
+        """Queries, (B, T, D) -> what they find in the cache, or in their document's part of it, (B, T, D)."""
         q = self._split_heads(q)
-        positions = memory.query_positions
-        q = rotate(q, len(memory) - q.shape[2] if positions is None else positions, self.rope)
-        if starts is None:
-            y = blockwise_causal_attention(q, self._rotated(memory), len(memory), positions)
+        positions = cache.query_positions
+        q = rotate(q, len(cache) - q.shape[2] if positions is None else positions, self.rope)
+        if document_starts is None:
+            y = blockwise_causal_attention(q, self._rotated(cache), len(cache), positions)
         else:
-            ((k, v, _),) = self._rotated(memory)
-            y = causal_attention(q, k, v, starts)
+            ((k, v, _),) = self._rotated(cache)
+            y = causal_attention(q, k, v, document_starts)
         return y.transpose(1, 2).flatten(-2)
 
-    def _rotated(self, memory: KeyValueSource) -> Iterator[KeyValueBlock]:
+    def _rotated(self, cache: KeyValueSource) -> Iterator[KeyValueBlock]:
         """Keys, rotated, and values, (B, H, S_i, N) a block."""
         start = 0
-        for k, v, rows in memory.keys_values(self):
+        for k, v, rows in cache.keys_values(self):
             yield KeyValueBlock(rotate(self._split_heads(k), start, self.rope), self._split_heads(v), rows)
             start += k.shape[1]
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, N)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def mix(self, embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """What depends on nothing but a token and the one before it (P18-21): equal bigrams, equal results.
@@ -128,10 +129,10 @@ class Gold(nn.Module):
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
         if gold_cpu.possible(embeddings, self.shift_low_rank, self.value_adapter):
-            mu = self.memory_mu, self.mu_k, self.mu_v
+            mu = self.mu_e, self.mu_k, self.mu_v
             return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
         difference = before - embeddings
-        chosen_by = torch.addcmul(embeddings, difference, self.memory_mu)
+        chosen_by = torch.addcmul(embeddings, difference, self.mu_e)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
         v = torch.addcmul(embeddings, difference, weights_v)
         return weights_k, self.value_norm(*self.value_adapter(v, v))

@@ -102,8 +102,7 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
         raise UserError(f"the context length must be at least 1 token, not {context_length}")
     if id_bytes not in (2, 4) or config.vocab_size > 2 ** (8 * id_bytes):
         raise UserError(f"{config.vocab_size} token ids do not fit {id_bytes} bytes each; store them in 4")
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = Decoder.on_meta(config)
     layers = [_layer(cast(Block, block), config) for block in model.blocks]
     lower = layers[: config.first_gold_layer]
     compress = expand = latent_bytes = 0
@@ -132,7 +131,7 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
         recurrence_flops_per_token=sum(layer.recurrence_flops for layer in layers),
         cache_bytes_per_token=sum(layer.cache_bytes for layer in layers) + latent_bytes,
         state_bytes=sum(layer.state_bytes for layer in layers),
-        transformer_bytes_per_token=2 * _BF16 * config.width * config.layers,
+        transformer_bytes_per_token=2 * _BF16 * config.width * config.num_layers,
     )
 
 

@@ -25,20 +25,22 @@ class Block(nn.Module):
         self,
         x: Tensor,
         state: BlockState | None = None,
-        memory: KeyValueSource | None = None,
-        starts: Tensor | None = None,
+        cache: KeyValueSource | None = None,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
         """(B, T, D) -> (B, T, D).
 
         Args:
             x: the residual stream.
             state: None at the start of the text.
-            memory: for GOLD layers only.
-            starts: (B, T) bool, the tokens that begin a document; None for one document.
+            cache: for GOLD layers only.
+            document_starts: (B, T) bool, the tokens that begin a document; None for one document.
         """
-        shared = () if memory is None else (memory,)
-        y, time_mix = self.time_mix(self.time_mix_norm(x), state.time_mix if state else None, *shared, starts=starts)
+        shared = () if cache is None else (cache,)
+        y, time_mix = self.time_mix(
+            self.time_mix_norm(x), state.time_mix if state else None, *shared, document_starts=document_starts
+        )
         x = x + y
         last = state.channel_mix if state else None
-        y, channel_mix = self.channel_mix(self.channel_mix_norm(x), last, starts=starts)
+        y, channel_mix = self.channel_mix(self.channel_mix_norm(x), last, document_starts=document_starts)
         return x + y, BlockState(time_mix=time_mix, channel_mix=channel_mix)

@@ -1,6 +1,7 @@
 """The whole stack, as in the paper's figure (SPEC 1)."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from goldfinch.layers.norm import layer_norm
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model.block import Block
 from goldfinch.model.token_cat import TokenCat
-from goldfinch.state import BlockState, KeyMemory, ModelState
+from goldfinch.state import BlockState, KeyCacheState, ModelState
 
 
 class Decoder(nn.Module):
@@ -27,88 +28,108 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
         self.embedding_norm = layer_norm(config.width)
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.time_mixes)
-        self.token_cat = TokenCat(config) if config.gold_layers else None
+        self.token_cat = TokenCat(config) if config.num_gold_layers else None
         self.output_norm = layer_norm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
+    @classmethod
+    def on_meta(cls, config: ModelConfig) -> Self:
+        """A model whose weights take no memory: for its shapes, or for `load_state_dict(assign=True)`."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the head, and in models that were not mixed by hand of all weights."""
+        return self.head.weight.dtype
+
     def forward(
-        self, ids: Tensor, state: ModelState | None = None, *, starts: Tensor | None = None
+        self, ids: Tensor, state: ModelState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
         """Logits of the next token after each of `ids`.
 
         Args:
             ids: (B, T) int64, T >= 1.
             state: of the tokens before; None at the start of the text. It is not changed.
-            starts: (B, T) bool, the tokens that begin a document: nothing of one document then reaches another,
-                neither forward nor in gradients, and each is read as if it stood alone. None for one document.
+            document_starts: (B, T) bool, the tokens that begin a document: nothing of one document then reaches
+                another, neither forward nor in gradients, and each is read as if it stood alone. None for one document.
 
         Returns:
-            (B, T, V) logits, and the state after the last token. With `starts` it still has the key memory, and
+            (B, T, V) logits, and the state after the last token. With `document_starts` it still has the key cache, and
             the keys of full-width attention, of all documents: no text goes on from it.
 
         Raises:
-            ValueError: both a state and `starts` are given.
+            ValueError: both a state and `document_starts` are given.
         """
-        hidden, state = self.hidden(ids, state, starts=starts)
+        hidden, state = self.hidden(ids, state, document_starts=document_starts)
         return self.head(hidden), state
 
     def hidden(
-        self, ids: Tensor, state: ModelState | None = None, *, starts: Tensor | None = None
+        self, ids: Tensor, state: ModelState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
         """As `forward`, without the head: (B, T, D), normalised."""
-        if state is not None and starts is not None:
-            raise ValueError("documents that begin at `starts` are read from an empty state, but one is given")
+        if state is not None and document_starts is not None:
+            raise ValueError("documents that begin at `document_starts` are read from an empty state, but one is given")
         x0 = self.embed(ids)
-        x, blocks = self.lower(x0, state.blocks if state else None, starts=starts)
-        memory = None
+        x, blocks = self.lower(x0, state.blocks if state else None, document_starts=document_starts)
+        cache = None
         if self.token_cat is not None:
-            memory = KeyMemory(ids=ids, latents=self.token_cat.compress(x))
-            if state is not None and state.memory is not None:
-                memory = _join(state.memory, memory)
-                x0 = self.embed(memory.ids)
-            expanded = self.token_cat.expand(x0, memory.latents, starts)
-            x, upper = self.upper(x, state.blocks[len(blocks) :] if state else None, expanded, starts=starts)
+            cache = KeyCacheState(ids=ids, latents=self.token_cat.compress(x))
+            if state is not None and state.key_cache is not None:
+                cache = _join(state.key_cache, cache)
+                x0 = self.embed(cache.ids)
+            expanded = self.token_cat.expand(x0, cache.latents, document_starts)
+            x, upper = self.upper(
+                x, state.blocks[len(blocks) :] if state else None, expanded, document_starts=document_starts
+            )
             blocks += upper
-        return self.output_norm(x), ModelState(blocks=blocks, memory=memory)
+        return self.output_norm(x), ModelState(blocks=blocks, key_cache=cache)
 
     def embed(self, ids: Tensor) -> Tensor:
         """x0: (B, T) ids -> (B, T, D) embeddings after ln0."""
         return self.embedding_norm(self.embedding(ids))
 
     def lower(
-        self, x0: Tensor, states: Sequence[BlockState] | None, *, starts: Tensor | None = None
+        self, x0: Tensor, states: Sequence[BlockState] | None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, list[BlockState]]:
         """The layers below GOLD: (B, T, D) -> (B, T, D), and their states; `states` of more layers are left alone."""
-        return self._run(range(self.config.first_gold_layer), x0, states, starts=starts)
+        return self._run(range(self.config.first_gold_layer), x0, states, document_starts=document_starts)
 
     def upper(
         self,
         x: Tensor,
         states: Sequence[BlockState | None] | None,
-        memory: KeyValueSource,
+        cache: KeyValueSource,
         *,
-        starts: Tensor | None = None,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockState]]:
         """The GOLD layers: the newest T tokens, (B, T, D) -> (B, T, D), and the states of these layers.
 
         A state may be None where what a token shift reaches back to does not matter.
         """
-        return self._run(range(self.config.first_gold_layer, self.config.layers), x, states, memory, starts)
+        return self._run(range(self.config.first_gold_layer, self.config.num_layers), x, states, cache, document_starts)
 
     def _run(
         self,
         layers: range,
         x: Tensor,
         states: Sequence[BlockState | None] | None,
-        memory: KeyValueSource | None = None,
-        starts: Tensor | None = None,
+        cache: KeyValueSource | None = None,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockState]]:
         after = []
         for number, layer in enumerate(layers):
-            x, state = self.blocks[layer](x, states[number] if states else None, memory, starts)
+            x, state = self.blocks[layer](x, states[number] if states else None, cache, document_starts)
             after.append(state)
         return x, after
 
 
-def _join(past: KeyMemory, new: KeyMemory) -> KeyMemory:
-    return KeyMemory(ids=torch.cat([past.ids, new.ids], dim=1), latents=torch.cat([past.latents, new.latents], dim=1))
+def _join(past: KeyCacheState, new: KeyCacheState) -> KeyCacheState:
+    return KeyCacheState(
+        ids=torch.cat([past.ids, new.ids], dim=1), latents=torch.cat([past.latents, new.latents], dim=1)
+    )

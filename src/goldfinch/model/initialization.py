@@ -108,7 +108,7 @@ def _initialize_in_layer(module: nn.Module, layer: int, layers: int) -> None:
             nn.init.zeros_(module.receptance.weight)
             nn.init.zeros_(module.value.weight)
         case Gold():
-            mixing(module.memory_mu, "memory")
+            mixing(module.mu_e, "e")
             mixing(module.mu_k, "k")
             mixing(module.mu_v, "v")
     match module:

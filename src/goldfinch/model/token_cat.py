@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
 from goldfinch.layers.norm import rms_normalize
-from goldfinch.mixers import ExpandedMemory
+from goldfinch.mixers import SharedKeys
 
 
 class TokenCat(nn.Module):
@@ -25,13 +25,13 @@ class TokenCat(nn.Module):
         """Raw residual stream below the first GOLD layer, (B, T, D) -> latents (B, T, R) (P14)."""
         return self.down(x)
 
-    def expand(self, x0: Tensor, latents: Tensor, starts: Tensor | None = None) -> ExpandedMemory:
+    def expand(self, x0: Tensor, latents: Tensor, document_starts: Tensor | None = None) -> SharedKeys:
         """Embeddings after ln0, (B, S, D), and latents (B, S, R) -> what every GOLD layer reads (P15).
 
-        starts: (B, S) bool, the tokens that begin a document; None for one document.
+        document_starts: (B, S) bool, the tokens that begin a document; None for one document.
         """
         z = self.up(torch.cat([x0, latents.to(x0.dtype)], dim=-1))
-        return ExpandedMemory(keys=rms_normalize(z), embeddings=rms_normalize(x0), starts=starts)
+        return SharedKeys(keys=rms_normalize(z), embeddings=rms_normalize(x0), document_starts=document_starts)
 
     def embedding_part(self, x0: Tensor) -> Tensor:
         """x0 W_a, (S, D) -> (S, D): the part of z = x0 W_a + c W_b that the token id alone decides (SPEC 6, fact 2)."""

@@ -27,7 +27,7 @@ class KeyValueBlock(NamedTuple):
     """(S_i,) int64: the row of `values` that belongs to each key; None where each has its own."""
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, document_starts: Tensor | None = None) -> Tensor:
     """Softmax attention of the last T of S positions on all positions up to their own, scale 1/sqrt(N).
 
     `is_causal=True` of PyTorch aligns the mask to the START of the keys when T and S differ, which would hide the end
@@ -36,8 +36,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = No
     Args:
         q: (B, H, T, N).
         k, v: (B, H, S, N), S >= T.
-        starts: (B, S) bool, the tokens that begin a document: each query sees its own document only. None for one
-            document. It costs a mask of B T S numbers, kept for the gradients, and the half of the work that
+        document_starts: (B, S) bool, the tokens that begin a document: each query sees its own document only. None
+            for one document. It costs a mask of B T S numbers, kept for the gradients, and the half of the work that
             a purely causal mask saves; PyTorch's flash attention for GPUs takes no mask, so that its slower
             memory-efficient form runs there.
 
@@ -45,13 +45,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = No
         (B, H, T, N).
     """
     length, total = q.shape[-2], k.shape[-2]
-    if length == 1 and starts is None:
+    if length == 1 and document_starts is None:
         return F.scaled_dot_product_attention(q, k, v)
-    if length == total and starts is None:
+    if length == total and document_starts is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     mask = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)
-    if starts is not None:
-        document = starts.cumsum(-1)
+    if document_starts is not None:
+        document = document_starts.cumsum(-1)
         mask = (mask & (document[:, total - length :, None] == document[:, None, :]))[:, None]  # (B, 1, T, S)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

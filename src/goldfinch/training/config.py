@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from goldfinch.config import ModelConfig, from_plain
+from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
+from goldfinch.settings import from_plain
 from goldfinch.training.recipes import MINIPILE_TOKENS
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -68,7 +69,7 @@ class OptimizerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OptimizerConfig":
-        """Build from plain JSON types; see `goldfinch.config.from_plain` for what is refused."""
+        """Build from plain JSON types; see `goldfinch.settings.from_plain` for what is refused."""
         return from_plain(cls, values)
 
     def rate_multipliers(self) -> list[tuple[str, float]]:
@@ -84,9 +85,9 @@ def gold_only(model: ModelConfig) -> tuple[str, ...]:
     Raises:
         UserError: there are no GOLD layers.
     """
-    if not model.gold_layers:
+    if not model.num_gold_layers:
         raise UserError("this model has no GOLD layers to train: `goldfinch upgrade` adds some to a Finch")
-    gold = range(model.first_gold_layer, model.layers)
+    gold = range(model.first_gold_layer, model.num_layers)
     return "*=0", *(f"blocks.{layer}.*=1" for layer in gold), "output_norm.*=1", "head.*=1"
 
 
@@ -211,7 +212,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Build from plain JSON types; see `goldfinch.config.from_plain` for what is refused."""
+        """Build from plain JSON types; see `goldfinch.settings.from_plain` for what is refused."""
         return from_plain(cls, values)
 
 

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
-from goldfinch.training.documents import document_starts
+from goldfinch.training.documents import find_document_starts
 from goldfinch.training.parallel.processes import Processes
 
 
@@ -20,7 +20,7 @@ class Diverged(UserError):
 
 def all_finite(tensors: Iterable[Tensor], processes: Processes) -> bool:
     """Whether they hold numbers only, in every process; of sharded ones each looks at its part."""
-    return processes.lowest(float(all(_is_finite(tensor) for tensor in tensors))) == 1
+    return processes.all_reduce_min(float(all(_is_finite(tensor) for tensor in tensors))) == 1
 
 
 def first_bad_tensor(
@@ -46,8 +46,8 @@ def first_bad_tensor(
     if (bad := _first(names, [not _is_finite(p) for p in parameters.values()], processes)) is not None:
         return f"the weight {bad}"
     ids = windows[:, :-1]
-    starts = None if reset_after is None else document_starts(ids, reset_after)
-    if (bad := _first(*_bad_outputs(model, ids, starts), processes)) is not None:
+    document_starts = None if reset_after is None else find_document_starts(ids, reset_after)
+    if (bad := _first(*_bad_outputs(model, ids, document_starts), processes)) is not None:
         return f"the output of {bad}"
     gradients = [parameter.grad for parameter in parameters.values()]
     if (bad := _first(names, [g is not None and not _is_finite(g) for g in gradients], processes)) is not None:
@@ -62,12 +62,12 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _first(names: list[str], bad: list[bool], processes: Processes) -> str | None:
     """The first name that is bad in any process; the names are the same in all."""
-    place = processes.lowest(bad.index(True) if True in bad else math.inf)
+    place = processes.all_reduce_min(bad.index(True) if True in bad else math.inf)
     return None if place == math.inf else names[int(place)]
 
 
 @torch.no_grad()
-def _bad_outputs(model: Decoder, ids: Tensor, starts: Tensor | None) -> tuple[list[str], list[bool]]:
+def _bad_outputs(model: Decoder, ids: Tensor, document_starts: Tensor | None) -> tuple[list[str], list[bool]]:
     """The modules in order of computation, and whether the output of each is not finite."""
     names: list[str] = []
     bad: list[bool] = []
@@ -82,7 +82,7 @@ def _bad_outputs(model: Decoder, ids: Tensor, starts: Tensor | None) -> tuple[li
 
     hooks = [module.register_forward_hook(check(name)) for name, module in model.named_modules() if name]
     try:
-        model(ids, starts=starts)
+        model(ids, document_starts=document_starts)
     finally:
         for hook in hooks:
             hook.remove()

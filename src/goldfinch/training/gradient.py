@@ -35,9 +35,9 @@ def accumulate(
     Returns:
         This process's part of that mean: the sum over the processes is the mean, in nats per token.
     """
-    targets = float(windows[:, 1:].numel() * processes.count)
+    targets = float(windows[:, 1:].numel() * processes.world_size)
     if reset_after is not None:
-        (targets,) = processes.sums(count_targets(windows, reset_after))
+        (targets,) = processes.all_reduce_sum(count_targets(windows, reset_after))
     losses = []
     parts = windows.split(micro_batch_size or len(windows))
     for number, part in enumerate(parts, start=1):
@@ -45,7 +45,7 @@ def accumulate(
         with autocast:
             loss = next_token_loss(model, part, reset_after) / max(1.0, targets)
         # The mean over the processes is what they make of their gradients; the sum is due.
-        (loss * processes.count).backward()
+        (loss * processes.world_size).backward()
         losses.append(loss.detach())
     # Not in the loop: a GPU would have to finish each part before the next one is sent.
     return sum(loss.item() for loss in losses)

@@ -112,8 +112,7 @@ def measure_activations(
 
 def decoder_without_content(config: ModelConfig, dtype: torch.dtype) -> Decoder:
     """A model of the current FakeTensorMode, as if on the CPU, made without initialising anything."""
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = Decoder.on_meta(config)
     weights = {name: torch.empty(p.shape, dtype=dtype, device="cpu") for name, p in model.named_parameters()}
     model.load_state_dict(weights, assign=True)
     return model

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from goldfinch.model import Decoder
 from goldfinch.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_per_token
-from goldfinch.training.documents import document_positions, document_starts
+from goldfinch.training.documents import document_positions, find_document_starts
 from goldfinch.training.parallel.processes import Processes
 
 
@@ -26,7 +26,7 @@ def next_token_loss(model: Decoder, windows: Tensor, reset_after: int | None = N
             `count_targets`). None: a window is one text.
     """
     hidden = _hidden(model, windows, reset_after)
-    counted = None if reset_after is None else ~document_starts(windows, reset_after)[:, 1:].flatten()
+    counted = None if reset_after is None else ~find_document_starts(windows, reset_after)[:, 1:].flatten()
     return linear_cross_entropy(hidden, model.head.weight, windows[:, 1:].flatten(), counted)
 
 
@@ -34,15 +34,15 @@ def count_targets(windows: Tensor, reset_after: int | None = None) -> int:
     """How many tokens `next_token_loss` sums over. A step divides by their number in the whole batch, over all its
     parts and processes: windows with many short documents have fewer.
     """
-    starts = 0 if reset_after is None else int(document_starts(windows, reset_after)[:, 1:].sum())
-    return windows[:, 1:].numel() - starts
+    num_starts = 0 if reset_after is None else int(find_document_starts(windows, reset_after)[:, 1:].sum())
+    return windows[:, 1:].numel() - num_starts
 
 
 def _hidden(model: Decoder, windows: Tensor, reset_after: int | None) -> Tensor:
     """(B, T + 1) -> (B T, D), what the head reads to predict the last T tokens of each window."""
     ids = windows[:, :-1]
-    starts = None if reset_after is None else document_starts(ids, reset_after)
-    return model.hidden(ids, starts=starts)[0].flatten(0, 1)
+    document_starts = None if reset_after is None else find_document_starts(ids, reset_after)
+    return model.hidden(ids, document_starts=document_starts)[0].flatten(0, 1)
 
 
 # The last positions of the ranges that losses are told by: half the tokens of a full window are in the last one.
@@ -113,7 +113,7 @@ def validate(
     text_bytes = 0.0
     # In the window, in the document; sum of the losses, number of targets; ranges of positions.
     sums = torch.zeros(2, 2, len(_LAST), dtype=torch.float64)
-    while turn := list(itertools.islice(windows, processes.count)):
+    while turn := list(itertools.islice(windows, processes.world_size)):
         # Who has none left computes another's along: gathering the weights takes all of them.
         window = turn[min(processes.rank, len(turn) - 1)]
         hidden = _hidden(model, window, end_of_text if document_resets else None)
@@ -121,13 +121,13 @@ def validate(
         if processes.rank >= len(turn):
             continue
         ids = window.cpu()
-        starts = document_starts(ids, end_of_text)
-        counted = ~starts[:, 1:] if document_resets else torch.ones_like(starts[:, 1:])
+        document_starts = find_document_starts(ids, end_of_text)
+        counted = ~document_starts[:, 1:] if document_resets else torch.ones_like(document_starts[:, 1:])
         losses = losses.view(counted.shape)[counted]
-        places = torch.arange(ids.shape[1]).expand(ids.shape), document_positions(starts)
+        places = torch.arange(ids.shape[1]).expand(ids.shape), document_positions(document_starts)
         sums += torch.stack([_sums(place[:, 1:][counted], losses) for place in places])
         text_bytes += float(token_bytes[ids[:, 1:][counted]].sum())
-    text_bytes, *flat = processes.sums(text_bytes, *sums.flatten().tolist())
+    text_bytes, *flat = processes.all_reduce_sum(text_bytes, *sums.flatten().tolist())
     by_position, by_document_position = torch.tensor(flat, dtype=torch.float64).view_as(sums)
     nats, tokens = by_position.sum(1).tolist()
     return Validation(

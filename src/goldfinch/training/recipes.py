@@ -7,9 +7,10 @@ two CPU cores: docs/results.md compares them.
 
 from typing import Any
 
-from goldfinch.config import ModelConfig, did_you_mean
+from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.presets import KINDS, WORLD_VOCABULARY, model_config
+from goldfinch.settings import did_you_mean
 
 MINIPILE_TOKENS = 1_498_226_207
 """What the paper trained on, once; in tokens of RWKV World."""

@@ -19,11 +19,12 @@ from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
 from goldfinch.training.loss import Validation, together, validate
+from goldfinch.training.model import build_model
 from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
 from goldfinch.training.optimizer.schedule import learning_rate
 from goldfinch.training.optimizer.update_sizes import UpdateSizes
-from goldfinch.training.parallel.parallelize import build_model, full_weights, release, whole_model
-from goldfinch.training.parallel.processes import ALONE, Processes
+from goldfinch.training.parallel.parallelize import full_weights, gather_model, reshard
+from goldfinch.training.parallel.processes import SINGLE_PROCESS, Processes
 from goldfinch.training.reporter import Reporter
 from goldfinch.training.run.checkpoint import (
     Checkpoints,
@@ -53,41 +54,43 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, reporter: Reporter, resume: bool = False, processes: Processes = ALONE
+        self, config: TrainConfig, reporter: Reporter, resume: bool = False, processes: Processes = SINGLE_PROCESS
     ) -> None:
         malloc.tune()
         self._processes = processes
         self._reporter = reporter
         self._run = config.output
-        with processes.agreed():
+        with processes.fail_together():
             self._device = processes.device(config.device)
             self._dtype = resolve_dtype(config, self._device)
             # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
             config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
             self._config = config
-            if processes.count % config.replicas:
-                raise UserError(f"replicas {config.replicas} must divide the number of processes, {processes.count}")
+            if processes.world_size % config.replicas:
+                raise UserError(
+                    f"replicas {config.replicas} must divide the number of processes, {processes.world_size}"
+                )
             self._data = RunData(config, processes)
             if not resume:
                 check_initial(config, self._data.tokenizer)
-            if processes.main:
+            if processes.is_main:
                 check_trackers(config)
         # Before anything large is made: a folder that cannot be used is told at once.
-        checkpoint = processes.on_main(self._find_checkpoint if resume else lambda: check_new(self._run))
+        checkpoint = processes.run_on_main(self._find_checkpoint if resume else lambda: check_new(self._run))
         self._model = build_model(config, processes, self._device, self._dtype, initialized=checkpoint is None)
         # Taken once: while a model is gathered, it shows other parameters than those that the optimizer has.
         self._parameters = dict(self._model.named_parameters())
-        with processes.agreed():
+        with processes.fail_together():
             self._optimizer = build_optimizer(self._model, config.optimizer)
         self._checkpoints = Checkpoints(self._run, config.keep_checkpoints, config.keep_every, processes)
         self._progress = Progress()
         if checkpoint is not None:
             self._load(checkpoint)
-        self._throughput = Throughput(config, self._device, self._dtype, processes.count)
+        self._throughput = Throughput(config, self._device, self._dtype, processes.world_size)
         self._start = self._progress
         # From here on the folder is changed.
-        with processes.agreed():
-            self._metrics = self._open_folder(resume) if processes.main else None
+        with processes.fail_together():
+            self._metrics = self._open_folder(resume) if processes.is_main else None
 
     def _find_checkpoint(self) -> Path | None:
         check_resumable(self._config)
@@ -96,7 +99,7 @@ class Trainer:
     def _load(self, checkpoint: Path) -> None:
         model, optimizer = self._model, self._optimizer
         self._progress, data = self._checkpoints.load(checkpoint, self._parameters, model, optimizer)
-        with self._processes.agreed():
+        with self._processes.fail_together():
             self._data.batches.load_state(self._progress.step, data)
 
     def _open_folder(self, resume: bool) -> Metrics:
@@ -117,7 +120,7 @@ class Trainer:
             Diverged: losses or gradients are not finite, for too many steps in a row; what was good is saved.
             Interrupted: Ctrl-C or SIGTERM, in any process; all is saved.
         """
-        if self._processes.main:
+        if self._processes.is_main:
             self._reporter.start(self._config, self._progress.step, self._data.steps)
         try:
             with stop_signals() as stop:
@@ -148,7 +151,7 @@ class Trainer:
                 self._sample()
             if stopping and not last:
                 self._checkpoints.wait()
-                raise self._processes.once(
+                raise self._processes.error_on_main(
                     Interrupted(
                         f"stopped after step {step} of {self._data.steps}, all saved; "
                         f"go on with: goldfinch train --resume {self._run}"
@@ -175,7 +178,9 @@ class Trainer:
         norm = clip_gradient(self._parameters.values(), config.optimizer.clip)
         # All that processes must agree on in a step, told at once; the time is the main one's.
         now = time.monotonic()
-        loss, stops, seconds = self._processes.sums(loss, stop.is_set(), (now - self._clock) * self._processes.main)
+        loss, stops, seconds = self._processes.all_reduce_sum(
+            loss, stop.is_set(), (now - self._clock) * self._processes.is_main
+        )
         self._clock = now
         finite = math.isfinite(loss) and math.isfinite(norm)
         update_sizes: dict[str, float] = {}
@@ -206,11 +211,11 @@ class Trainer:
         measured = every > 0 and (self._progress.step + 1) % every == 0
         sizes = UpdateSizes(self._optimizer) if measured else None
         self._optimizer.step()
-        return sizes.relative(self._processes.sums(*sizes.squares())) if sizes else {}
+        return sizes.relative(self._processes.all_reduce_sum(*sizes.squares())) if sizes else {}
 
     def _report_step(self, record: dict[str, Any], seconds: float) -> None:
         self._record(**record)
-        if not self._processes.main:
+        if not self._processes.is_main:
             return
         self._reporter.step(record, self._done())
         if self._config.compile and self._progress.step == self._start.step + 2:
@@ -234,7 +239,7 @@ class Trainer:
         step = self._progress.step
         with self._autocast():
             culprit = first_bad_tensor(self._model, self._parameters, windows, self._processes, self._data.reset_after)
-        release(self._model)
+        reshard(self._model)
         self._optimizer.zero_grad()
         if sound:
             self._save()
@@ -243,7 +248,7 @@ class Trainer:
         kept = f"the {'weights before this step' if sound else 'last good weights'} are in {last}"
         places = "; ".join(self._data.batches.places(step)[:4])
         skipped = self._progress.skipped_in_a_row
-        raise self._processes.once(
+        raise self._processes.error_on_main(
             Diverged(
                 f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}"
                 f"{f', after {skipped} skipped steps' if skipped else ''}; first bad tensor: {culprit}; "
@@ -266,7 +271,7 @@ class Trainer:
                     document_resets=config.document_resets,
                 )
         result = together(results)
-        release(self._model)
+        reshard(self._model)
         self._record(
             step=step,
             tokens=step * config.batch_size * config.context,
@@ -284,7 +289,7 @@ class Trainer:
     def _sample(self) -> None:
         """The main process writes, with the whole model; the others wait for it at the next step."""
         config, step = self._config, self._progress.step
-        model = whole_model(self._model, self._device)
+        model = gather_model(self._model, self._device)
         if model is None:
             return
         lm = LanguageModel(model, self._data.tokenizer)

@@ -151,7 +151,7 @@ def test_remembered_bytes_are_those_of_the_accounting(plan, small_config, small_
     costs = account(config, id_bytes=2)
     assert per_token == costs.cache_bytes_per_token
     # Besides, a context keeps the outputs below GOLD of the tokens that token shifts reach back to.
-    assert state == costs.state_bytes + (2 * config.gold_layers + 1) * config.width * 2
+    assert state == costs.state_bytes + (2 * config.num_gold_layers + 1) * config.width * 2
 
 
 def test_measurements_that_are_damaged_are_told(tmp_path, finished_run, capsys):

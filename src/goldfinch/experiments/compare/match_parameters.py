@@ -30,7 +30,7 @@ def match_parameters(config: ModelConfig, target: int) -> ModelConfig:
     steps = -(-(2 * (target - least) - each) // (2 * each))  # rounded to the nearest, halves down
     if steps < 0:
         raise UserError(
-            f"{target:,} parameters outside embedding and head are too few for {config.layers} layers of width "
+            f"{target:,} parameters outside embedding and head are too few for {config.num_layers} layers of width "
             f"{config.width} ({config.time_mixes[0]}, ...): these take at least {least:,}"
         )
     return dataclasses.replace(config, channel_width=MULTIPLE * (1 + steps))

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from goldfinch.checkpoint.model_folder import WEIGHTS, load_model
-from goldfinch.config import from_plain
 from goldfinch.errors import UserError
 from goldfinch.experiments.compare.runs import Run
 from goldfinch.experiments.loss_by_position import logarithmic, loss_by_position
 from goldfinch.files import write_text
 from goldfinch.inference.context import Context
 from goldfinch.model import Decoder
+from goldfinch.settings import from_plain
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.loss import PositionLoss
-from goldfinch.training.parallel.processes import ALONE
+from goldfinch.training.parallel.processes import SINGLE_PROCESS
 from goldfinch.training.run.data import RunData
 
 FILE = "measurements.json"
@@ -113,7 +113,7 @@ def remembered_bytes(model: Decoder, ids: Tensor) -> tuple[float, int]:
         assert len(context.logits)  # runs the GOLD layers, whose token shifts are part of the state
         nbytes = context.nbytes
         # Other models do not need the ids that a context keeps for `trim`.
-        counts.append(nbytes["state"] + (nbytes["memory"] if model.config.gold_layers else 0))
+        counts.append(nbytes["state"] + (nbytes["memory"] if model.config.num_gold_layers else 0))
     half, whole = counts
     return (whole - half) / (len(ids) // 2), 2 * half - whole
 
@@ -129,7 +129,7 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> list[Tensor]:
         "steps": 1,
     }
     try:
-        sources = RunData(TrainConfig.from_dict(values), ALONE).validation_windows(0)
+        sources = RunData(TrainConfig.from_dict(values), SINGLE_PROCESS).validation_windows(0)
     except UserError as error:
         if data:
             raise

@@ -28,9 +28,9 @@ def kind_of(config: ModelConfig) -> str | None:
     With few layers two kinds may be the same plan; then it is the one that stands first in `KINDS`.
     """
     for kind, build in KINDS.items():
-        same = build(config.layers, config.width, config.vocab_size)
+        same = build(config.num_layers, config.width, config.vocab_size)
         if (same.time_mixes, same.channel_mix) != (config.time_mixes, config.channel_mix):
             continue
-        if same.rope == config.rope and (not config.gold_layers or same.latent_ratio == config.latent_ratio):
+        if same.rope == config.rope and (not config.num_gold_layers or same.latent_ratio == config.latent_ratio):
             return kind
     return None

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.config import ModelConfig, from_plain
+from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.experiments.mqar.task import MqarBatch, MqarTask
 from goldfinch.files import write_text
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import KINDS
+from goldfinch.settings import from_plain
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
 from goldfinch.training.optimizer.schedule import learning_rate

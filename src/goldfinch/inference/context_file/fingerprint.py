@@ -13,7 +13,7 @@ from goldfinch.cache.key_cache import crc32
 from goldfinch.model import Decoder
 
 
-def lower_hash(model: Decoder) -> str:
+def context_hash(model: Decoder) -> str:
     """SHA-256 over the names, types, shapes and CRC-32s of the weights that write contexts, and over their use.
 
     These are the embedding, the layers below GOLD and W_KD: what they make of a text is in the file, what all others
@@ -25,7 +25,7 @@ def lower_hash(model: Decoder) -> str:
     return _hash(config, {name: tensor for name, tensor in model.state_dict().items() if _is_lower(model, name)})
 
 
-def upper_hash(model: Decoder) -> str:
+def prediction_hash(model: Decoder) -> str:
     """The same over all other weights, W_KU, GOLD layers, last norm and head, and their positions: what predicts."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if not _is_lower(model, name)}
     return _hash(model.config.to_dict(), weights)

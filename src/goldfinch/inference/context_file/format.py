@@ -23,20 +23,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyMemory, crc32
+from goldfinch.cache.key_cache import KeyCache, crc32
 from goldfinch.cache.latents import latent_format
 from goldfinch.checkpoint.model_folder import write_safetensors
-from goldfinch.config import ModelConfig, from_plain
+from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.context_file.fingerprint import lower_hash, turns_below_gold, upper_hash
-from goldfinch.inference.context_file.quantization import Certificate
+from goldfinch.inference.context_file.fingerprint import context_hash, prediction_hash, turns_below_gold
+from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.prefill import LowerState, tail_length
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.model import Decoder
+from goldfinch.settings import from_plain
 from goldfinch.state import AttentionState, BlockState, RecurrentState
 
-FORMAT, VERSION = "goldfinch-context", 2  # 1 did not say what a certificate was measured with
+FORMAT, VERSION = "goldfinch-context", 2
 CHECKED_AT_ONCE = 64 << 20  # bytes: the checksums of smaller files are compared when they are opened
 HEADER_LIMIT = 100_000_000  # bytes, that of the safetensors format
 
@@ -57,7 +58,7 @@ class Description:
     model: ModelConfig
     """The model that read the text."""
     weights: str
-    """`lower_hash` of it."""
+    """`context_hash` of it."""
     dtype: str
     """Of its weights."""
     model_folder: str = ""
@@ -74,7 +75,7 @@ class Description:
     """Positions of the snapshots."""
     chosen: tuple[int, ...] = ()
     """Those of them that were asked for."""
-    certificate: Certificate | None = None
+    quantization: QuantizationReport | None = None
     """What integer latents change, as long as nothing above them does."""
 
     def to_json(self) -> str:
@@ -101,11 +102,11 @@ def save_context(
     """Write a file that `open_context` reads; see `Context.save`."""
     if sequence.state is None:
         raise UserError(f"the context is empty: read a text before saving it to {path}")
-    model, memory = sequence.model, sequence.memory
-    sequence.certify()
+    model, memory = sequence.model, sequence.key_cache
+    sequence.measure_quantization()
     description = Description(
         model=model.config,
-        weights=lower_hash(model),
+        weights=context_hash(model),
         dtype=_dtype_name(model),
         model_folder=_relative(model_folder, path.parent) if model_folder else "",
         tokenizer=tokenizer.hash if tokenizer is not None else "",
@@ -114,7 +115,7 @@ def save_context(
         documents=tuple(documents),
         snapshots=tuple(sequence.snapshots),
         chosen=tuple(sequence.chosen),
-        certificate=sequence.certificate,
+        quantization=sequence.quantization,
     ).to_json()
     memory.verify()  # what was never used may be damaged: it must not get a new, matching checksum
     checksums = [memory.checksum(block) for block in range(memory.blocks())]
@@ -140,7 +141,7 @@ def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | Non
     description = read_description(path)
     model = sequence.model
     _check_belongs(path, description, model, tokenizer)
-    device = model.head.weight.device
+    device = model.device
     tensors = {name: tensor.to(device) for name, tensor in _read_tensors(path).items()}
     memory = _take_memory(path, tensors, description, device)
     states = {
@@ -152,8 +153,8 @@ def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | Non
     if path.stat().st_size <= CHECKED_AT_ONCE:
         memory.verify()
     snapshots = {position: states[position] for position in description.snapshots}
-    certificate = description.certificate
-    if certificate is not None and certificate.weights not in ("", upper_hash(model)):
+    certificate = description.quantization
+    if certificate is not None and certificate.weights not in ("", prediction_hash(model)):
         certificate = None  # measured on other predictions than this model's
     sequence.resume(memory, states[description.tokens], snapshots, set(description.chosen), certificate)
     return list(description.documents)
@@ -203,8 +204,9 @@ def _check_belongs(path: Path, description: Description, model: Decoder, tokeniz
     ours, theirs = model.config, description.model
     if (theirs.width, theirs.time_mixes) != (ours.width, ours.time_mixes):
         raise UserError(
-            f"{path} was written by a model of {theirs.layers} layers ({theirs.gold_layers} GOLD) {theirs.width} wide, "
-            f"not by one of {ours.layers} layers ({ours.gold_layers} GOLD) {ours.width} wide: open it with its own"
+            f"{path} was written by a model of {theirs.num_layers} layers ({theirs.num_gold_layers} GOLD), width "
+            f"{theirs.width}, not one of {ours.num_layers} layers ({ours.num_gold_layers} GOLD), width {ours.width}: "
+            "open it with its own"
         )
     if description.dtype != _dtype_name(model):
         raise UserError(
@@ -216,7 +218,7 @@ def _check_belongs(path: Path, description: Description, model: Decoder, tokeniz
             f"{path} was written with {theirs.rope or 'no positions'}, this model has {ours.rope or 'none'}, and they "
             "are in the keys that the file keeps: load the model with the file's (rope=, --rope)"
         )
-    if description.weights != lower_hash(model):
+    if description.weights != context_hash(model):
         raise UserError(
             f"{path} was written by other weights: below the GOLD layers this model differs; open it with its own "
             "model, or read the text again"
@@ -238,16 +240,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dictionary)
 
 
-def open_memory(path: Path, description: Description) -> KeyMemory:
+def open_memory(path: Path, description: Description) -> KeyCache:
     """The key memory alone, memory-mapped, without the model; each block's checksum is compared at its first use."""
     return _take_memory(path, _read_tensors(path), description, torch.device("cpu"))
 
 
-def _take_memory(path: Path, tensors: dict[str, Tensor], description: Description, device: torch.device) -> KeyMemory:
+def _take_memory(path: Path, tensors: dict[str, Tensor], description: Description, device: torch.device) -> KeyCache:
     """The key memory, out of the file's tensors."""
     config = description.model
-    latents = latent_format(description.latents, config.latent_width) if config.gold_layers else None
-    memory = KeyMemory(config, latents, device)
+    latents = latent_format(description.latents, config.latent_width) if config.num_gold_layers else None
+    memory = KeyCache(config, latents, device)
     starts = range(0, description.tokens, GrowingTensor.BLOCK)
     sizes = [min(GrowingTensor.BLOCK, description.tokens - start) for start in starts]
     for name, column in memory.columns.items():
@@ -282,7 +284,7 @@ def _state_tensors(position: int, state: LowerState) -> dict[str, Tensor]:
 def _take_state(path: Path, tensors: dict[str, Tensor], position: int, model: Decoder) -> LowerState:
     """The state after so many tokens, out of the file's tensors."""
     prefix = f"state.{position}"
-    config, dtype = model.config, model.head.weight.dtype
+    config, dtype = model.config, model.dtype
     wide = torch.promote_types(dtype, torch.float32)
     last = (1, config.width)
     blocks = []
@@ -293,14 +295,14 @@ def _take_state(path: Path, tensors: dict[str, Tensor], position: int, model: De
 
         time_mix: RecurrentState | AttentionState
         if kind in ("gptalpha", "llama"):
-            shape = (1, config.heads, position, config.head_size)
+            shape = (1, config.num_heads, position, config.head_size)
             time_mix = AttentionState(
                 last=take("last", last) if kind == "gptalpha" else None,
                 keys=take("keys", shape),
                 values=take("values", shape),
             )
         else:
-            shape = (1, config.heads, config.head_size, config.head_size)
+            shape = (1, config.num_heads, config.head_size, config.head_size)
             time_mix = RecurrentState(last=take("last", last), wkv=take("wkv", shape, wide))
         channel_mix = take("channel_mix", last) if config.channel_mix == "rwkv" else None
         blocks.append(BlockState(time_mix=time_mix, channel_mix=channel_mix))
@@ -322,7 +324,7 @@ def _checksum(description: str, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _dtype_name(model: Decoder) -> str:
-    return str(model.head.weight.dtype).removeprefix("torch.")
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _relative(folder: Path, start: Path) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from goldfinch.cache.key_cache import KeyMemory
-from goldfinch.cache.key_value_cache import Expansion
+from goldfinch.cache.key_cache import KeyCache
+from goldfinch.cache.key_value_cache import KeyValueCache
 from goldfinch.cache.latents import FloatLatents
-from goldfinch.inference.context_file.fingerprint import upper_hash
+from goldfinch.inference.context_file.fingerprint import prediction_hash
 from goldfinch.inference.prefill import LowerState, read_upper, tail_length
 from goldfinch.mixers import Gold
 from goldfinch.model import Decoder
@@ -19,7 +19,7 @@ MOST_SAMPLES = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Certificate:
+class QuantizationReport:
     """Next-token predictions from the stored latents against those from the latents before rounding."""
 
     latents: str
@@ -35,10 +35,10 @@ class Certificate:
     top1_agreement: float
     """Part of the places at which both have the same likeliest token."""
     weights: str = ""
-    """`upper_hash` of the model that predicted; empty where a file of version 1 does not say."""
+    """`prediction_hash` of the model that predicted; empty where a file of version 1 does not say."""
 
 
-class Witness:
+class QuantizationProbe:
     """Keeps, while a text is read, what a certificate is measured from: all latents unrounded, and sampled places.
 
     Until the certificate is made it takes as much memory as a context that rounds nothing.
@@ -51,22 +51,22 @@ class Witness:
     def __init__(self, model: Decoder, samples: int = MOST_SAMPLES) -> None:
         weight = model.head.weight
         self._model = model
-        self.memory = KeyMemory(model.config, FloatLatents(weight.dtype), weight.device)
+        self.key_cache = KeyCache(model.config, FloatLatents(weight.dtype), weight.device)
         self._most = self._stride = samples
         self._samples: dict[int, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.memory.nbytes + sum(sample.nbytes for sample in self._samples.values())
+        return self.key_cache.nbytes + sum(sample.nbytes for sample in self._samples.values())
 
     def observe(self, ids: Tensor, latents: Tensor, x: Tensor, before: LowerState | None) -> None:
         """Take in newly read tokens: (T,) ids, (T, R) latents, outputs below GOLD (1, T, D), and the state before."""
-        start, tail = len(self.memory), tail_length(self._model)
-        self.memory.append(ids, latents)
+        start, tail = len(self.key_cache), tail_length(self._model)
+        self.key_cache.append(ids, latents)
         x = x if before is None else torch.cat([before.recent, x], dim=1)
-        first = len(self.memory) - x.shape[1]  # position of x[:, 0]
-        for position in range(start // self._stride * self._stride, len(self.memory), self._stride):
+        first = len(self.key_cache) - x.shape[1]  # position of x[:, 0]
+        for position in range(start // self._stride * self._stride, len(self.key_cache), self._stride):
             if position >= max(start, tail):
                 self._samples[position] = x[:, position - tail - first : position + 1 - first].clone()
         while len(self._samples) > self._most:
@@ -75,19 +75,19 @@ class Witness:
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on."""
-        self.memory.truncate(length)
+        self.key_cache.truncate(length)
         self._keep(position for position in self._samples if position < length)
 
     def _keep(self, positions: Iterable[int]) -> None:
         self._samples = {position: self._samples[position] for position in positions}
 
-    def fork(self) -> "Witness":
+    def fork(self) -> "QuantizationProbe":
         """The same for a fork of the context."""
-        other = Witness(self._model, self._most)
-        other.memory, other._stride, other._samples = self.memory.fork(), self._stride, dict(self._samples)
+        other = QuantizationProbe(self._model, self._most)
+        other.key_cache, other._stride, other._samples = self.key_cache.fork(), self._stride, dict(self._samples)
         return other
 
-    def certify(self, stored: KeyMemory) -> Certificate | None:
+    def measure_quantization(self, stored: KeyCache) -> QuantizationReport | None:
         """Compare predictions at the sampled places; None for a text too short to have any.
 
         Args:
@@ -96,25 +96,25 @@ class Witness:
         assert stored.format is not None
         if not self._samples:
             return None
-        logits = [self._logits(memory).double().log_softmax(-1) for memory in (self.memory, stored)]
+        logits = [self._logits(memory).double().log_softmax(-1) for memory in (self.key_cache, stored)]
         exact, rounded = logits
         kl = (exact.exp() * (exact - rounded)).sum(-1).clamp(min=0)
-        return Certificate(
+        return QuantizationReport(
             latents=stored.format.name,
             tokens=len(stored),
             positions=len(kl),
             mean_kl=kl.mean().item(),
             max_kl=kl.max().item(),
             top1_agreement=(exact.argmax(-1) == rounded.argmax(-1)).double().mean().item(),
-            weights=upper_hash(self._model),
+            weights=prediction_hash(self._model),
         )
 
-    def _logits(self, memory: KeyMemory) -> Tensor:
+    def _logits(self, memory: KeyCache) -> Tensor:
         """(samples, V): predictions at the sampled places, from these latents."""
         tail = tail_length(self._model)
-        ends = torch.tensor(list(self._samples), device=self._model.head.weight.device)
+        ends = torch.tensor(list(self._samples), device=self._model.device)
         back = torch.arange(1 - tail, 1, device=ends.device)
-        source = _Sampled(source=Expansion(self._model, memory, 0), query_positions=ends[:, None] + back)
+        source = _Sampled(source=KeyValueCache(self._model, memory, 0), query_positions=ends[:, None] + back)
         recent = torch.cat(list(self._samples.values()))
         hidden, _ = read_upper(self._model, recent, tail + 1, None, source)
         hidden = hidden[:, 0]
@@ -125,7 +125,7 @@ class Witness:
 class _Sampled:
     """A key memory for queries from places inside the text (a `KeyValueSource`)."""
 
-    source: Expansion
+    source: KeyValueCache
     query_positions: Tensor
 
     def __len__(self) -> int:

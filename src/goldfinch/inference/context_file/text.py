@@ -11,10 +11,10 @@ import numpy as np
 from safetensors import safe_open
 
 from goldfinch.checkpoint.model_folder import TOKENIZER, read_tokenizer
-from goldfinch.config import did_you_mean
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context_file.format import Description, Document, model_folder, open_memory
+from goldfinch.settings import did_you_mean
 
 LONGEST_CHARACTER = 4  # bytes, in UTF-8
 

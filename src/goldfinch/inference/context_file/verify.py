@@ -28,7 +28,7 @@ def plan_replays(spans: Iterable[tuple[int, int]], snapshots: Iterable[int]) -> 
     """How to come by the latents of spans of tokens, first .. last - 1, that do not overlap, in as few steps as can be.
 
     Args:
-        spans: of `KeyMemory.spans`, for example.
+        spans: of `KeyCache.spans`, for example.
         snapshots: positions at which the state is known.
     """
     replays: list[Replay] = []
@@ -41,7 +41,7 @@ def plan_replays(spans: Iterable[tuple[int, int]], snapshots: Iterable[int]) -> 
 
 
 @torch.inference_mode()
-def compare_latents(
+def verify_latents(
     context: Context, replays: Iterable[Replay], source: str, progress: Callable[[int], None] | None = None
 ) -> float:
     """Read tokens again and compare their latents with those in memory, which must be equal but for rounding.
@@ -58,10 +58,10 @@ def compare_latents(
     Raises:
         UserError: latents are not what the model makes of the text.
     """
-    model, memory = context.model, context.sequence.memory
+    model, memory = context.model, context.sequence.key_cache
     assert model.token_cat is not None
     assert memory.format is not None
-    dtype = model.head.weight.dtype
+    dtype = model.dtype
     wide = torch.promote_types(dtype, torch.float32)
     share = _tolerated_share(memory.format, dtype)
     largest = 0.0

@@ -31,7 +31,7 @@ def wkv6(
     u: Tensor | None = None,
     state: Tensor | None = None,
     implementation: Implementation = "auto",
-    starts: Tensor | None = None,
+    document_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The matrix-valued recurrence of Finch (F14-22) and Finch-C2 (P4-13), per head:
 
@@ -46,7 +46,8 @@ def wkv6(
         state: (B, H, N, N) as key x value, fp32 or fp64; None for zeros.
         implementation: "recurrent" (the definition), "chunked", "cpu" (on CPUs), "fla" (on GPUs, fp32), or "auto"
             for the fastest here.
-        starts: (B, T) bool, the tokens that begin a document: S[t-1] counts as zero there, exactly. None for none.
+        document_starts: (B, T) bool, the tokens that begin a document: S[t-1] counts as zero there, exactly. None for
+            none.
 
     Returns:
         y of (B, T, H, N) in r's dtype, and the state after the last token.
@@ -65,10 +66,10 @@ def wkv6(
     r_wide, k, v, log_w, state = (x.to(dtype) for x in (r, k, v, log_w, state))
     # Autocast would run the products in bf16; the recurrence needs fp32. (The meta device knows no autocast.)
     with torch.autocast("cpu" if r.is_meta else r.device.type, enabled=False):
-        if starts is None:
+        if document_starts is None:
             y, state = compute(r_wide, k, v, log_w, bonus, state)
         else:
-            y, state = _with_resets(compute, r_wide, k, v, log_w, bonus, state, starts[..., None, None])
+            y, state = _with_resets(compute, r_wide, k, v, log_w, bonus, state, document_starts[..., None, None])
     return y.to(r.dtype), state
 
 
@@ -80,16 +81,16 @@ def _with_resets(
     log_w: Tensor,
     u: Tensor | None,
     state: Tensor,
-    starts: Tensor,
+    document_starts: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Any implementation, with the state wiped where `starts`, (B, T, 1, 1), says so.
+    """Any implementation, with the state wiped where `document_starts`, (B, T, 1, 1), says so.
 
     A decay of 0 keeps S[t-1] from S[t]. What y[t] itself reads of S[t-1] goes with the rest of y[t], of which only the
     token's own r[t] diag(u) k[t]^T v[t] is put back: the kernels need not know of documents.
     """
-    y, state = compute(r, k, v, log_w.masked_fill(starts, -torch.inf), u, state)
+    y, state = compute(r, k, v, log_w.masked_fill(document_starts, -torch.inf), u, state)
     own = 0.0 if u is None else (r * u * k).sum(-1, keepdim=True) * v
-    return torch.where(starts, own, y), state
+    return torch.where(document_starts, own, y), state
 
 
 def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:

@@ -33,7 +33,7 @@ _GROUPS: dict[tuple[type[nn.Module], str], Group] = {
     (DataDependentLerp, "mu"): "vector",
     (RwkvChannelMix, "mu_r"): "vector",
     (RwkvChannelMix, "mu_k"): "vector",
-    (Gold, "memory_mu"): "vector",
+    (Gold, "mu_e"): "vector",
     (Gold, "mu_k"): "vector",
     (Gold, "mu_v"): "vector",
     (Finch, "bonus"): "vector",

@@ -21,9 +21,6 @@ from goldfinch.model import Decoder
 from goldfinch.model.block import Block
 from goldfinch.ops.wkv6 import cpu
 from goldfinch.state import BlockState
-from goldfinch.training.config import TrainConfig
-from goldfinch.training.initial_weights import set_initial_weights
-from goldfinch.training.parallel.processes import Processes
 
 BACKEND = "inductor"
 """Of torch.compile."""
@@ -56,20 +53,22 @@ def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> 
     def run(
         x: Tensor,
         state: BlockState | None = None,
-        memory: KeyValueSource | None = None,
-        starts: Tensor | None = None,
+        cache: KeyValueSource | None = None,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
         # Without gradients there is nothing to save; and texts of any length would each be compiled.
         if not torch.is_grad_enabled():
-            return Block.forward(block, x, state, memory, starts)
-        if memory is None and not x.requires_grad and not any(weight.requires_grad for weight in block.parameters()):
+            return Block.forward(block, x, state, cache, document_starts)
+        if cache is None and not x.requires_grad and not any(weight.requires_grad for weight in block.parameters()):
             # Frozen, and nothing below is trained: gradients end above it.
             with torch.no_grad():
-                return forward(block, x, state, memory, starts)
+                return forward(block, x, state, cache, document_starts)
         if activation_checkpointing:
             # Blocks draw no random numbers.
-            return checkpoint(forward, block, x, state, memory, starts, use_reentrant=False, preserve_rng_state=False)
-        return forward(block, x, state, memory, starts)
+            return checkpoint(
+                forward, block, x, state, cache, document_starts, use_reentrant=False, preserve_rng_state=False
+            )
+        return forward(block, x, state, cache, document_starts)
 
     return run
 
@@ -95,45 +94,7 @@ def _compile(forward: Forward) -> Forward:
     return run
 
 
-def build_model(
-    config: TrainConfig, processes: Processes, device: torch.device, dtype: torch.dtype, initialized: bool
-) -> Decoder:
-    """The model of a run, with its plan applied and spread over the processes.
-
-    Args:
-        config: the settings.
-        processes: all of them build it together.
-        device: of this process.
-        dtype: of matrix products.
-        initialized: with the weights that a new run starts from; otherwise with any, for a checkpoint to replace.
-    """
-    model = _empty_model(config)
-    apply_block_plan(model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
-    mesh = processes.mesh(device, config.replicas)
-    if mesh is not None:
-        _shard(model, mesh, dtype)
-    model.to_empty(device=device)
-    if initialized and mesh is None:
-        set_initial_weights(model, config)
-    elif initialized:
-        with processes.agreed():
-            weights = _initial_weights(config) if processes.main else {}
-        _distribute(model, weights)
-    return model
-
-
-def _empty_model(config: TrainConfig) -> Decoder:
-    with torch.device("meta"):
-        return Decoder(config.model)
-
-
-def _initial_weights(config: TrainConfig) -> dict[str, Tensor]:
-    model = _empty_model(config).to_empty(device="cpu")
-    set_initial_weights(model, config)
-    return dict(model.state_dict())
-
-
-def _shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     """Spread the parameters over the processes of `mesh` (FSDP2): each keeps its rows, and gathers a block at a time.
 
     Args:
@@ -164,7 +125,7 @@ def synchronize_gradients(model: nn.Module, due: bool) -> None:
         model.set_reshard_after_backward(due)
 
 
-def release(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Let go of the gathered weights that a forward pass without a backward pass leaves behind."""
     if isinstance(model, FSDPModule):
         model.reshard()
@@ -178,20 +139,19 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], weights)
 
 
-def whole_model(model: Decoder, device: torch.device) -> Decoder | None:
+def gather_model(model: Decoder, device: torch.device) -> Decoder | None:
     """A model to write with, on `device`, in process 0; None in the others. In a run of one process it is `model`."""
     if not isinstance(model, FSDPModule):
         return model
     weights = full_weights(model)
     if not weights:
         return None
-    with torch.device("meta"):
-        whole = Decoder(model.config)
+    whole = Decoder.on_meta(model.config)
     whole.load_state_dict({name: tensor.to(device) for name, tensor in weights.items()}, assign=True)
     return whole
 
 
-def _distribute(model: Decoder, weights: dict[str, Any]) -> None:
+def distribute_weights(model: Decoder, weights: dict[str, Any]) -> None:
     """The inverse of `full_weights`: process 0 gives the whole model's weights, others an empty dict."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, weights, options=options)

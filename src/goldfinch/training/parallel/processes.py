@@ -28,13 +28,13 @@ class Processes:
 
     rank: int = 0
     """This one, counted over all machines."""
-    count: int = 1
+    world_size: int = 1
     """All of them."""
     local_rank: int = 0
     """This one, counted on its machine: which GPU it uses."""
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that prints and writes what is written once."""
         return self.rank == 0
 
@@ -50,7 +50,7 @@ class Processes:
             device = torch.device(name)
         except RuntimeError as error:
             raise UserError(f"unknown --device {name}: cpu, cuda, or cuda:1 for the second GPU") from error
-        if device.type != "cuda" or self.count == 1:
+        if device.type != "cuda" or self.world_size == 1:
             return device
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
@@ -65,23 +65,23 @@ class Processes:
         Returns:
             The mesh ("replicate", "shard"), or ("shard",) for one replica; None in a run of one process.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return None
         if replicas == 1:
-            return init_device_mesh(device.type, (self.count,), mesh_dim_names=("shard",))
-        shape = (replicas, self.count // replicas)
+            return init_device_mesh(device.type, (self.world_size,), mesh_dim_names=("shard",))
+        shape = (replicas, self.world_size // replicas)
         return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Each value added up over the processes, in one all-reduce; the same numbers everywhere."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
-    def lowest(self, value: float) -> float:
+    def all_reduce_min(self, value: float) -> float:
         """The lowest value of any process."""
         return self._reduced((value,), dist.ReduceOp.MIN)[0]
 
     def _reduced(self, values: tuple[float, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
-        if self.count == 1:
+        if self.world_size == 1:
             return list(values)
         # On the CPU, through gloo: a GPU need not be waited for.
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -89,7 +89,7 @@ class Processes:
         return tensor.tolist()
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """A block that fails everywhere if it fails anywhere, told by one process. It must not communicate itself.
 
         Raises:
@@ -100,29 +100,29 @@ class Processes:
             yield
         except (UserError, OSError) as error:
             failure = error
-        teller = self.lowest(self.rank if failure else self.count)
-        if failure is None and teller == self.count:
+        teller = self.all_reduce_min(self.rank if failure else self.world_size)
+        if failure is None and teller == self.world_size:
             return
         if failure is None or teller < self.rank:
-            failure = UserError.told_elsewhere()
+            failure = UserError.reported_elsewhere()
         raise failure
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, which alone runs it; a failure there is one everywhere."""
         results: list[T | None] = [None]
-        with self.agreed():
-            if self.main:
+        with self.fail_together():
+            if self.is_main:
                 results = [work()]
-        if self.count > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(results)
         return cast(T, results[0])
 
-    def once(self, error: UserError) -> UserError:
+    def error_on_main(self, error: UserError) -> UserError:
         """For an error that all processes raise together: the main one tells it."""
-        return error if self.main else UserError.told_elsewhere(error.exit_code)
+        return error if self.is_main else UserError.reported_elsewhere(error.exit_code)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 """A run of one process."""
 
 
@@ -136,10 +136,10 @@ def join_processes() -> Iterator[Processes]:
     environment = os.environ
     processes = Processes(
         rank=int(environment.get("RANK", 0)),
-        count=int(environment.get("WORLD_SIZE", 1)),
+        world_size=int(environment.get("WORLD_SIZE", 1)),
         local_rank=int(environment.get("LOCAL_RANK", 0)),
     )
-    if processes.count == 1:
+    if processes.world_size == 1:
         yield processes
         return
     # gloo beside NCCL: numbers of the host, and checkpoints while a GPU goes on.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException
 
 from goldfinch.checkpoint.model_folder import check_weights, save_weights
-from goldfinch.config import from_plain
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
+from goldfinch.settings import from_plain
 from goldfinch.training.parallel.processes import Processes
 from goldfinch.training.run.checkpoint_storage import (
     CheckpointReader,
@@ -73,7 +73,7 @@ class Checkpoints:
         self._keep_every = keep_every
         self._processes = processes
         # Its own: messages about files must not get between those of a step.
-        self._group = dist.new_group(backend="gloo") if processes.count > 1 else None
+        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
         self._saving: tuple[Path, Future[Any]] | None = None
 
     def save(
@@ -123,12 +123,12 @@ class Checkpoints:
         try:
             future.result()
         except CheckpointException as error:
-            if self._processes.main:
+            if self._processes.is_main:
                 shutil.rmtree(temporary_folder(path), ignore_errors=True)
             rank, (reason, _) = min(error.failures.items(), key=lambda failure: failure[0])
-            where = f"process {rank}: " if self._processes.count > 1 else ""
+            where = f"process {rank}: " if self._processes.world_size > 1 else ""
             failure = UserError(f"{where}{reason}; the checkpoints before it are whole")
-            raise self._processes.once(failure) from error
+            raise self._processes.error_on_main(failure) from error
 
     def load(
         self, path: Path, parameters: Mapping[str, nn.Parameter], model: Decoder, optimizer: torch.optim.Optimizer
@@ -141,7 +141,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged, or of another model.
         """
-        with self._processes.agreed():
+        with self._processes.fail_together():
             index = _read_whole(path)
             progress = from_plain(Progress, index.progress, "progress.")
             stored = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in index.tensors.items()}

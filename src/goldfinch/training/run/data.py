@@ -26,9 +26,9 @@ class RunData:
     """
 
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
-        if config.batch_size % processes.count:
+        if config.batch_size % processes.world_size:
             raise UserError(
-                f"batch_size {config.batch_size} cannot be shared out evenly among {processes.count} processes"
+                f"batch_size {config.batch_size} cannot be shared out evenly among {processes.world_size} processes"
             )
         self._context = config.context
         data = TrainingData.open(config.data)
@@ -44,14 +44,14 @@ class RunData:
             config.batch_size,
             config.seed,
             rank=processes.rank,
-            world_size=processes.count,
+            world_size=processes.world_size,
             workers=config.workers,
         )
         """This process's part of every training batch."""
         self.steps = config.steps or _steps_of_epochs(config, self.batches.windows)
         """Steps of the whole run."""
         self._validation = data.validation
-        self._at_once = config.micro_batch_size or config.batch_size // processes.count
+        self._at_once = config.micro_batch_size or config.batch_size // processes.world_size
 
     def validation_windows(self, most_tokens: int) -> dict[str, Iterator[Tensor]]:
         """The validation split of each source by name, as `sequential_windows` gives it.
