@@ -14,12 +14,11 @@ from hypothesis import settings
 from plans import PLANS
 from torch import Tensor, nn
 
-from goldfinch.cache.growing_tensor import GrowingTensor
 from goldfinch.config import ModelConfig
 from goldfinch.cpu import build
 from goldfinch.data.prepare import prepare
 from goldfinch.data.tokenizers import ByteTokenizer
-from goldfinch.inference import cpu_decode, prefill
+from goldfinch.inference import cpu_decode
 from goldfinch.mixers import gold_cpu
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
@@ -128,14 +127,6 @@ def assert_same(tensors_of):
             )
 
     return check
-
-
-@pytest.fixture
-def small_pieces(monkeypatch):
-    """Chunks and blocks so small that short texts have several."""
-    monkeypatch.setattr(prefill, "CHUNK", 5)
-    monkeypatch.setattr(GrowingTensor, "BLOCK", 4)
-    monkeypatch.setattr(GrowingTensor, "ROOM", 1)
 
 
 @pytest.fixture

@@ -1,24 +1,80 @@
-"""GoldFinch: hybrid language models with linear pre-fill and a tiny compressed key cache (arXiv 2407.12077).
+"""GoldFinch: hybrid language models with linear prefill and a tiny compressed key cache (arXiv 2407.12077).
 
 >>> import goldfinch as gf
->>> lm = gf.load("runs/quickstart")                         # weights + tokenizer + config
+>>> lm = gf.load("runs/quickstart")
+>>> lm.generate("Call me", max_tokens=20, temperature=0.8, seed=0).finish_reason
+'length'
 >>> context = lm.read("Call me Ishmael.")
->>> print("".join(context.generate(max_tokens=50, seed=0)))
+>>> for piece in context.stream(max_tokens=20, seed=0):
+...     print(piece, end="")  # doctest: +SKIP
+
+What is listed in `__all__` is the public interface; everything else is internal.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["build", "load"]
+
+# Public name -> the module that has it.
+_MODULES = {
+    "load": "inference.language_model",
+    "build": "inference.language_model",
+    "LanguageModel": "inference.language_model",
+    "Context": "inference.context",
+    "Sampling": "inference.sampling",
+    "Generation": "inference.generation",
+    "Score": "inference.score",
+    "ChatTemplate": "inference.chat",
+    "CacheLevel": "cache.key_value_cache",
+    "QuantizationReport": "inference.context_file.quantization",
+    "ModelConfig": "config",
+    "RopeConfig": "config",
+    "Trainer": "training.trainer",
+    "TrainConfig": "training.config",
+    "UserError": "errors",
+}
+
+__all__ = [  # noqa: RUF022 (in the order in which people meet them)
+    "load",
+    "build",
+    "LanguageModel",
+    "Context",
+    "Sampling",
+    "Generation",
+    "Score",
+    "ChatTemplate",
+    "CacheLevel",
+    "QuantizationReport",
+    "ModelConfig",
+    "RopeConfig",
+    "Trainer",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
-    from goldfinch.inference.language_model import build, load
+    from goldfinch.cache.key_value_cache import CacheLevel
+    from goldfinch.config import ModelConfig, RopeConfig
+    from goldfinch.errors import UserError
+    from goldfinch.inference.chat import ChatTemplate
+    from goldfinch.inference.context import Context
+    from goldfinch.inference.context_file.quantization import QuantizationReport
+    from goldfinch.inference.generation import Generation
+    from goldfinch.inference.language_model import LanguageModel, build, load
+    from goldfinch.inference.sampling import Sampling
+    from goldfinch.inference.score import Score
+    from goldfinch.training.config import TrainConfig
+    from goldfinch.training.trainer import Trainer
 
 
 def __getattr__(name: str) -> Any:
     """Import the library proper on first use, so that `import goldfinch` and `goldfinch --help` load no torch."""
-    if name in __all__:
-        from goldfinch.inference import language_model
+    if name not in _MODULES:
+        raise AttributeError(f"module 'goldfinch' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"goldfinch.{_MODULES[name]}"), name)
 
-        return getattr(language_model, name)
-    raise AttributeError(f"module 'goldfinch' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from goldfinch.errors import UserError
-from goldfinch.settings import from_plain
+from goldfinch.settings import did_you_mean, from_plain
 
-TimeMixKind = Literal["finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2", "gold", "gptalpha", "llama"]
+TIME_MIX_KINDS = ["finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2", "gold", "gptalpha", "llama"]
+"""Names of time mixes for layer plans; `goldfinch.mixers.register_time_mix` adds others."""
 ChannelMixKind = Literal["rwkv", "swiglu"]
 
 
@@ -36,7 +37,7 @@ class ModelConfig:
     """V, number of token ids."""
     width: int
     """D, channels of the residual stream; a multiple of `head_size`."""
-    time_mixes: tuple[TimeMixKind, ...]
+    time_mixes: tuple[str, ...]
     """The time mix of every layer; GOLD layers, if any, are the last ones."""
     channel_mix: ChannelMixKind = "rwkv"
     """The channel mix of every layer."""
@@ -63,8 +64,8 @@ class ModelConfig:
         if not self.time_mixes:
             raise UserError("time_mixes must name at least one layer")
         for kind in self.time_mixes:
-            if kind not in get_args(TimeMixKind):
-                raise UserError(f"unknown time mix {kind!r}; known: {', '.join(get_args(TimeMixKind))}")
+            if kind not in TIME_MIX_KINDS:
+                raise UserError(f"unknown time mix {kind!r}; {did_you_mean(kind, TIME_MIX_KINDS)}")
         if self.channel_mix not in get_args(ChannelMixKind):
             raise UserError(f"unknown channel mix {self.channel_mix!r}; known: {', '.join(get_args(ChannelMixKind))}")
         if self.width % self.head_size:

@@ -72,3 +72,8 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, all or nothing."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, which may be of several lines, on one."""
+    return " ".join(str(error).split())

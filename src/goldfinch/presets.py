@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean
 
@@ -21,13 +21,13 @@ SIZES = {
 }
 
 
-def split_plan(lower: TimeMixKind, upper: TimeMixKind, layers: int, inverse_fraction: int) -> tuple[TimeMixKind, ...]:
+def split_plan(lower: str, upper: str, layers: int, inverse_fraction: int) -> tuple[str, ...]:
     """The layer plan with the last 1/inverse_fraction of the layers `upper`, the rest `lower` (SPEC 1).
 
     The first upper layer is int(layers * (inverse_fraction - 1) / inverse_fraction), as in the reference.
     """
     first = layers * (inverse_fraction - 1) // inverse_fraction
-    plan: list[TimeMixKind] = [lower] * first + [upper] * (layers - first)
+    plan: list[str] = [lower] * first + [upper] * (layers - first)
     return tuple(plan)
 
 
@@ -41,7 +41,7 @@ def _goldfinch(inverse_fraction: int = 3, latent_ratio: int = 16, rope: RopeConf
     )
 
 
-def _uniform(kind: TimeMixKind, rope: RopeConfig | None = None, channel_mix: ChannelMixKind = "rwkv") -> "_Kind":
+def _uniform(kind: str, rope: RopeConfig | None = None, channel_mix: ChannelMixKind = "rwkv") -> "_Kind":
     return lambda layers, width, vocab_size: ModelConfig(
         vocab_size=vocab_size, width=width, time_mixes=(kind,) * layers, channel_mix=channel_mix, rope=rope
     )

@@ -1,16 +1,23 @@
 """What a sequence carries from one call to the next: plain data, no policy (SPEC 4).
 
-A state of None means the start of the text. B is the batch, D the width, H heads of N channels, n tokens seen.
+A state of None means the start of the text. B is the batch, D the width, H heads of N channels, n tokens seen. The
+state of a time mix says whether it GROWS with the text, and which FP32_FIELDS are fp32 in every model.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
 @dataclasses.dataclass(kw_only=True)
 class RecurrentState:
     """Finch and Finch-C2."""
+
+    GROWS: ClassVar = False
+    FP32_FIELDS: ClassVar = ("wkv",)
 
     last: Tensor
     """(B, D): the mixer's input at the last token."""
@@ -21,6 +28,9 @@ class RecurrentState:
 @dataclasses.dataclass(kw_only=True)
 class AttentionState:
     """GPTAlpha and Llama: an ordinary key-value cache, full width, in every layer."""
+
+    GROWS: ClassVar = True
+    FP32_FIELDS: ClassVar = ()
 
     last: Tensor | None
     """(B, D): the mixer's input at the last token; None for Llama, which has no token shift."""
@@ -33,6 +43,9 @@ class AttentionState:
 @dataclasses.dataclass(kw_only=True)
 class GoldState:
     """GOLD: its keys and values are rebuilt from the model's one key cache."""
+
+    GROWS: ClassVar = False
+    FP32_FIELDS: ClassVar = ()
 
     last: Tensor
     """(B, D): the mixer's input at the last token."""
@@ -69,3 +82,47 @@ class ModelState:
     blocks: list[BlockState]
     key_cache: KeyCacheState | None
     """None in models without GOLD layers."""
+
+
+def stack_states(states: Sequence[Sequence[BlockState | None] | None]) -> list[BlockState | None] | None:
+    """The states of several sequences, each with the same layers, as those of one batch; None where they have no stack.
+
+    Those that start a text (None), and those of layers whose state grows with the text, cannot be stacked: None.
+    """
+    given = [state for state in states if state is not None]
+    if len(given) == 1 == len(states):
+        return list(given[0])
+    if len(given) < len(states):
+        return None
+    stacked: list[BlockState | None] = []
+    for layer in zip(*given, strict=True):
+        blocks = [block for block in layer if block is not None]
+        if not blocks:
+            stacked.append(None)
+            continue
+        mixes = [block.time_mix for block in blocks]
+        if len(blocks) < len(layer) or any(mix.GROWS for mix in mixes):
+            return None
+        fields = {name: torch.cat([getattr(mix, name) for mix in mixes]) for name in vars(mixes[0])}
+        channel_mixes = [block.channel_mix for block in blocks if block.channel_mix is not None]
+        stacked.append(
+            BlockState(
+                time_mix=type(mixes[0])(**fields), channel_mix=torch.cat(channel_mixes) if channel_mixes else None
+            )
+        )
+    return stacked
+
+
+def unstack_states(states: Sequence[BlockState], batch: int) -> list[list[BlockState]]:
+    """The inverse: the states of each sequence of a batch, in memory of their own."""
+    if batch == 1:
+        return [list(states)]
+
+    def row(state: BlockState, index: int) -> BlockState:
+        fields = {
+            name: value[index : index + 1].clone() for name, value in vars(state.time_mix).items() if value is not None
+        }
+        channel_mix = None if state.channel_mix is None else state.channel_mix[index : index + 1].clone()
+        return BlockState(time_mix=type(state.time_mix)(**fields), channel_mix=channel_mix)
+
+    return [[row(state, index) for state in states] for index in range(batch)]

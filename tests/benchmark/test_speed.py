@@ -49,7 +49,7 @@ def without_recurrence(monkeypatch):
 def test_flops_of_prefill_are_those_of_all_matrix_products_below_gold_and_of_the_compression(lm, without_recurrence):
     tokens = torch.arange(7)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        x, _ = read_lower(lm.model, tokens, None)
+        x, _ = read_lower(lm.model, tokens[None], [None])
         lm.model.token_cat.compress(x)
     assert counter.get_total_flops() == 7 * prefill_product_flops(lm.config)
 
@@ -125,7 +125,7 @@ def test_a_fork_at_a_level_keeps_that_and_no_more(lm):
     context = lm.read(torch.arange(40), budget=0)
     kept = {level: at_level(context, level) for level in levels(lm)}
     assert {level: fork.level for level, fork in kept.items()} == {level: level for level in levels(lm)}
-    sizes = [kept[level].nbytes["expanded"] for level in ("latents", "shared_keys", "keys_values")]
+    sizes = [kept[level].memory_usage().key_value_cache for level in ("latents", "shared_keys", "keys_values")]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
 

@@ -9,13 +9,11 @@ from goldfinch.cache.growing_tensor import GrowingTensor
 
 
 @pytest.fixture
-def grow(monkeypatch):
-    """grow(rows) -> a tensor of pairs (0, 0), (1, 1), ..., in blocks of four with room for two more rows at a time."""
-    monkeypatch.setattr(GrowingTensor, "BLOCK", 4)
-    monkeypatch.setattr(GrowingTensor, "ROOM", 2)
+def grow():
+    """grow(rows) -> a tensor of pairs (0, 0), (1, 1), ..., in blocks of four whose capacity grows by two rows."""
 
     def make(count):
-        tensor = GrowingTensor((2,), torch.int64, torch.device("cpu"))
+        tensor = GrowingTensor((2,), torch.int64, torch.device("cpu"), block_size=4, granularity=2)
         tensor.append(pairs(range(count)))
         return tensor
 
@@ -40,7 +38,7 @@ def test_it_holds_what_was_appended_whatever_the_pieces(grow):
         assert content(tensor) == expected
         stop = min(stop, len(tensor))
         assert tensor.rows(start, stop)[:, 0].tolist() == expected[start:stop]
-        assert [row for index in range(tensor.blocks()) for row in tensor.block(index)[:, 0].tolist()] == expected
+        assert [row for index in range(tensor.num_blocks) for row in tensor.block(index)[:, 0].tolist()] == expected
 
     check()
 
@@ -68,7 +66,7 @@ def test_forks_share_blocks_and_nobody_sees_what_the_other_writes(grow):
 def test_truncated_rows_are_gone(grow):
     tensor = grow(9)
     tensor.truncate(8)
-    assert (content(tensor), tensor.blocks()) == (list(range(8)), 2)
+    assert (content(tensor), tensor.num_blocks) == (list(range(8)), 2)
     tensor.truncate(0)
     tensor.append(pairs([5]))
     assert content(tensor) == [5]
@@ -76,7 +74,7 @@ def test_truncated_rows_are_gone(grow):
 
 def test_tensors_that_it_is_made_of_are_never_written_to(grow):
     mapped = [pairs(range(4)), pairs([4, 5])]
-    tensor = GrowingTensor.of(mapped)
+    tensor = GrowingTensor.from_blocks(mapped, 4)
     tensor.append(pairs([6]))
     tensor.truncate(2)
     tensor.append(pairs([9]))

@@ -209,9 +209,9 @@ def test_nothing_is_replaced_without_overwrite(save_pth, tmp_path):
     import_reference(pth, None, folder, None)
     before = (folder / "model.safetensors").read_bytes()
     for output in (folder, pth):
-        with pytest.raises(UserError, match="exists: give another name, or --overwrite"):
+        with pytest.raises(UserError, match="exists: choose another name, or"):
             import_reference(pth, None, output, None)
-    with pytest.raises(UserError, match="exists: give another name, or --overwrite"):
+    with pytest.raises(UserError, match="exists: choose another name, or"):
         export_reference(folder, pth)
     assert (folder / "model.safetensors").read_bytes() == before
 
@@ -227,7 +227,7 @@ def test_overwrite_replaces_a_whole_model_and_only_that(save_pth, same_bits, tmp
     assert same_bits(read_tensors(tmp_path / "model.pth"), other)
 
     (folder / "metrics.jsonl").write_text("precious")
-    with pytest.raises(UserError, match=r"also holds metrics\.jsonl, so it is not replaced"):
+    with pytest.raises(UserError, match=r"also holds metrics\.jsonl, so it is not overwritten"):
         import_reference(tmp_path / "model.pth", None, folder, None, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
         import_reference(tmp_path / "model.pth", None, tmp_path / "model.pth", None, overwrite=True)

@@ -14,8 +14,8 @@ from goldfinch.checkpoint.reference_config import (
 )
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.errors import UserError
+from goldfinch.layers.initial_values import bonus
 from goldfinch.model import Decoder
-from goldfinch.model.initialization import bonus
 
 SMALL = {"tmix": "x060c2", "tmix2": "gold", "n_layer": 6, "n_embd": 128}
 

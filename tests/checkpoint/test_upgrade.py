@@ -196,7 +196,7 @@ def test_what_cannot_be_upgraded_is_refused_with_the_remedy(folder, small_config
         ([folder, "--gold", "append:1", "--text", tmp_path / "gone.txt"], "gone.txt"),
         ([folder, "--gold", "append:1", "--text", tmp_path / "short.txt"], "too short"),
         ([folder, "--gold", "append:1", "--rope", "rescale=0"], "rope.rescale must be above 0"),
-        ([folder, "--gold", "append:1", "-o", folder], "exists: give another name"),
+        ([folder, "--gold", "append:1", "-o", folder], "exists: choose another name"),
         ([folder], "--gold"),
     ):
         assert run(["upgrade", *map(str, args), *([] if "-o" in args else ["-o", str(out)])]) == 2, args

@@ -8,19 +8,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import goldfinch as gf
-from goldfinch.cache.growing_tensor import GrowingTensor
 from goldfinch.cli.main import run
+from goldfinch.inference.context import Context
 from goldfinch.inference.context_file import format as context_file
 
 TEXT = "Call me Ishmael. Some years ago - never mind how long précisément - I thought I would sail about a little. "
 
 
 @pytest.fixture
-def book(small_run, tmp_path, monkeypatch):
+def book(small_run, tmp_path):
     """A file of two named documents, in blocks of 64 tokens, written by the model in `small_run`."""
-    monkeypatch.setattr(GrowingTensor, "BLOCK", 64)
-    monkeypatch.setattr("goldfinch.inference.prefill.CHUNK", 32)
-    context = gf.load(small_run).context("int8")
+    lm = gf.load(small_run)
+    context = Context(lm.model, lm.tokenizer, "int8", model_folder=lm.folder, chunk_size=32, block_size=64)
     context.read(TEXT, name="loomings.txt")
     context.read("Etymology. Ishmael.", name="etymology.txt")
     context.read("No document.")
@@ -38,18 +37,18 @@ def test_info_tells_documents_sizes_and_what_rounding_changes(book, capsys):
     path, lm, context = book
     code, out, _ = output_of(capsys, "info", path)
     assert code == 0
-    for shown in ("loomings.txt", "etymology.txt", f"{len(context):,}", "int8", "times the file", "same likeliest"):
+    for shown in ("loomings.txt", "etymology.txt", f"{len(context):,}", "int8", "times the file", "same most likely"):
         assert shown in out
     _, out, _ = output_of(capsys, "info", path, "--json")
     content = json.loads(out)
     sizes = content["bytes"]
-    assert content["tokens"] == len(context)
+    assert content["num_tokens"] == len(context)
     assert sizes["file"] == path.stat().st_size
     assert sizes["transformer"] == len(context) * lm.config.num_layers * lm.config.width * 2 * 2
     # 16 numbers of a byte and a scale of two, an id of two; a checksum per block.
     width = lm.config.latent_width
-    assert sizes["memory"] == len(context) * (width + 2 + 2) + 8 * -(-len(context) // 64)
-    assert sizes["state"] == context.sequence.state.nbytes
+    assert sizes["key_cache"] == len(context) * (width + 2 + 2) + 8 * -(-len(context) // 64)
+    assert sizes["state"] == context.sequence.current_state().nbytes
 
 
 def test_only_the_first_documents_are_named_unless_all_are_asked_for(small_run, tmp_path, capsys):
@@ -69,15 +68,15 @@ def test_cat_prints_any_range_and_any_document(book, capsys):
     whole = lm.tokenizer.decode(context.ids())
     for options, expected in (
         ([], whole),
-        (["--start", 5, "--stop", 90], whole.encode()[5:90].decode()),
+        (["--start-token", 5, "--stop-token", 90], whole.encode()[5:90].decode()),
         (["--document", "etymology.txt"], "Etymology. Ishmael."),
-        (["--document", "etymology.txt", "--start", 11], "Ishmael."),
+        (["--document", "etymology.txt", "--start-token", 11], "Ishmael."),
     ):
         assert output_of(capsys, "cat", path, *options)[:2] == (0, expected + "\n")
     code, _, message = output_of(capsys, "cat", path, "--document", "etymologie.txt")
     assert code == 2
     assert "did you mean etymology.txt?" in message
-    assert output_of(capsys, "cat", path, "--start", 9, "--stop", 3)[0] == 2
+    assert output_of(capsys, "cat", path, "--start-token", 9, "--stop-token", 3)[0] == 2
 
 
 def test_grep_finds_every_place_and_its_token(book, capsys):
@@ -104,8 +103,8 @@ def test_verify_reads_random_blocks_again(book, capsys):
     path, _, context = book
     code, out, _ = output_of(capsys, "verify", path, "--blocks", 9)
     assert code == 0
-    assert "checksums of" in out
-    assert f"latents of {len(context):,} tokens" in out
+    assert "checksums match" in out
+    assert f"recomputed latents of {len(context):,} tokens" in out
 
 
 def test_verify_finds_what_checksums_cannot(book, capsys):
@@ -118,15 +117,15 @@ def test_verify_finds_what_checksums_cannot(book, capsys):
     save_file(tensors, damaged, metadata)
     assert output_of(capsys, "verify", damaged, "--blocks", 0)[0] == 2
     # With a checksum that fits, only the model can tell.
-    stored = context_file.open_memory(damaged, context_file.read_description(damaged))
-    tensors["checksums"] = torch.tensor([stored.checksum(block) for block in range(stored.blocks())])
+    stored = context_file.open_key_cache(damaged, context_file.read_description(damaged))
+    tensors["checksums"] = torch.tensor([stored.checksum(block) for block in range(stored.num_blocks)])
     others = {n: tensor for n, tensor in tensors.items() if n[:4] not in ("ids.", "late", "scal")}
     metadata["checksum"] = str(context_file._checksum(metadata["description"], others))
     save_file(tensors, damaged, metadata)
     assert output_of(capsys, "verify", damaged, "--blocks", 0)[0] == 0
     code, _, message = output_of(capsys, "verify", damaged, "--blocks", 9)
     assert code == 2
-    assert "the latents of token 71 are not what the model makes of the text" in message
+    assert "the latents of token 71 are not what the model computes from the text" in message
 
 
 def test_without_the_models_folder_it_says_how_to_give_it(book, capsys, small_run):
@@ -138,5 +137,5 @@ def test_without_the_models_folder_it_says_how_to_give_it(book, capsys, small_ru
     code, _, message = output_of(capsys, "cat", path)
     assert code == 2
     assert "-m" in message
-    assert output_of(capsys, "cat", path, "-m", away, "--stop", 4)[1] == "Call\n"
+    assert output_of(capsys, "cat", path, "-m", away, "--stop-token", 4)[1] == "Call\n"
     assert output_of(capsys, "verify", path, "-m", away)[0] == 0

@@ -84,7 +84,7 @@ def test_standard_input_is_a_document(read, monkeypatch):
         (["text.txt", "binary.dat"], "binary.dat is binary"),
         (["empty.txt"], "empty.txt is empty"),
         (["latin.txt"], "latin.txt is not UTF-8"),
-        (["bad.jsonl"], "no document in bad.jsonl"),
+        (["bad.jsonl"], "no documents found in bad.jsonl"),
         ([], "no files were given"),
         (["text.txt", "--latents", "int3"], "int8"),
         (["text.txt", "--append"], "book.gfc does not exist"),
@@ -134,7 +134,7 @@ def test_the_next_command_works_as_printed(read, goldfinch):
 def test_integers_come_with_a_measurement_of_what_they_change(read):
     Path("a.txt").write_text("The whale swims past the ship. " * 4)
     printed = read("a.txt", "--latents", "int8").out
-    assert re.search(r"int8 latents change predictions by \S+ nats .* same at \d+% of \d+ places", printed)
+    assert re.search(r"int8 latents change predictions by \S+ nats .* same at \d+% of \d+ positions", printed)
     assert "latents change" not in read("a.txt", "--latents", "model", "--overwrite").out
     assert read_description(Path("book.gfc")).latents == "float32"
 
@@ -150,7 +150,7 @@ def test_an_interrupted_reading_says_how_far_it_was_and_writes_nothing(read, mon
 
     monkeypatch.setattr(progress.ReadingDisplay, "advance", interrupt)
     captured = read("a.txt", code=130)
-    assert "2,048 tokens were read; book.gfc is not written" in captured.err
+    assert "interrupted after 2,048 tokens; book.gfc was not written" in captured.err
     assert not Path("book.gfc").exists()
 
 

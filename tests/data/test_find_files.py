@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from goldfinch.data.documents import STANDARD_INPUT
-from goldfinch.data.find_files import find_texts
+from goldfinch.data.find_files import find_text_files
 from goldfinch.errors import UserError
 
 
@@ -21,17 +21,17 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(*names: str) -> list[str]:
-    return [str(path) for path in find_texts(names).paths]
+    return [str(path) for path in find_text_files(names).paths]
 
 
 @pytest.mark.usefixtures("tree")
 def test_names_lead_to_files_in_order_each_once() -> None:
     assert found("a") == ["a/10.txt", "a/2.txt", "a/b/1.py", "a/b/lines.jsonl"]
-    assert find_texts(["a", "a/b"]).skipped == 2
+    assert find_text_files(["a", "a/b"]).num_skipped == 2
     assert found("a/b", "-", "a") == ["a/b/1.py", "a/b/lines.jsonl", "-", "a/10.txt", "a/2.txt"]
     assert found("**/*.py", "a/*.txt") == ["a/b/1.py", "a/10.txt", "a/2.txt"]
     assert found(str(Path.cwd() / "a" / "?.txt")) == [str(Path.cwd() / "a" / "2.txt")]
-    assert find_texts(["-"]).paths == [STANDARD_INPUT]
+    assert find_text_files(["-"]).paths == [STANDARD_INPUT]
 
 
 @pytest.mark.usefixtures("tree")
@@ -46,4 +46,4 @@ def test_a_file_named_itself_is_taken_as_it_is_named() -> None:
 )
 def test_names_that_lead_nowhere_are_refused(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        find_texts(["a", name])
+        find_text_files(["a", name])

@@ -11,7 +11,7 @@ struct Numbers {
 };
 
 template <typename W>
-void check(Size width, Size heads, Size channel, Size count, int threads, bool finch) {
+void check(Size width, Size heads, Size channel, Size sequences, Size length, int threads, bool finch) {
     Numbers<W> numbers;
     Numbers<float> floats;
     const auto norm = [&](Size groups) { return Norm<W>{numbers.take(width), numbers.take(width), groups, 1e-5}; };
@@ -27,24 +27,28 @@ void check(Size width, Size heads, Size channel, Size count, int threads, bool f
                          !finch, heads, norm(1), norm(finch ? heads : 1), matrix(width, width), norm(1),
                          numbers.take(width), numbers.take(width), matrix(width, width), matrix(channel, width),
                          matrix(width, channel), channel};
-    const Size state_size = width * width / heads;
-    State<W> state{nullptr, nullptr, nullptr, numbers.take(width), numbers.take(width), floats.take(state_size)};
+    const Size state_size = width * width / heads, count = sequences * length;
+    std::vector<State<W>> states;
+    for (Size s = 0; s < sequences; ++s)
+        states.push_back({nullptr, nullptr, nullptr, numbers.take(width), numbers.take(width), floats.take(state_size)});
     std::vector<float> x(count * width, 0.5f), q(count * width), logits(count * channel);
-    recurrent_layers(&layer, &state, 1, count, width, threads, x.data());
-    state = {state.last_after, state.channel_last_after, state.wkv_after, numbers.take(width), numbers.take(width),
-             floats.take(state_size)};
-    recurrent_layers(&layer, &state, 1, count, width, threads, x.data());
+    recurrent_layers(&layer, states.data(), 1, sequences, length, width, threads, x.data());
+    for (State<W>& state : states)
+        state = {state.last_after, state.channel_last_after, state.wkv_after, numbers.take(width), numbers.take(width),
+                 floats.take(state_size)};
+    recurrent_layers(&layer, states.data(), 1, sequences, length, width, threads, x.data());
     Layer<W> gold = layer;
     gold.shift.low_rank = low_rank(16, 1);
-    queries(&gold, &state, count, width, threads, x.data(), q.data());
-    after_attention(&gold, &state, count, width, threads, x.data(), q.data());
+    queries(&gold, states.data(), sequences, length, width, threads, x.data(), q.data());
+    after_attention(&gold, states.data(), sequences, length, width, threads, x.data(), q.data());
     linear_layer(layer.channel_key, channel, count, width, threads, x.data(), logits.data());
 }
 
 int main() {
     for (const bool finch : {true, false})
         for (const int threads : {1, 3}) {
-            check<float>(32, 2, 48, 1, threads, finch);
-            check<bfloat16>(48, 1, 16, 7, threads, finch);
+            check<float>(32, 2, 48, 1, 1, threads, finch);
+            check<float>(32, 2, 48, 3, 2, threads, finch);
+            check<bfloat16>(48, 1, 16, 1, 7, threads, finch);
         }
 }

@@ -1,5 +1,6 @@
-"""Few tokens in C++ are what the modules make of them."""
+"""Fused decoding in C++ computes what the modules do."""
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_outputs_and_states_are_those_of_the_modules(plan, threads, dtype, monke
             layers = fused_decoder(model, count)
             assert layers is not None
             x = torch.randn(1, count, 96).to(dtype)
-            actual = layers.lower(x, states)
+            x_out, (after,) = layers.lower(x, [states])
+            actual = x_out, after
             given = None if states is None else [to(state, torch.float32) for state in states]
             expected = truth.lower(x.float(), given)
             assert_close(actual, (expected[0].to(dtype), [to(s, dtype) for s in expected[1]]), tolerance)
@@ -83,19 +85,20 @@ def to(state, dtype):
 def test_gold_layers_and_the_head_are_those_of_the_modules(rope):
     torch.manual_seed(0)
     model = model_of(PLANS["GoldFinch"], rope=rope)
-    memory = SharedKeys(keys=torch.randn(1, 30, 96), embeddings=torch.randn(1, 30, 96))
+    keys = SharedKeys(keys=torch.randn(1, 30, 96), embeddings=torch.randn(1, 30, 96))
     with torch.inference_mode():
         states = None
         for count in (3, 1, 9):
             layers = fused_decoder(model, count)
             x = torch.randn(1, count, 96)
-            actual, expected = layers.upper(x, states, memory), model.upper(x, states, memory)
+            x_out, (after,) = layers.upper(x, [states], [keys])
+            actual, expected = (x_out, after), model.upper(x, states, keys)
             assert_close(actual, expected, 2e-5)
             states = actual[1]
             torch.testing.assert_close(layers.head(x[0]), model.head(x[0]), atol=1e-5, rtol=1e-5)
 
 
-def test_a_text_written_word_by_word_is_the_one_that_pytorch_alone_writes(monkeypatch):
+def test_logits_of_each_token_are_those_of_pytorch_alone(monkeypatch):
     model = model_of(PLANS["GoldFinch"])
 
     def after_each():
@@ -114,10 +117,11 @@ def test_weights_may_be_trained_or_exchanged_in_between():
     x = torch.randn(1, 1, 96)
     for change in (lambda: model.blocks[0].time_mix.key.weight.data.mul_(2), lambda: model.bfloat16().float()):
         with torch.inference_mode():
-            fused_decoder(model, 1).lower(x, None)
+            fused_decoder(model, 1).lower(x, [None])
         change()
         with torch.inference_mode():
-            assert_close(fused_decoder(model, 1).lower(x, None), model.lower(x, None), 2e-5)
+            x_out, (after,) = fused_decoder(model, 1).lower(x, [None])
+            assert_close((x_out, after), model.lower(x, None), 2e-5)
 
 
 def test_states_of_another_type_or_layout_are_read_as_what_they_are():
@@ -127,8 +131,9 @@ def test_states_of_another_type_or_layout_are_read_as_what_they_are():
         x, strange = torch.randn(1, 1, 96), [to(state, torch.bfloat16) for state in states]
         for state in strange:
             state.time_mix.wkv = state.time_mix.wkv.transpose(2, 3).contiguous().transpose(2, 3)
-        expected = fused_decoder(model, 1).lower(x, [to(state, torch.float32) for state in strange])
-        assert_close(fused_decoder(model, 1).lower(x, strange), expected, 0)
+        expected, (states,) = fused_decoder(model, 1).lower(x, [[to(state, torch.float32) for state in strange]])
+        actual, (same,) = fused_decoder(model, 1).lower(x, [strange])
+        assert_close((actual, same), (expected, states), 0)
 
 
 def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
@@ -170,3 +175,40 @@ def test_small_presets_are_written_with_it():
     lm = gf.build("goldfinch-L3-D128", vocab_size=300)
     with torch.inference_mode():
         assert fused_decoder(lm.model, 1) is not None
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_gives_each_sequence_the_same_numbers_as_alone(plan, threads, dtype, monkeypatch):
+    torch.manual_seed(0)
+    model = model_of(PLANS[plan], dtype)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with torch.inference_mode():
+        states, alone = [None] * 3, [None] * 3
+        for length in (2, 1, 5):
+            x = torch.randn(3, length, 96).to(dtype)
+            together, states = fused_decoder(model, 3 * length).lower(x, states)
+            for row in range(3):
+                expected, (alone[row],) = fused_decoder(model, length).lower(x[row : row + 1], [alone[row]])
+                assert_close((together[row : row + 1], states[row]), (expected, alone[row]), 0)
+
+
+def test_gold_layers_of_a_batch_attend_to_the_keys_of_their_own_sequence():
+    torch.manual_seed(0)
+    model = model_of(PLANS["GoldFinch"])
+    keys = [SharedKeys(keys=torch.randn(1, n, 96), embeddings=torch.randn(1, n, 96)) for n in (30, 7)]
+    x = torch.randn(2, 1, 96)
+    with torch.inference_mode():
+        together, states = fused_decoder(model, 2).upper(x, [None, None], keys)
+        for row in range(2):
+            expected, (after,) = fused_decoder(model, 1).upper(x[row : row + 1], [None], keys[row : row + 1])
+            assert_close((together[row : row + 1], states[row]), (expected, after), 0)
+
+
+def test_structures_that_do_not_match_the_compiled_code_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        cpu_decode, "_State", type("_State", (ctypes.Structure,), {"_fields_": [("last", ctypes.c_int)]})
+    )
+    with pytest.raises(RuntimeError, match="_State has 4 bytes in Python and 48"):
+        cpu_decode._library()

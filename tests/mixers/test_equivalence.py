@@ -20,7 +20,7 @@ ODD = st.integers(0, 9).map(lambda n: 2 * n + 1)
 )
 def test_whole_equals_chunks_equals_token_by_token(kind, rope, dtype, tolerance, small_config, randomized, assert_same):
     config = small_config(kind, rope=rope)
-    mixer = randomized(TIME_MIXES[kind](config), dtype)
+    mixer = randomized(TIME_MIXES[kind].build(config), dtype)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -33,8 +33,8 @@ def test_whole_equals_chunks_equals_token_by_token(kind, rope, dtype, tolerance,
         outputs, state, end = [], None, 0
         for piece in x.split(lengths, dim=1):
             end += piece.shape[1]
-            memory = SharedKeys(keys=keys[:, :end], embeddings=embeddings[:, :end])
-            y, state = mixer(piece, state, *((memory,) if isinstance(mixer, Gold) else ()))
+            cache = SharedKeys(keys=keys[:, :end], embeddings=embeddings[:, :end])
+            y, state = mixer(piece, state, *((cache,) if isinstance(mixer, Gold) else ()))
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 

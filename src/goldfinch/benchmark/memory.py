@@ -7,10 +7,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyCache, column_kinds, id_dtype
+from goldfinch.cache.key_cache import KeyCache, column_formats, id_dtype
 from goldfinch.cache.latents import FloatLatents, LatentFormat, latent_format
-from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.config import ModelConfig
 from goldfinch.inference.prefill import read_lower, tail_length
 from goldfinch.model import Decoder
 from goldfinch.model.accounting import account
@@ -43,7 +42,7 @@ class MemoryUse:
 
 def llama_like(config: ModelConfig) -> ModelConfig:
     """A Llama of the same depth and width."""
-    plan: list[TimeMixKind] = ["llama"] * config.num_layers
+    plan: list[str] = ["llama"] * config.num_layers
     return dataclasses.replace(config, time_mixes=tuple(plan), channel_mix="swiglu", channel_width=0, rope=None)
 
 
@@ -97,7 +96,7 @@ def _computed_bytes(config: ModelConfig, stored: LatentFormat | None) -> tuple[i
 
 def row_bytes(config: ModelConfig, stored: LatentFormat | None) -> int:
     """Bytes of one token in the key memory."""
-    kinds = column_kinds(config, stored).values()
+    kinds = column_formats(config, stored).values()
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds)
 
 
@@ -106,7 +105,7 @@ def _meta_states(config: ModelConfig) -> tuple[list[BlockState], Tensor]:
     """What a sequence carries on, without numbers: the states of all layers, and the outputs below GOLD."""
     model = Decoder.on_meta(config).to(torch.bfloat16)
     ids = torch.zeros(1, tail_length(model) + 1, dtype=torch.int64, device="meta")
-    recent = read_lower(model, ids[0], None)[1].recent if config.num_gold_layers else torch.empty(0)
+    recent = read_lower(model, ids, [None])[1][0].tail if config.num_gold_layers else torch.empty(0)
     return model.hidden(ids[:, :1])[1].blocks, recent
 
 
@@ -129,6 +128,6 @@ def _fill(memory: KeyCache, config: ModelConfig, tokens: int) -> None:
     """Append random tokens until there are so many."""
     generator = torch.Generator().manual_seed(0)
     while len(memory) < tokens:
-        count = min(GrowingTensor.BLOCK, tokens - len(memory))
+        count = min(memory.block_size, tokens - len(memory))
         ids = torch.randint(config.vocab_size, (count,), generator=generator)
         memory.append(ids, torch.randn(count, config.latent_width, generator=generator))

@@ -145,10 +145,10 @@ def at_level(context: Context, level: CacheLevel | None, id_table: int = ID_TABL
     if expansion is not None and level is not None:
         tokens = len(fork)
         expansion.budget = {
-            "keys_values": expansion.bytes_at("keys_values", tokens + GROWTH),
+            "keys_values": expansion.nbytes_at("keys_values", tokens + GROWTH),
             # Of the lower levels: what is just too little for the next one.
-            "shared_keys": expansion.bytes_at("keys_values", tokens) - 1,
-            "latents": min(id_table, expansion.bytes_at("shared_keys", tokens) - 1),
+            "shared_keys": expansion.nbytes_at("keys_values", tokens) - 1,
+            "latents": min(id_table, expansion.nbytes_at("shared_keys", tokens) - 1),
         }[level]
         if expansion.level != level:
             raise RuntimeError(f"{tokens} tokens are kept at the level {expansion.level!r}, not at {level!r}")
@@ -314,7 +314,7 @@ def measure(
             Writing(
                 tokens=case[0],
                 level=case[1],
-                kept_bytes=context.nbytes["expanded"],
+                kept_bytes=context.memory_usage().key_value_cache,
                 seconds=taken[case].seconds,
                 bound_share=copy.share(weights, taken[case], taken["copy"]),
             )

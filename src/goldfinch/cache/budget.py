@@ -1,4 +1,4 @@
-"""How much memory rebuilt keys and values may take."""
+"""How much memory expanded keys and values may take."""
 
 import re
 
@@ -16,16 +16,16 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 def parse_budget(budget: int | str, device: torch.device | str = "cpu") -> int:
-    """Bytes: a number, a text such as "2GiB" or "500 MB", or "auto", half of the device's free memory.
+    """Turn a number, a text such as "2GiB" or "500 MB", or "auto" (half of the device's free memory) into bytes.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these, or the device is not known.
     """
     if budget == AUTO:
         return _free_bytes(torch.device(device)) // 2
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(budget).lower())
     if not match or match[2] not in _UNITS:
-        raise UserError(f"{budget!r} is no amount of memory: give {AUTO}, 0, or for example 500MB or 2GiB")
+        raise UserError(f"invalid size {budget!r}: use {AUTO}, 0, or for example 500MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

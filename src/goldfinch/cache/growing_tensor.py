@@ -1,4 +1,4 @@
-"""A tensor that grows at its end without copying the past, and that forks share."""
+"""A tensor that grows at its end without copying what it holds, and that forks share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,41 +7,59 @@ from typing import Self
 import torch
 from torch import Tensor
 
+DEFAULT_BLOCK_SIZE = 4096
+"""Rows of a block."""
+DEFAULT_GRANULARITY = 64
+"""The capacity of the last block is a multiple of this, so that appending row by row seldom moves it."""
+
 
 @dataclasses.dataclass
 class _Block:
-    room: Tensor
-    """(up to BLOCK rows, ...)."""
-    shared: bool = False
-    """Whether somebody else reads it too; then it is copied before it is written to."""
+    storage: Tensor
+    """(capacity, ...), capacity at most the block size."""
+    is_shared: bool = False
+    """Whether another tensor reads it too; then it is copied before it is written to."""
 
 
 class GrowingTensor:
-    """(n, *shape), in blocks of BLOCK rows of which the last may be shorter.
+    """(n, *shape), in blocks of `block_size` rows, of which the last may be shorter.
 
-    Appending writes to the last block alone. A fork shares all blocks; whoever writes to a shared one copies it first.
+    Appending writes to the last block only. A fork shares all blocks; whoever writes to a shared one copies it first.
+
+    Args:
+        shape: of a row.
+        dtype: of the numbers.
+        device: where they are.
+        block_size: rows of a block.
+        granularity: the capacity of the last block is a multiple of it.
     """
 
-    BLOCK = 4096
-    """Rows of a block."""
-    ROOM = 64
-    """The last block has room for a multiple of this, so that appending row by row seldom moves it."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        granularity: int = DEFAULT_GRANULARITY,
+    ) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        self.block_size = block_size
+        self._granularity = granularity
         self._empty = torch.empty(0, *shape, dtype=dtype, device=device)
         self._blocks: list[_Block] = []
         self._length = 0
 
     @classmethod
-    def of(cls, blocks: Sequence[Tensor]) -> Self:
-        """Made of tensors that are never written to, memory-mapped ones for example; all but the last of BLOCK rows."""
-        tensor = cls(tuple(blocks[0].shape[1:]), blocks[0].dtype, blocks[0].device)
-        tensor._blocks = [_Block(block, shared=True) for block in blocks]
+    def from_blocks(cls, blocks: Sequence[Tensor], block_size: int) -> Self:
+        """Wrap tensors that are never written to, such as memory-mapped ones; all but the last of `block_size` rows."""
+        tensor = cls(tuple(blocks[0].shape[1:]), blocks[0].dtype, blocks[0].device, block_size)
+        tensor._blocks = [_Block(block, is_shared=True) for block in blocks]
         tensor._length = sum(map(len, blocks))
         return tensor
 
     def __len__(self) -> int:
-        """Rows, n."""
+        """Number of rows, n."""
         return self._length
 
     @property
@@ -51,64 +69,69 @@ class GrowingTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all blocks, the room in the last one included."""
-        return sum(block.room.nbytes for block in self._blocks)
-
-    @classmethod
-    def room(cls, rows: int) -> int:
-        """Rows for which there is room when `rows` are there."""
-        whole, rest = divmod(rows, cls.BLOCK)
-        return whole * cls.BLOCK + min(-(-rest // cls.ROOM) * cls.ROOM, cls.BLOCK)
+        """Bytes of all blocks, with the unused capacity of the last one."""
+        return sum(block.storage.nbytes for block in self._blocks)
 
     def append(self, rows: Tensor) -> None:
         """Add (k, *shape) at the end, converted to the dtype of this tensor."""
         done = 0
         while done < len(rows):
-            used = self._length % self.BLOCK
-            count = min(self.BLOCK - used, len(rows) - done)
+            used = self._length % self.block_size
+            count = min(self.block_size - used, len(rows) - done)
             self._writable(used, used + count)[used : used + count] = rows[done : done + count].to(self.dtype)
             done += count
             self._length += count
 
     def _writable(self, used: int, needed: int) -> Tensor:
-        """The last block's room, for `needed` rows, of which `used` are there; a new block where none are."""
+        """Storage of the last block for `needed` rows, the first `used` of which it holds; a new block if full."""
         if not used:
             self._blocks.append(_Block(self._empty))
         last = self._blocks[-1]
-        if last.shared or len(last.room) < needed:
-            room = self._empty.new_empty(self.room(needed), *self._empty.shape[1:])
-            room[:used] = last.room[:used]
-            last = self._blocks[-1] = _Block(room)
-        return last.room
+        if last.is_shared or len(last.storage) < needed:
+            storage = self._empty.new_empty(
+                capacity(needed, self.block_size, self._granularity), *self._empty.shape[1:]
+            )
+            storage[:used] = last.storage[:used]
+            last = self._blocks[-1] = _Block(storage)
+        return last.storage
 
-    def blocks(self) -> int:
-        """How many there are."""
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
         return len(self._blocks)
 
     def block(self, index: int) -> Tensor:
         """The rows of one block: a view."""
-        return self._blocks[index].room[: self._length - index * self.BLOCK]
+        return self._blocks[index].storage[: self._length - index * self.block_size]
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start .. stop - 1: a view where they lie in one block, else a copy."""
+        """Rows start .. stop - 1: a view if they are in one block, else a copy."""
         if start >= stop:
             return self._empty
-        first, last = start // self.BLOCK, (stop - 1) // self.BLOCK
+        first, last = start // self.block_size, (stop - 1) // self.block_size
         parts = []
         for index in range(first, last + 1):
-            begin = index * self.BLOCK
+            begin = index * self.block_size
             parts.append(self.block(index)[max(start - begin, 0) : stop - begin])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def truncate(self, length: int) -> None:
-        """Forget all rows from `length` on."""
+        """Drop all rows from `length` on."""
         self._length = min(length, self._length)
-        del self._blocks[-(-length // self.BLOCK) :]
+        del self._blocks[-(-length // self.block_size) :]
 
     def fork(self) -> Self:
         """A second tensor with the same rows; the two grow independently."""
         for block in self._blocks:
-            block.shared = True
-        other = type(self)(tuple(self._empty.shape[1:]), self.dtype, self._empty.device)
-        other._blocks, other._length = list(self._blocks), self._length
+            block.is_shared = True
+        other = type(self)(
+            tuple(self._empty.shape[1:]), self.dtype, self._empty.device, self.block_size, self._granularity
+        )
+        other._blocks, other._length = [_Block(block.storage, is_shared=True) for block in self._blocks], self._length
         return other
+
+
+def capacity(num_rows: int, block_size: int = DEFAULT_BLOCK_SIZE, granularity: int = DEFAULT_GRANULARITY) -> int:
+    """Rows that a tensor of `num_rows` rows has room for."""
+    full, rest = divmod(num_rows, block_size)
+    return full * block_size + min(-(-rest // granularity) * granularity, block_size)

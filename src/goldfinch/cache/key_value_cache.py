@@ -1,12 +1,17 @@
-"""What is rebuilt from the key memory and kept for the next step: time against memory, never another result.
+"""What is expanded from the key cache and kept for the next step: a trade of memory for time, never of the result.
 
-Three levels. Each rebuilds what it does not keep, block by block, with no temporary longer than a block:
+Each level rebuilds what it does not keep, block by block, with no temporary longer than a block:
 
-- "latents" keeps nothing but, where it fits, the table of x0 W_a for the ids seen so far (SPEC 6, fact 2);
-- "shared_keys" keeps kD, D numbers a token, which all GOLD layers start from;
-- "keys_values" keeps those of every GOLD layer, 2 D G numbers a token.
+- "latents" keeps nothing but, if it fits, the table of x0 W_a for the ids seen so far (SPEC 6, fact 2);
+- "shared_keys" keeps kD, D numbers per token, from which all GOLD layers start;
+- "keys_values" keeps the keys and values of every GOLD layer, 2 D G numbers per token.
 
-What depends on nothing but a token and the one before it is worked out once per distinct pair in a block (fact 1).
+Why every level gives the same keys and values:
+
+1. Those of a token are functions of its latent, its id, and the latent and id of the token before it.
+2. What depends on the two ids only (values, and the weights that mix keys) is equal for equal bigrams: it is computed
+   once per distinct bigram of a block (SPEC 6, fact 1).
+3. No function looks at other tokens, so blocks can be computed in any order.
 """
 
 import dataclasses
@@ -16,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldfinch.cache.growing_tensor import GrowingTensor
+from goldfinch.cache.growing_tensor import GrowingTensor, capacity
 from goldfinch.cache.key_cache import KeyCache
 from goldfinch.layers.norm import rms_normalize
 from goldfinch.mixers import Gold
@@ -24,6 +29,7 @@ from goldfinch.model import Decoder
 from goldfinch.ops.attention import KeyValueBlock
 
 CacheLevel = Literal["latents", "shared_keys", "keys_values"]
+"""What a context keeps expanded, from nothing to everything."""
 
 
 class KeyValueCache:
@@ -31,62 +37,65 @@ class KeyValueCache:
 
     Args:
         model: with GOLD layers.
-        memory: what to rebuild from; it may grow and shrink in between.
-        budget: bytes to keep at most. When the text outgrows a level's share, the next lower one is used.
+        key_cache: what to expand; it may grow and shrink in between.
+        budget: maximum bytes to keep. When the text outgrows a level's budget, the next lower level is used.
+
+    Raises:
+        ValueError: the model has no GOLD layers.
     """
 
     query_positions = None
 
-    def __init__(self, model: Decoder, memory: KeyCache, budget: int) -> None:
-        assert model.token_cat is not None
+    def __init__(self, model: Decoder, key_cache: KeyCache, budget: int) -> None:
+        if model.token_cat is None:
+            raise ValueError("a model without GOLD layers has no keys and values to expand")
         self._model = model
         self._token_cat = model.token_cat
-        self._memory = memory
+        self._key_cache = key_cache
         self.budget = budget
-        weight = model.head.weight
-        self._dtype, self._device = weight.dtype, weight.device
-        self._table = _EmbeddingKeyTable(model)
-        self._shared_keys = self._grow()
+        self._dtype, self._device = model.dtype, model.device
+        self._embedding_keys = _EmbeddingKeyTable(model)
+        self._shared_keys = self._new_column()
         self._keys_values: dict[Gold, tuple[GrowingTensor, GrowingTensor]] = {}
-        self._block_inputs: _BlockInputs | None = (
-            None  # of the block that the GOLD layers are at; the last layer drops it
-        )
+        # Of the block that the GOLD layers are working on; the last layer drops it.
+        self._block_inputs: _BlockInputs | None = None
 
-    def _grow(self) -> GrowingTensor:
-        return GrowingTensor((self._model.config.width,), self._dtype, self._device)
+    def _new_column(self) -> GrowingTensor:
+        width, block_size = self._model.config.width, self._key_cache.block_size
+        return GrowingTensor((width,), self._dtype, self._device, block_size)
 
     def __len__(self) -> int:
-        return len(self._memory)
+        return len(self._key_cache)
 
     @property
     def level(self) -> CacheLevel:
-        """The highest that fits the budget at the present length."""
+        """The highest level that fits the budget at the present length."""
         for level in ("keys_values", "shared_keys"):
-            if self.bytes_at(level, len(self)) <= self.budget:
+            if self.nbytes_at(level, len(self)) <= self.budget:
                 return level
         return "latents"
 
-    def bytes_at(self, level: CacheLevel, tokens: int) -> int:
-        """What a level keeps of a text of this length; the id table, kept where it fits besides, is not in it."""
-        rows = {"latents": 0, "shared_keys": 1, "keys_values": 2 * self._model.config.num_gold_layers}
-        room = GrowingTensor.room(tokens)
-        return rows[level] * room * self._model.config.width * self._dtype.itemsize
+    def nbytes_at(self, level: CacheLevel, num_tokens: int) -> int:
+        """Bytes that a level keeps of a text of this length, without the table of embedding keys, which is optional."""
+        columns = {"latents": 0, "shared_keys": 1, "keys_values": 2 * self._model.config.num_gold_layers}
+        rows = capacity(num_tokens, self._key_cache.block_size)
+        return columns[level] * rows * self._model.config.width * self._dtype.itemsize
 
     @property
     def nbytes(self) -> int:
         """Bytes that are kept at present."""
         kept = sum(keys.nbytes + values.nbytes for keys, values in self._keys_values.values())
-        return kept + self._shared_keys.nbytes + self._table.nbytes
+        return kept + self._shared_keys.nbytes + self._embedding_keys.nbytes
 
     def truncate(self, length: int) -> None:
-        """Forget what was rebuilt of the tokens from `length` on."""
+        """Drop what was expanded of the tokens from `length` on."""
         self._block_inputs = None
-        for kept in (self._shared_keys, *(part for pair in self._keys_values.values() for part in pair)):
-            kept.truncate(length)
+        for column in (self._shared_keys, *(part for pair in self._keys_values.values() for part in pair)):
+            column.truncate(length)
 
-    def fork(self, memory: KeyCache) -> "KeyValueCache":
-        """The same for a fork of the memory; keys and values that were rebuilt so far are shared."""
-        other = KeyValueCache(self._model, memory, self.budget)
+    def fork(self, key_cache: KeyCache) -> "KeyValueCache":
+        """The same for a fork of the key cache; keys and values that were expanded so far are shared."""
+        other = KeyValueCache(self._model, key_cache, self.budget)
         other._shared_keys = self._shared_keys.fork()
         other._keys_values = {layer: (k.fork(), v.fork()) for layer, (k, v) in self._keys_values.items()}
         return other
@@ -97,139 +106,152 @@ class KeyValueCache:
         if level != "keys_values":
             self._keys_values.clear()
         if level != "shared_keys":
-            self._shared_keys = self._grow()
-        self._table.limit(self.budget - self.bytes_at(level, len(self)))
+            self._shared_keys = self._new_column()
+        self._embedding_keys.set_limit(self.budget - self.nbytes_at(level, len(self)))
         if level == "keys_values":
             yield from self._kept_keys_values(layer)
             return
         if level == "shared_keys":
-            for start, stop in self._memory.spans(len(self._shared_keys)):
-                distinct, places = _distinct(self._memory.ids(start, stop))
-                self._shared_keys.append(self._kd(start, stop, distinct, places))
-        for start, stop in self._memory.spans():
-            keys, values, rows = self._rebuild(layer, start, stop)
-            yield KeyValueBlock(keys[None], values[None], rows)
+            for start, stop in self._key_cache.spans(len(self._shared_keys)):
+                distinct, index = _distinct(self._key_cache.ids(start, stop))
+                self._shared_keys.append(self._get_shared_keys(start, stop, distinct, index))
+        for start, stop in self._key_cache.spans():
+            keys, values, index = self._expand(layer, start, stop)
+            yield KeyValueBlock(layer.split_heads(keys[None]), layer.split_heads(values[None]), index)
 
     def _kept_keys_values(self, layer: Gold) -> Iterator[KeyValueBlock]:
         if layer not in self._keys_values:
-            self._keys_values[layer] = self._grow(), self._grow()
+            self._keys_values[layer] = self._new_column(), self._new_column()
         keys, values = self._keys_values[layer]
-        for start, stop in self._memory.spans(len(keys)):
-            new_keys, new_values, rows = self._rebuild(layer, start, stop)
+        for start, stop in self._key_cache.spans(len(keys)):
+            new_keys, new_values, index = self._expand(layer, start, stop)
             keys.append(new_keys)
-            values.append(new_values.index_select(0, rows))
-        for block in range(keys.blocks()):
-            yield KeyValueBlock(keys.block(block)[None], values.block(block)[None])
+            values.append(new_values.index_select(0, index))
+        for block in range(keys.num_blocks):
+            yield KeyValueBlock(
+                layer.split_heads(keys.block(block)[None]), layer.split_heads(values.block(block)[None])
+            )
 
-    def _rebuild(self, layer: Gold, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A layer's keys of some tokens, (S, D); values of their distinct bigrams, (U, D); each token's row of them."""
+    def _expand(self, layer: Gold, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's keys of S tokens, (S, D); the values of their U distinct bigrams, (U, D); each token's value, (S,).
+
+        The last is an index into the values.
+        """
         if self._block_inputs is None or self._block_inputs.span != (start, stop):
-            self._block_inputs = self._expand(start, stop)
-        stretch = self._block_inputs
+            self._block_inputs = self._get_block_inputs(start, stop)
+        inputs = self._block_inputs
         if layer is self._model.blocks[-1].time_mix:
             self._block_inputs = None
-        weights, values = layer.mix(stretch.embeddings, stretch.embeddings_before)
-        return layer.keys(stretch.kd[1:], stretch.kd[:-1], weights, stretch.rows), values, stretch.rows
+        weights, values = layer.mix(inputs.embeddings, inputs.embeddings_before)
+        keys = layer.keys(inputs.shared_keys[1:], inputs.shared_keys[:-1], weights, inputs.value_index)
+        return keys, values, inputs.value_index
 
-    def _expand(self, start: int, stop: int) -> "_BlockInputs":
-        ids = self._memory.ids(max(start - 1, 0), stop)
-        distinct, places = _distinct(ids)
+    def _get_block_inputs(self, start: int, stop: int) -> "_BlockInputs":
+        ids = self._key_cache.ids(max(start - 1, 0), stop)
+        distinct, index = _distinct(ids)
         e = rms_normalize(self._model.embed(distinct))
-        kd = self._kd(max(start - 1, 0), stop, distinct, places)
+        shared_keys = self._get_shared_keys(max(start - 1, 0), stop, distinct, index)
         if start == 0:
             # Before the text everything is zero, as if there were one more id.
             e = torch.cat([e, torch.zeros_like(e[:1])])
-            kd = torch.cat([torch.zeros_like(kd[:1]), kd])
-            places = torch.cat([places.new_full((1,), len(distinct)), places])
-        bigrams, rows = _distinct(places[:-1] * len(e) + places[1:])
+            shared_keys = torch.cat([torch.zeros_like(shared_keys[:1]), shared_keys])
+            index = torch.cat([index.new_full((1,), len(distinct)), index])
+        bigrams, value_index = _distinct(index[:-1] * len(e) + index[1:])
         return _BlockInputs(
             span=(start, stop),
-            rows=rows,
+            value_index=value_index,
             embeddings=e.index_select(0, bigrams % len(e)),
             embeddings_before=e.index_select(0, bigrams // len(e)),
-            kd=kd,
+            shared_keys=shared_keys,
         )
 
-    def _kd(self, start: int, stop: int, distinct: Tensor, places: Tensor) -> Tensor:
-        """kD of start .. stop - 1, kept or rebuilt, (S, D); their distinct ids, and the place of each among these."""
+    def _get_shared_keys(self, start: int, stop: int, distinct: Tensor, index: Tensor) -> Tensor:
+        """kD of the tokens start .. stop - 1, kept or computed, (S, D).
+
+        Args:
+            start, stop: the tokens.
+            distinct: their distinct ids, (U,).
+            index: (S,), which of these each token has.
+        """
         if stop <= len(self._shared_keys):
             return self._shared_keys.rows(start, stop)
-        latents = self._memory.latents(start, stop, self._dtype)
-        return self._token_cat.keys(self._table.rows(distinct).index_select(0, places), latents)
+        latents = self._key_cache.latents(start, stop, self._dtype)
+        return self._token_cat.keys(self._embedding_keys.get(distinct).index_select(0, index), latents)
 
 
 def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(S,) integers -> the different ones among them, and the place of each among these."""
+    """(S,) integers -> the distinct ones, and the index of each among these."""
     return ids.unique(return_inverse=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _BlockInputs:
-    """What all GOLD layers need of some tokens, start .. stop - 1."""
+    """What all GOLD layers need of the tokens start .. stop - 1."""
 
     span: tuple[int, int]
     """start, stop."""
-    rows: Tensor
+    value_index: Tensor
     """(S,): which distinct bigram each token ends."""
     embeddings: Tensor
     """e of the second tokens of the distinct bigrams, (U, D)."""
     embeddings_before: Tensor
-    """e of the first ones, (U, D)."""
-    kd: Tensor
-    """kD, of the token before as well, (1 + S, D)."""
+    """e of the first tokens, (U, D)."""
+    shared_keys: Tensor
+    """kD, with that of the token before, (1 + S, D)."""
 
 
 class _EmbeddingKeyTable:
-    """x0 W_a of every id that has been asked for: a function of the id alone, worked out once while there is room."""
+    """x0 W_a of every id that has been asked for: a function of the id alone, computed once while there is memory."""
 
     def __init__(self, model: Decoder) -> None:
-        assert model.token_cat is not None
+        if model.token_cat is None:
+            raise ValueError("a model without GOLD layers has no embedding keys")
         self._model = model
         self._token_cat = model.token_cat
         self._limit = 0
         self._clear()
 
     def _clear(self) -> None:
-        config, weight = self._model.config, self._model.head.weight
-        self._rows = weight.new_empty(0, config.width)
-        self._used = 0
-        self._row_of = torch.empty(0, dtype=torch.int32, device=weight.device)
+        width = self._model.config.width
+        self._keys = torch.empty(0, width, dtype=self._model.dtype, device=self._model.device)
+        self._num_used = 0
+        self._index = torch.empty(0, dtype=torch.int32, device=self._model.device)
 
     @property
     def nbytes(self) -> int:
-        return self._rows.nbytes + self._row_of.nbytes
+        return self._keys.nbytes + self._index.nbytes
 
-    def limit(self, nbytes: int) -> None:
-        """Keep no more than this many bytes from now on."""
+    def set_limit(self, nbytes: int) -> None:
+        """Keep at most this many bytes from now on."""
         self._limit = nbytes
         if self.nbytes > nbytes:
             self._clear()
 
-    def rows(self, distinct: Tensor) -> Tensor:
-        """(U,) ids, none twice -> (U, D)."""
-        return self._rows.index_select(0, self._row_of[distinct]) if self._keep(distinct) else self._compute(distinct)
+    def get(self, distinct: Tensor) -> Tensor:
+        """(U,) distinct ids -> (U, D)."""
+        return self._keys.index_select(0, self._index[distinct]) if self._add(distinct) else self._compute(distinct)
 
-    def _keep(self, distinct: Tensor) -> bool:
-        """Put the rows of ids that are new into the table; False where there is no room for them."""
-        if not len(self._row_of):
-            vocab_size = self._model.config.vocab_size
-            if vocab_size * self._row_of.itemsize > self._limit:
+    def _add(self, distinct: Tensor) -> bool:
+        """Add the ids that are new; False if there is no memory for them."""
+        vocab_size = self._model.config.vocab_size
+        if not len(self._index):
+            if vocab_size * self._index.itemsize > self._limit:
                 return False
-            self._row_of = self._row_of.new_full((vocab_size,), -1)
-        new = distinct[self._row_of[distinct] < 0]
-        needed = self._used + len(new)
-        if needed > len(self._rows):
-            room = min(max(needed, 2 * len(self._rows)), self._model.config.vocab_size)
-            row = self._rows.shape[1] * self._rows.itemsize
-            if self._row_of.nbytes + needed * row > self._limit:
+            self._index = self._index.new_full((vocab_size,), -1)
+        new = distinct[self._index[distinct] < 0]
+        needed = self._num_used + len(new)
+        if needed > len(self._keys):
+            num_rows = min(max(needed, 2 * len(self._keys)), vocab_size)
+            row_nbytes = self._keys.shape[1] * self._keys.itemsize
+            if self._index.nbytes + needed * row_nbytes > self._limit:
                 return False
-            room = min(room, (self._limit - self._row_of.nbytes) // row)
-            rows = self._rows.new_empty(room, self._rows.shape[1])
-            rows[: self._used] = self._rows[: self._used]
-            self._rows = rows
-        self._rows[self._used : needed] = self._compute(new)
-        self._row_of[new] = torch.arange(self._used, needed, dtype=torch.int32, device=new.device)
-        self._used = needed
+            num_rows = min(num_rows, (self._limit - self._index.nbytes) // row_nbytes)
+            keys = self._keys.new_empty(num_rows, self._keys.shape[1])
+            keys[: self._num_used] = self._keys[: self._num_used]
+            self._keys = keys
+        self._keys[self._num_used : needed] = self._compute(new)
+        self._index[new] = torch.arange(self._num_used, needed, dtype=torch.int32, device=new.device)
+        self._num_used = needed
         return True
 
     def _compute(self, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How latents are stored: as floating-point numbers, or as small integers with a scale for every few of them."""
+"""How latents are stored: as floating-point numbers, or as small integers with a scale for each group of them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ LATENTS, SCALES = "latents", "scales"
 
 
 class LatentFormat(Protocol):
-    """One way of storing latents, (T, R), as the rows of one or two tensors."""
+    """A way to store latents, (T, R), as the rows of one or two tensors."""
 
     exact: bool
-    """Whether it stands for the numbers themselves, but for rounding to a floating-point type."""
+    """Whether it stores the numbers themselves, apart from rounding to a floating-point dtype."""
 
     @property
     def name(self) -> str:
-        """As users ask for it."""
+        """The name that users give."""
 
     def columns(self, width: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape of a row, dtype) of the tensors that hold latents of R = `width`."""
@@ -35,7 +35,7 @@ class LatentFormat(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FloatLatents:
-    """Floating-point numbers; of the model's own type they are not rounded at all."""
+    """Floating-point numbers; in the model's own dtype nothing is rounded."""
 
     dtype: torch.dtype
     exact = True
@@ -50,11 +50,11 @@ class FloatLatents:
         return {LATENTS: ((width,), self.dtype)}
 
     def encode(self, latents: Tensor) -> dict[str, Tensor]:
-        """Rounded to the type."""
+        """Round to the dtype."""
         return {LATENTS: latents.to(self.dtype)}
 
     def decode(self, rows: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """As they are."""
+        """Convert to `dtype`."""
         return rows[LATENTS].to(dtype)
 
 
@@ -62,8 +62,8 @@ class FloatLatents:
 class IntegerLatents:
     """Integers of 8 or 4 bits, times a scale (fp16) that up to 32 neighbouring numbers of a token share.
 
-    A token's bytes depend on nothing but that token, so that appending and going back leave all others alone. 4-bit
-    integers lie two in a byte, the first in the low half, 8 added.
+    A token's bytes depend on that token only, so appending and truncating change no others. Two 4-bit integers share a
+    byte, the first in the low half, each with 8 added.
     """
 
     bits: Literal[8, 4]
@@ -80,13 +80,13 @@ class IntegerLatents:
         return {LATENTS: integers, SCALES: ((width // _group(width),), torch.float16)}
 
     def encode(self, latents: Tensor) -> dict[str, Tensor]:
-        """The nearest integers."""
+        """Round to the nearest integers."""
         groups = latents.float().unflatten(-1, (-1, _group(latents.shape[-1])))
-        largest = 2 ** (self.bits - 1) - 1
-        scales = groups.abs().amax(-1, keepdim=True) / largest
+        max_integer = 2 ** (self.bits - 1) - 1
+        scales = groups.abs().amax(-1, keepdim=True) / max_integer
         scales = scales.clamp(max=torch.finfo(torch.float16).max).half()
-        # A scale that rounds to zero belongs to numbers that are nothing beside an embedding of size one.
-        integers = torch.where(scales > 0, groups / scales.float(), 0).round().clamp(-largest, largest)
+        # A scale that rounds to zero belongs to numbers that are negligible next to an embedding of size one.
+        integers = torch.where(scales > 0, groups / scales.float(), 0).round().clamp(-max_integer, max_integer)
         integers = integers.flatten(-2).to(torch.int8)
         if self.bits == 4:
             nibbles = (integers + 8).view(torch.uint8)
@@ -94,7 +94,7 @@ class IntegerLatents:
         return {LATENTS: integers, SCALES: scales.squeeze(-1)}
 
     def decode(self, rows: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """Integers times scales."""
+        """Multiply integers by scales."""
         integers, scales = rows[LATENTS], rows[SCALES]
         if self.bits == 4:
             integers = torch.stack([integers & 15, integers >> 4], dim=-1).flatten(-2).view(torch.int8) - 8
@@ -103,7 +103,7 @@ class IntegerLatents:
 
 
 def _group(width: int) -> int:
-    """How many numbers share a scale: the largest divisor of R up to 32."""
+    """Number of values that share a scale: the largest divisor of R up to 32."""
     return max(size for size in range(1, 33) if width % size == 0)
 
 
@@ -116,13 +116,13 @@ FORMATS: dict[str, LatentFormat] = {
 
 
 def latent_format(name: str, width: int) -> LatentFormat:
-    """The format of this name, for latents of R = `width`.
+    """Look up a format by name, for latents of R = `width`.
 
     Raises:
-        UserError: there is none, or it does not fit.
+        UserError: there is no such format, or R is odd for int4.
     """
     if name not in FORMATS:
         raise UserError(f"unknown latent format {name!r}; {did_you_mean(name, list(FORMATS))}")
     if name == "int4" and width % 2:
-        raise UserError(f"int4 stores two numbers a byte, but this model's latents have {width}: use int8")
+        raise UserError(f"int4 stores two numbers per byte, but this model's latents have {width}: use int8")
     return FORMATS[name]

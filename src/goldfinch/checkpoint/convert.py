@@ -1,22 +1,20 @@
 """Whole checkpoints: a published `.pth` to our folder, and back (SPEC 9)."""
 
-import contextlib
 import dataclasses
 import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.model_folder import CONFIG, TOKENIZER, WEIGHTS, load_model, save_description, save_weights
+from goldfinch.checkpoint.model_folder import check_model_output, load_model, save_model_folder, writing
 from goldfinch.checkpoint.reference import from_reference, to_reference
 from goldfinch.checkpoint.reference_config import infer_finch_config
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import atomic_directory, atomic_file
+from goldfinch.files import atomic_file, one_line
 from goldfinch.presets import WORLD_VOCABULARY
 
 
@@ -49,7 +47,7 @@ def import_reference(
         UserError: `pth` is no such file or does not fit `config`, the tokenizer has more ids than the model, or
             `output` exists or cannot be written.
     """
-    check_output(output, overwrite)
+    check_model_output(output, overwrite)
     config, weights = read_reference(pth, config)
     tokenizer = tokenizer or usual_tokenizer(config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
@@ -57,7 +55,7 @@ def import_reference(
             f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} ids, the model of {pth} only "
             f"{config.vocab_size}: give its own with --tokenizer"
         )
-    write_folder(output, config, weights, tokenizer, overwrite=overwrite)
+    save_model_folder(output, config, weights, tokenizer, overwrite=overwrite)
     return _describe(config, weights, tokenizer)
 
 
@@ -75,11 +73,11 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
     if output.suffix != ".pth":
         raise UserError(f"{output} must end in .pth: a folder converts to a published checkpoint")
     if output.exists() and not overwrite:
-        raise UserError(f"{output} exists: give another name, or --overwrite")
+        raise UserError(f"{output} exists: choose another name, or overwrite it with --overwrite")
     model = load_model(folder)
     weights = model.state_dict()
     tensors = to_reference(weights, model.config)
-    with _writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
+    with writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)  # given a path, it would store that: other bytes for the same weights
     return _describe(model.config, weights, None)
 
@@ -122,7 +120,7 @@ def read_tensors(pth: Path) -> dict[str, Tensor]:
             f"{pth} holds {what}, which could run any code, and was not loaded: save its state dict alone"
         ) from error
     except Exception as error:  # torch raises all kinds for a file that is cut off or damaged
-        reason = _one_line(error).partition(". ")[0]
+        reason = one_line(error).partition(". ")[0]
         raise UserError(f"{pth} is broken or cut off ({reason}): fetch or save it again") from error
     return _flat_tensors(pth, content)
 
@@ -153,17 +151,6 @@ def _kind(value: object) -> str:
     )
 
 
-def _untie(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy what shares memory with another tensor (a head tied to the embedding): safetensors refuses to write it."""
-    seen: set[int] = set()
-    untied = {}
-    for name, tensor in weights.items():
-        start = tensor.untyped_storage().data_ptr()
-        untied[name] = tensor.clone() if start in seen else tensor
-        seen.add(start)
-    return untied
-
-
 def _describe(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> Converted:
     return Converted(
         config=config,
@@ -171,43 +158,3 @@ def _describe(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokeni
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})),
         tokenizer=tokenizer.name if tokenizer else None,
     )
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse to replace anything; with `overwrite`, anything but a folder that holds our three files at most."""
-    if not output.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{output} exists: give another name, or --overwrite")
-    if not output.is_dir():
-        raise UserError(f"{output} is a file: give the name of a folder")
-    others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER})
-    if others:
-        raise UserError(f"{output} also holds {others[0]}, so it is not replaced: give another name")
-
-
-def write_folder(
-    output: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None, *, overwrite: bool
-) -> None:
-    """Write our folder format, all or nothing, where `check_output` had no objection.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    with _writing(output), atomic_directory(output, replace=overwrite) as folder:
-        save_description(folder, config, tokenizer)
-        save_weights(folder, _untie(weights))
-
-
-@contextlib.contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    """Turn what the disk refuses (no space, no permission) into a UserError."""
-    try:
-        yield
-    except (OSError, RuntimeError, UserError) as error:
-        # torch.save hides the system's reason behind an error of its own; save_weights names the temporary file.
-        raise UserError(f"cannot write {output}: {_one_line(error.__context__ or error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -1,7 +1,9 @@
 """Our own format: a folder with `model.safetensors`, `config.json` and `tokenizer.json`."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,11 +14,12 @@ from torch import Tensor
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import atomic_file, write_text
+from goldfinch.files import atomic_directory, atomic_file, one_line, write_text
 from goldfinch.model import Decoder
 
 FORMAT, VERSION = "goldfinch", 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
@@ -43,6 +46,63 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from error
+
+
+def save_model_folder(
+    output: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder, all or nothing, with every weight in the dtype that it has.
+
+    Raises:
+        UserError: as `check_model_output`, or it cannot be written.
+    """
+    check_model_output(output, overwrite)
+    with writing(output), atomic_directory(output, replace=overwrite) as folder:
+        save_description(folder, config, tokenizer)
+        save_weights(folder, _untie(weights))
+
+
+def check_model_output(output: Path, overwrite: bool) -> None:
+    """Refuse to replace anything; with `overwrite`, anything but a folder that holds nothing but a model.
+
+    Raises:
+        UserError: it exists.
+    """
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists: choose another name, or overwrite it with --overwrite")
+    if not output.is_dir():
+        raise UserError(f"{output} is a file: give the name of a folder")
+    others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE})
+    if others:
+        raise UserError(f"{output} also holds {others[0]}, so it is not overwritten: choose another name")
+
+
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turn what the disk refuses (no space, no permission) into a UserError about `output`."""
+    try:
+        yield
+    except (OSError, RuntimeError, UserError) as error:
+        # torch.save hides the system's reason behind an error of its own; save_weights names the temporary file.
+        raise UserError(f"cannot write {output}: {one_line(error.__context__ or error)}") from error
+
+
+def _untie(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what shares memory with another tensor (a head tied to the embedding): safetensors refuses to write it."""
+    seen: set[int] = set()
+    untied = {}
+    for name, tensor in weights.items():
+        start = tensor.untyped_storage().data_ptr()
+        untied[name] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    return untied
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -6,11 +6,11 @@ import functools
 import torch
 from torch import Tensor
 
-from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
+from goldfinch.layers.initial_values import bonus
 from goldfinch.model import Decoder
 from goldfinch.model.accounting import UNUSED_BONUS
-from goldfinch.model.initialization import bonus
 
 # published name under `blocks.{l}.att.` -> our name under `blocks.{l}.time_mix.`; `[i]` is row i of our tensor.
 _FINCH_COMMON = {
@@ -32,7 +32,7 @@ _FINCH_C2 = _FINCH_COMMON | {
     "time_value2_w1": "second_value.a",
     "time_value2_w2": "second_value.b",
 }
-_TIME_MIX: dict[TimeMixKind, dict[str, str]] = {
+_TIME_MIX: dict[str, dict[str, str]] = {
     "finch": _FINCH_COMMON
     | {
         **{f"time_maa_{use}": f"ddlerp.mu[{row}]" for row, use in enumerate(("w", "k", "v", "r", "g"))},
@@ -100,6 +100,9 @@ class TensorName:
 
 def tensor_names(config: ModelConfig) -> list[TensorName]:
     """Every tensor that a published checkpoint of this model must hold."""
+    for kind in config.time_mixes:
+        if kind not in _TIME_MIX:
+            raise UserError(f"published checkpoints know no time mix {kind!r}, only {', '.join(_TIME_MIX)}")
     ours = _our_shapes(config)
     pairs = {"emb.weight": "embedding.weight", "head.weight": "head.weight"}
     for part in ("weight", "bias"):

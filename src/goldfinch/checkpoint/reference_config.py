@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig, TimeMixKind
+from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
 from goldfinch.presets import WORLD_VOCABULARY, split_plan
 from goldfinch.settings import did_you_mean, from_plain, merge
 
-_TIME_MIXES: dict[str, TimeMixKind] = {
+_TIME_MIXES: dict[str, str] = {
     "x060": "finch",
     "x060c2": "finch_c2",
     "gptalpha": "gptalpha",
@@ -101,7 +101,7 @@ def model_config_from_reference(values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _time_mix(values: Mapping[str, Any], key: str) -> TimeMixKind:
+def _time_mix(values: Mapping[str, Any], key: str) -> str:
     """`tmix` or `tmix2`, with the two switches that make Finch-C2 one of its ablations."""
     kind = _TIME_MIXES[_known(_TIME_MIXES, key, values[key])]
     use_v2, use_one_minus_w = _switch(values, "use_v2"), _switch(values, "use_one_minus_w")
@@ -149,7 +149,7 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
         UserError: a layer is not Finch, or a tensor that tells a size is missing or has other dimensions; then a
             config file must say what the model is.
     """
-    kind: TimeMixKind = "finch"
+    kind: str = "finch"
     numbers = [re.match(r"blocks\.(\d{1,4})\.", name) for name in tensors]
     layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
     # `gate` tells Finch from Finch-C2, the other two tell it from GPTAlpha, GOLD and Llama.

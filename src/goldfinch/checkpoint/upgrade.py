@@ -12,14 +12,13 @@ from torch import nn
 
 from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
-from goldfinch.config import ModelConfig, RopeConfig, TimeMixKind
+from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
+from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import split_plan
-
-RECURRENT = ("finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2")
 
 
 def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
@@ -39,7 +38,7 @@ def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
         model = Decoder.on_meta(config)
         model.load_state_dict(weights, assign=True)
         tokenizer = usual_tokenizer(config)
-    others = sorted(set(model.config.time_mixes) - set(RECURRENT))
+    others = sorted({kind for kind in model.config.time_mixes if not TIME_MIXES[kind].is_recurrent})
     if "gold" in others:
         raise UserError(
             f"{source} has GOLD layers already: go on training it with `goldfinch train --initial {source} ...`"
@@ -70,7 +69,7 @@ def upgraded_config(
     number = int(written[2] or written[4]) if written else 0
     if written is None or number < 1:
         raise UserError(f"{gold!r} is no way to add GOLD layers: give append:4 (layers) or replace:1/3 (of them)")
-    kind: TimeMixKind = "gold"
+    kind: str = "gold"
     if written[1]:
         plan = base.time_mixes + (kind,) * number
     else:

@@ -1,6 +1,7 @@
-"""`goldfinch ask`: a question to what `goldfinch read` has read."""
+"""`goldfinch ask`: a question about what `goldfinch read` has read."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,44 +9,49 @@ from typing import Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse
-from goldfinch.cli.contexts import text_argument
-from goldfinch.cli.turns import Turns
+from goldfinch.cli.chat_options import ChatOptions
+from goldfinch.cli.contexts import print_stream, text_argument
 from goldfinch.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ask(Turns):
-    """Ask what was read, as often as you like: goldfinch ask book.gfc "Who is Queequeg?"
+class Ask(ChatOptions):
+    """Ask about a text that was read before: goldfinch ask book.gfc "Who is Queequeg?"
 
-    The text is not read again, so that the answer begins at once, and the file stays as it is: the next question finds
-    it without this one. With --keep, question and answer are added to it. The answer is all that goes to standard
-    output. A model that was trained on plain text does better with --plain, which just goes on from yours:
+    The text is not read again, so the answer starts at once, and the file does not change: the next question does not
+    see this one. With --keep, question and answer are added to the file. Only the answer goes to standard output. For
+    a model that was trained on plain text, use --plain, which continues your text:
     goldfinch ask book.gfc --plain "In short, the book is about"
     """
 
     file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE.gfc")]]
-    """What `goldfinch read` wrote."""
+    """Context file from `goldfinch read`."""
     question: tyro.conf.Positional[str]
     """The question; - reads it from standard input."""
     keep: bool = False
-    """Add question and answer to the file, for questions that follow on."""
+    """Add question and answer to the file, for follow-up questions."""
+    json: bool = False
+    """Print one JSON object with the answer and its token counts instead of text."""
+
+    def run(self) -> None:
+        """Open, ask, print the answer as it is generated."""
+        question = text_argument(self.question)
+        if not question:
+            raise UserError("the question is empty: give at least one character")
+        session = self.session(self.open_file(self.file))
+        stream = session.ask(question, **self.generation_options())
+        if self.json:
+            generation = stream.run()
+            content = dataclasses.asdict(generation) | {"text": generation.text.strip()}
+            print(json.dumps(content, ensure_ascii=False))
+        else:
+            print_stream(stream, strip=not self.plain)
+            print()
+            print(stream.generation.summary(), file=sys.stderr)
+        if self.keep:
+            session.context.save(self.file)
 
 
 def main(args: list[str]) -> None:
-    """Open, ask, print the answer as it is written."""
-    command = parse(Ask, "ask", args)
-    question = text_argument(command.question)
-    if not question:
-        raise UserError("the question is empty: ask for something, in at least one character")
-    context = command.open_file(command.file)
-    command.put(context, question)
-    written, speculation = [], command.speculation()
-    for piece in command.answer(context, speculation):
-        written.append(piece)
-        # The space after the name of the model belongs to the turn, not to the answer.
-        print(piece.lstrip() if len(written) == 1 and not command.plain else piece, end="", flush=True)
-    print()
-    print(speculation.summary(), file=sys.stderr)
-    if command.keep:
-        command.close(context, "".join(written))
-        context.save(command.file)
+    """Parse `args` and run."""
+    parse(Ask, "ask", args).run()

@@ -94,7 +94,7 @@ def _with_weights(name: str, dtype: str | None) -> "LanguageModel":
 
     named_config(name)  # its complaint names folders as well as presets
     if Path(name).is_dir():
-        return load(name, dtype)
+        return load(name, dtype or "auto")
     lm = build(name, dtype or "float32")
     fill_zero_weights(lm.model)
     return lm

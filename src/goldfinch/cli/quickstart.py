@@ -112,7 +112,7 @@ def _write(run: Path) -> str:
     lm = load(run)
     context = lm.read(PROMPT)
     print(PROMPT, end="", flush=True)
-    for piece in context.generate(max_tokens=120, temperature=0.8, top_p=0.9, seed=1):
+    for piece in context.stream(max_tokens=120, temperature=0.8, top_p=0.9, seed=1):
         print(piece, end="", flush=True)
     costs = account(lm.config)
     return (

@@ -1,12 +1,14 @@
-"""Tables as the commands print them."""
+"""How commands print tables and JSON."""
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 Rows = list[tuple[str, str]]
 
 
 def print_table(title: str, sections: Iterable[Rows]) -> None:
-    """Two columns, what and how much, with a line between sections."""
+    """Print two columns, name and value, with a line between sections."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -20,3 +22,8 @@ def print_table(title: str, sections: Iterable[Rows]) -> None:
             table.add_row(*map(escape, row))
         table.add_section()
     Console(highlight=False).print(table)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON value."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))

@@ -55,10 +55,10 @@ class Upgrade:
         Raises:
             UserError: the base is no Finch, the output exists, or the text cannot be read; nothing is written then.
         """
-        from goldfinch.checkpoint.convert import check_output, write_folder
+        from goldfinch.checkpoint.model_folder import check_model_output, save_model_folder
         from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
 
-        check_output(self.output, self.overwrite)
+        check_model_output(self.output, self.overwrite)
         base, tokenizer = read_finch(self.finch)
         config = upgraded_config(base.config, self.gold, self.latent_ratio, self.rope)
         text = self._text(tokenizer)
@@ -69,7 +69,7 @@ class Upgrade:
             self._compare(base, model, tokenizer.encode(text))
         else:
             print("loss:      not compared, there is no tokenizer for a text")
-        write_folder(self.output, config, model.state_dict(), tokenizer, overwrite=self.overwrite)
+        save_model_folder(self.output, config, model.state_dict(), tokenizer, overwrite=self.overwrite)
         kind = f"with the {tokenizer.name} tokenizer" if tokenizer is not None else "without a tokenizer"
         print(f"{self.output} is written, {kind}")
         rates = shlex.join(old_weights_slowly(base.config, config, OLD_RATE))

@@ -11,19 +11,19 @@ from goldfinch.errors import UserError
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """What was found.
 
     Attributes:
         paths: files with text, and `STANDARD_INPUT` for "-"; in order, each once.
-        skipped: how many other files folders and patterns led to: empty, binary, not UTF-8 or not readable.
+        num_skipped: number of other files that folders and patterns led to: empty, binary, not UTF-8 or not readable.
     """
 
     paths: list[Path]
-    skipped: int
+    num_skipped: int
 
 
-def find_texts(names: Sequence[str]) -> Found:
+def find_text_files(names: Sequence[str]) -> FoundFiles:
     """Find the files that `names` stand for.
 
     Folders are walked, in the order of names, past hidden files and folders; patterns are those of `glob`, with `**`
@@ -53,7 +53,7 @@ def find_texts(names: Sequence[str]) -> Found:
             raise UserError(f"{empty_handed}, only to {len(others):,} of other kinds" if others else empty_handed)
         paths |= dict.fromkeys(texts)
         skipped |= set(others)
-    return Found(list(paths), len(skipped))
+    return FoundFiles(list(paths), len(skipped))
 
 
 def _candidates(path: Path, name: str) -> Iterable[Path] | None:

@@ -1,44 +1,56 @@
-"""A text that a model has read, and what it writes after it."""
+"""A text that a model has read, and what it generates after it."""
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from goldfinch.cache.budget import AUTO, parse_budget
+from goldfinch.cache.growing_tensor import DEFAULT_BLOCK_SIZE
 from goldfinch.cache.key_value_cache import CacheLevel
 from goldfinch.cache.latents import latent_format
-from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
+from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context_file.format import Document, save_context
 from goldfinch.inference.context_file.quantization import QuantizationReport
-from goldfinch.inference.sampler import Sampler
+from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
+from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.inference.sampling import Sampling
-from goldfinch.inference.sequence import TokenSequence
-from goldfinch.inference.speculation import PromptLookup, Speculation
-from goldfinch.inference.stopping import stop_before
-from goldfinch.inference.token_ids import require_tokenizer, token_ids
+from goldfinch.inference.score import Score, append_and_score
+from goldfinch.inference.sequence import MemoryUsage, TokenSequence
+from goldfinch.inference.speculation import DEFAULT_MAX_DRAFT_TOKENS, DraftPolicy
+from goldfinch.inference.token_ids import token_ids
 from goldfinch.model import Decoder
 
 
 class Context:
-    """One text and all that the model remembers of it: grown by `read` and `generate`, made shorter by `trim`.
+    """A text and all that the model keeps of it: `read`, `generate` and `stream` append to it, `truncate` goes back.
+
+    Usually made by `LanguageModel.read` or `LanguageModel.open`. One context belongs to one thread; different contexts
+    of a model may be used from different threads at the same time.
+
+    >>> context = lm.read("Call me Ishmael.")
+    >>> answer = context.fork().generate(max_tokens=5, seed=0)       # the context itself stays as it is
+    >>> context.save("ishmael.gfc")                                  # a small file, opened at once
+    >>> len(lm.open("ishmael.gfc")) == len(context)
+    True
 
     Args:
-        model: what reads and writes.
-        tokenizer: None where texts are given as ids.
-        latents: what the compressed keys are stored in: "bfloat16", "float32", "int8", "int4"; None for the model's own
-            type, which rounds nothing.
-        budget: bytes of rebuilt keys and values to keep between steps at most, as a number or as "2GiB"; "auto" is half
-            of the memory that is free now.
+        model: what reads and generates.
+        tokenizer: None where texts are given as token ids.
+        latents: how compressed keys are stored: "bfloat16", "float32", "int8", "int4"; None for the model's own dtype,
+            which rounds nothing.
+        budget: maximum bytes of expanded keys and values to keep between steps, as a number or as "2GiB"; "auto" is
+            half of the free memory.
         model_folder: where the model was loaded from, to be remembered in files.
+        chunk_size: tokens that are read at once.
+        block_size: tokens of a block of the key cache and of the file; a multiple of `chunk_size`.
 
     Raises:
-        UserError: an unknown format of latents, or no amount of memory.
+        UserError: an unknown latent format, or an invalid size.
     """
 
     def __init__(
@@ -48,42 +60,55 @@ class Context:
         latents: str | None = None,
         budget: int | str = AUTO,
         model_folder: Path | None = None,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        block_size: int = DEFAULT_BLOCK_SIZE,
     ) -> None:
         stored = latent_format(latents, model.config.latent_width) if latents else None
         self.model = model
         self.tokenizer = tokenizer
         self.model_folder = model_folder
-        self.sequence = TokenSequence(model, stored, parse_budget(budget, model.device))
-        """The tokens and states."""
+        self.sequence = TokenSequence(
+            model, stored, parse_budget(budget, model.device), chunk_size=chunk_size, block_size=block_size
+        )
+        """Tokens, states and caches."""
         self.documents: list[Document] = []
         """The named parts, in order."""
 
     def __len__(self) -> int:
-        """Tokens read and written so far."""
+        """Number of tokens, read and generated."""
         return len(self.sequence)
+
+    def __repr__(self) -> str:
+        documents = f", {len(self.documents)} documents" if self.documents else ""
+        level = f", cache level {self.level}" if self.level is not None else ""
+        return f"<Context: {len(self):,} tokens{documents}{level}, {self.nbytes:,} bytes>"
 
     @property
     def logits(self) -> Tensor:
-        """(V,) float32: what follows the last token. Worked out when it is first asked for.
+        """(V,) float32: what follows the last token. Computed when it is first asked for.
 
         Raises:
             ValueError: the context is empty.
-            UserError: the context comes from a file that is damaged.
+            UserError: the context comes from a file that is corrupt.
         """
-        return self.sequence.logits
+        return self.sequence.compute_logits()
 
     def read(
         self,
         text: str | Sequence[int] | Tensor,
         name: str | None = None,
         progress: Callable[[int], None] | None = None,
+        *,
+        special_tokens: bool = False,
     ) -> "Context":
-        """Append a text, or token ids: constant work for each token (see `goldfinch.inference.prefill`).
+        """Append a text, or token ids: constant work per token (see `goldfinch.inference.prefill`).
 
         Args:
             text: what to read.
             name: remembers it as a document of this name.
             progress: called now and then with the number of tokens read since the last call.
+            special_tokens: whether the names of special tokens in a text stand for these tokens.
 
         Returns:
             self.
@@ -91,7 +116,7 @@ class Context:
         Raises:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
-        ids = token_ids(text, self.tokenizer, self.model.config.vocab_size)
+        ids = token_ids(text, self.tokenizer, self.model.config.vocab_size, special_tokens)
         start = len(self)
         self.sequence.append(ids.to(self.model.device), progress)
         if name is not None:
@@ -102,21 +127,100 @@ class Context:
         """The token ids from `start` up to, not including, `stop`."""
         return self.sequence.key_cache.ids(start, len(self) if stop is None else min(stop, len(self))).tolist()
 
-    @property
-    def nbytes(self) -> dict[str, int]:
-        """Bytes held, measured from the tensors.
+    def stream(
+        self,
+        text: str | Sequence[int] | Tensor | None = None,
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        sampling: Sampling | None = None,
+        logprobs: int | None = None,
+        max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS,
+        **options: Any,
+    ) -> GenerationStream:
+        """Read `text`, if any, and generate, piece by piece.
 
-        - memory: the key memory, ids and latents;
-        - state: what the layers carry on, the same at any length;
-        - expanded: what is kept rebuilt, within the budget;
-        - snapshots: states at earlier positions;
-        - unrounded: latents before rounding to integers, until `measure_quantization`.
+        Draft tokens (`goldfinch.inference.speculation`) change how long it takes, not what is generated.
+
+        >>> stream = lm.read("Call me").stream(max_tokens=5, seed=0)
+        >>> text = "".join(stream)
+        >>> stream.generation.finish_reason
+        'length'
+
+        Args:
+            text: what to read first.
+            max_tokens: maximum number of tokens to generate.
+            sampling: settings; None for the defaults of `Sampling`.
+            logprobs: 0 for the log-probability of each token, more for as many alternatives as well; None for neither.
+            max_draft_tokens: maximum number of draft tokens in a step; 0 disables speculative decoding. Contexts with
+                integer latents draft none until their quantization is measured.
+            **options: fields of `Sampling` that take precedence, such as temperature=0.8, stop="END", seed=0.
+
+        Returns:
+            An iterator over pieces of text, never half a character, whose `generation` has the rest. The context then
+            ends where the text does.
+
+        Raises:
+            UserError: as `read`, or a setting is out of range.
         """
+        sampling = (sampling or Sampling()).updated(**options)
+        drafts = DraftPolicy(max_draft_tokens)
+        if text is not None:
+            self.read(text)
+        return GenerationStream(self.generation_state(sampling, max_tokens, logprobs), drafts)
+
+    def generate(self, text: str | Sequence[int] | Tensor | None = None, **options: Any) -> Generation:
+        """Read `text`, if any, and generate: `stream` to its end, with the same arguments.
+
+        >>> lm.read("Call me").generate(max_tokens=5, temperature=0).finish_reason
+        'length'
+        """
+        return self.stream(text, **options).run()
+
+    def generation_state(
+        self, sampling: Sampling, max_tokens: int = DEFAULT_MAX_TOKENS, logprobs: int | None = None
+    ) -> GenerationState:
+        """A generation that continues this context, for `goldfinch.inference.batch.Batch`.
+
+        Raises:
+            UserError: the context is empty, or a number is negative.
+        """
+        if not len(self):
+            raise UserError("the context is empty: read a text before generating")
+        return GenerationState(self.sequence, self.tokenizer, sampling, max_tokens, logprobs)
+
+    def score(self, text: str | Sequence[int] | Tensor) -> Score:
+        """Log-probabilities of a text after this context, which stays as it is.
+
+        >>> lm.read("Call me").score(" Ishmael.").perplexity > 1
+        True
+
+        Raises:
+            UserError: as `read`, or the context is empty.
+        """
+        if not len(self):
+            raise UserError("the context is empty: read a text before scoring what follows it")
+        ids = token_ids(text, self.tokenizer, self.model.config.vocab_size)
+        self.sequence.compute_logits()  # kept, for the next text to be scored
+        logprobs, is_greedy = append_and_score(self.sequence.fork(), ids.to(self.model.device))
+        num_bytes = None
+        if isinstance(text, str):
+            num_bytes = len(text.encode())
+        elif self.tokenizer is not None:
+            num_bytes = sum(len(self.tokenizer.token_bytes(id)) for id in ids.tolist())
+        return Score(token_ids=tuple(ids.tolist()), logprobs=tuple(logprobs), is_greedy=is_greedy, num_bytes=num_bytes)
+
+    def memory_usage(self) -> MemoryUsage:
+        """Bytes held, by purpose; its `total` is `nbytes`. Runs no layer."""
+        return self.sequence.memory_usage()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in total."""
         return self.sequence.nbytes
 
     @property
     def level(self) -> CacheLevel | None:
-        """What is kept rebuilt at the present length: "keys_values", "shared_keys" or nothing, "latents".
+        """What is kept expanded at the present length: "keys_values", "shared_keys", or "latents" for nothing.
 
         None in models without GOLD layers.
         """
@@ -124,17 +228,17 @@ class Context:
 
     @property
     def snapshots(self) -> dict[int, int]:
-        """Position -> bytes of each state that `trim` can go on from."""
+        """Position -> bytes of each state that `truncate` can start from."""
         return {position: state.nbytes for position, state in sorted(self.sequence.snapshots.items())}
 
     def snapshot(self) -> None:
         """Keep the state at the present end for as long as the context reaches up to it.
 
-        Besides, snapshots are taken by themselves, dense near the end (`goldfinch.inference.sequence.log_spaced`).
+        Automatic snapshots are kept as well, dense near the end (`goldfinch.inference.sequence.log_spaced`).
         """
         self.sequence.snapshot()
 
-    def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:
+    def truncate(self, length: int, progress: Callable[[int], None] | None = None) -> int:
         """Go back to the first `length` tokens.
 
         Args:
@@ -142,20 +246,20 @@ class Context:
             progress: as in `read`, for the tokens that are read again.
 
         Returns:
-            How many tokens were read again, from the nearest snapshot before `length` on.
+            How many tokens were read again, starting from the nearest snapshot before `length`.
 
         Raises:
-            UserError: `length` is none of the context's.
+            UserError: `length` is out of range.
         """
         if not 0 <= length <= len(self):
-            raise UserError(f"a context of {len(self)} tokens cannot be trimmed to {length}")
-        replayed = self.sequence.trim(length, progress)
+            raise UserError(f"cannot truncate a context of {len(self)} tokens to {length}")
+        replayed = self.sequence.truncate(length, progress)
         kept = [document for document in self.documents if document.start < length]
         self.documents = [dataclasses.replace(document, stop=min(document.stop, length)) for document in kept]
         return replayed
 
     def fork(self) -> "Context":
-        """A second context with the same past, without copying it; the two go on independently."""
+        """A second context with the same past, without copying it; the two grow independently."""
         other = copy.copy(self)
         other.sequence, other.documents = self.sequence.fork(), list(self.documents)
         return other
@@ -163,103 +267,18 @@ class Context:
     def measure_quantization(self) -> QuantizationReport | None:
         """What storing latents as integers changes, measured on this text; None where they are not integers.
 
-        It is measured once, on what was read up to then; the unrounded latents, kept so far, are dropped. None, too, in
-        a context from a file if this model predicts by other weights or positions than the one it was measured with.
+        It is measured once, on what was read up to then, and the unquantized latents that were kept for it are dropped.
+        None, too, in a context from a file if this model predicts with other weights or positions than the one that it
+        was measured with.
         """
         return self.sequence.measure_quantization()
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file, which `LanguageModel.open` reads; all or nothing, a file there is replaced.
+        """Write everything to one file, which `LanguageModel.open` reads, all or nothing; an existing file is replaced.
 
-        Integer latents are certified first.
+        The quantization of integer latents is measured first.
 
         Raises:
             UserError: the context is empty, or the file cannot be written.
         """
         save_context(Path(path), self.sequence, self.documents, self.tokenizer, self.model_folder)
-
-    def generate(
-        self,
-        text: str | Sequence[int] | Tensor | None = None,
-        *,
-        max_tokens: int = 200,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        speculation: Speculation | None = None,
-        **sampling: Any,
-    ) -> Iterator[str]:
-        """Read `text`, if any, and write on, piece by piece, until a stop string, the end of the text or `max_tokens`.
-
-        Tokens are guessed from what was written before and looked at together (`goldfinch.inference.speculation`): that
-        changes how long it takes, not what is written.
-
-        Args:
-            text: what to read first.
-            max_tokens: most tokens to write.
-            seed: for the same text again; None for another each time.
-            stop: writing ends before the first of these strings.
-            speculation: how much to guess, and where to count it; None for the default. With integer latents that are
-                not certified yet there are no guesses.
-            **sampling: fields of `Sampling`, such as temperature=0.8, top_p=0.9.
-
-        Yields:
-            Pieces of text, never half a character. The context then ends where the writing ended.
-
-        Raises:
-            UserError: as `read`, or a sampling setting out of range.
-        """
-        sampler = Sampler(Sampling(**sampling), seed)
-        tokenizer = require_tokenizer(self.tokenizer)
-        if text is not None:
-            self.read(text)
-        speculation = Speculation() if speculation is None else speculation
-        return stop_before(self._pieces(sampler, tokenizer, max_tokens, speculation), stop)
-
-    def _pieces(
-        self, sampler: Sampler, tokenizer: Tokenizer, max_tokens: int, speculation: Speculation
-    ) -> Iterator[str]:
-        decoder = StreamDecoder(tokenizer)
-        for token in self._tokens(sampler, tokenizer, max_tokens, speculation):
-            yield decoder.push(token)
-        yield decoder.flush()
-
-    def _tokens(
-        self, sampler: Sampler, tokenizer: Tokenizer, max_tokens: int, speculation: Speculation
-    ) -> Iterator[int]:
-        # A model may have more ids than its tokenizer: those stand for nothing that could be written.
-        known = tokenizer.vocab_size
-        lookup = PromptLookup(self.ids()) if speculation.most and self.sequence.probe is None else None
-        token = sampler.draw(self.logits[:known]) if max_tokens > 0 else tokenizer.end_of_text
-        while max_tokens > 0 and token != tokenizer.end_of_text:
-            if max_tokens == 1 or lookup is None:
-                self.read([token])
-                speculation.count(0, 0)
-                yield token
-                max_tokens -= 1
-                if max_tokens:
-                    token = sampler.draw(self.logits[:known])
-                continue
-            lookup.add([token])
-            guesses = lookup.guess(min(speculation.now(), max_tokens - 1, self.sequence.room_in_block() - 1))
-            logits = self.sequence.try_tokens(self._on_device([token, *guesses]))
-            # Each guess that the model draws itself is as good as drawn without it; the first other one is next.
-            kept = [token]
-            for guess, row in zip([*guesses, None], logits, strict=True):
-                token = sampler.draw(row[:known])
-                if token != guess or token == tokenizer.end_of_text:
-                    break
-                kept.append(token)
-            self.sequence.keep(len(kept))
-            speculation.count(len(guesses), len(kept) - 1)
-            lookup.add(kept[1:])
-            max_tokens -= len(kept)
-            for count, one in enumerate(kept, start=1):
-                try:
-                    yield one
-                except GeneratorExit:
-                    # Nobody wants the rest: the context ends where the writing did.
-                    self.sequence.keep(count)
-                    raise
-
-    def _on_device(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, device=self.model.device)

@@ -1,7 +1,9 @@
-// A few tokens through the layers of a model, all layers in one call: writing word by word spends its time on reading
-// weights, and this does nothing else. The equations, and the truth it is tested against, are the PyTorch modules.
+// A few tokens through the layers of a model, all layers in one call. Decoding is bound by reading the weights: here
+// each weight is read once for all tokens of all sequences. The PyTorch modules define the equations, and tests compare
+// with them.
 //
-// Weights are fp32 or bf16, as PyTorch keeps them; everything else is computed in fp32. All widths are multiples of 16.
+// Weights are fp32 or bf16, as PyTorch stores them; everything else is computed in fp32. All widths are multiples of 16.
+// Rows are tokens: those of the first sequence, then those of the second ..., equally many of each.
 
 #include "vector.h"
 
@@ -9,7 +11,8 @@ namespace {
 
 typedef std::int64_t Size;
 
-// Structures of pointers and sizes, filled by cpu_decode.py: fields and their order are the same there.
+// Structures of pointers and sizes, filled by cpu_decode.py with the same fields in the same order; their sizes are
+// compared when the library is loaded.
 template <typename W>
 struct Norm {
     const W *weight, *bias;
@@ -47,7 +50,7 @@ struct Layer {
     Size channel_width;
 };
 
-// What a layer carries on, and where to put what it does after these tokens.
+// The state of one layer and one sequence before these tokens, and where to write the state after them.
 template <typename W>
 struct State {
     const W *last, *channel_last;
@@ -56,7 +59,7 @@ struct State {
     float* wkv_after;
 };
 
-// (count, width) -> y[t][o] = x[t] . w[o] for rows o of w, (rows, width); `done(t, o, dot)` takes the results.
+// y[t][o] = x[t] . w[o] for rows o of w, (rows, width); `done(t, o, dot)` receives each result.
 template <int TOKENS, typename W, typename Done>
 INLINE void products(const float* x, const W* w, Size width, Size row, const Done& done) {
     constexpr int ROWS = 4;
@@ -105,11 +108,11 @@ void normalize(const Norm<W>& norm, const float* x, Size width, float* y) {
 
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
-// Numbers that all members see, for so many tokens.
+// Intermediate results that all threads of the team share, for `count` tokens.
 class Buffers {
   public:
     Buffers(Size count, Size width, Size hidden, Size channel)
-        : memory(count * (13 * width + hidden + channel) + LANES), at(memory.data()) {
+        : numbers(count * (13 * width + hidden + channel) + LANES), at(numbers.data()) {
         for (float** rows : {&h, &z, &r, &k, &v, &extra, &y, &gate}) *rows = take(count * width);
         mixed = take(5 * count * width);
         low = take(count * hidden);
@@ -126,23 +129,24 @@ class Buffers {
         at += count;
         return taken;
     }
-    std::vector<float> memory;
+    std::vector<float> numbers;
     float* at;
 };
 
-// The layers' code: what every member of the team does.
+// What each thread of the team does for a layer.
 template <typename W>
 struct Member {
     Team& team;
     int me;
-    Size count, width;
-    float* x;  // (count, width), the residual stream
+    Size sequences, length, width;  // tokens: `length` of each sequence
+    float* x;                       // (sequences * length, width), the residual stream
     Buffers& b;
+    Size count = sequences * length;
 
     Range columns() const { return share(team, me, width, LANES); }
 
     // h = norm(x), and the shift's mixes of it: b.mixed.
-    void shift(const Layer<W>& layer, const State<W>& state) const {
+    void shift(const Layer<W>& layer, const State<W>* states) const {
         const Shift<W>& shift = layer.shift;
         const LowRank<W>& low_rank = shift.low_rank;
         const Size ranks = low_rank.rank * low_rank.outputs;
@@ -151,7 +155,7 @@ struct Member {
         team.barrier();
         for (Size t = tokens.first; t < tokens.last; ++t)
             for (Size i = 0; i < width; i += LANES)
-                store(b.z + t * width + i, mix(b.h, t, i, state.last, load(shift.mu_x + i)));
+                store(b.z + t * width + i, mix(b.h, t, i, states[t / length].last, load(shift.mu_x + i)));
         team.barrier();
         hidden(b.z, low_rank, b.low);
         team.barrier();
@@ -163,21 +167,28 @@ struct Member {
                 add_columns(b.low + t * ranks + use * low_rank.rank, low_rank.b + use * low_rank.rank * width,
                             low_rank.rank, width, mine, weights);
                 for (Size i = mine.first; i < mine.last; i += LANES)
-                    store(weights + i, mix(b.h, t, i, state.last, load(weights + i)));
+                    store(weights + i, mix(b.h, t, i, states[t / length].last, load(weights + i)));
             }
-        if (me == 0)
-            for (Size i = 0; i < width; i += LANES) store(state.last_after + i, load(b.h + (count - 1) * width + i));
+        for (Size s = mine_of_sequences().first; s < mine_of_sequences().last; ++s) store_last(s, states[s].last_after);
         team.barrier();
     }
 
-    // a token's value, and the one before it, weighted
+    Range mine_of_sequences() const { return share(team, me, sequences, 1); }
+
+    // The last row of h of a sequence: what the next token shift reaches back to.
+    void store_last(Size sequence, W* to) const {
+        const float* from = b.h + ((sequence + 1) * length - 1) * width;
+        for (Size i = 0; i < width; i += LANES) store(to + i, load(from + i));
+    }
+
+    // lerp of a token and the one before it in its sequence.
     Floats mix(const float* rows, Size t, Size i, const W* last, Floats weight) const {
         const Floats now = load(rows + t * width + i);
-        const Floats before = t ? load(rows + (t - 1) * width + i) : last ? load(last + i) : Floats{};
+        const Floats before = t % length ? load(rows + (t - 1) * width + i) : last ? load(last + i) : Floats{};
         return now + (before - now) * weight;
     }
 
-    // tanh(rows A): this member's columns of it.
+    // tanh(rows A): this thread's columns of it.
     void hidden(const float* rows, const LowRank<W>& low_rank, float* to) const {
         const Size ranks = low_rank.rank * low_rank.outputs;
         const Range mine = share(team, me, ranks, LANES);
@@ -196,8 +207,8 @@ struct Member {
 
     const float* use(Size which) const { return b.mixed + which * count * width; }
 
-    void recurrent(const Layer<W>& layer, const State<W>& state) const {
-        shift(layer, state);
+    void recurrent(const Layer<W>& layer, const State<W>* states) const {
+        shift(layer, states);
         product(layer.receptance, use(layer.use_r), b.r);
         product(layer.key, use(layer.use_k), b.k);
         product(layer.value, use(layer.use_v), b.v);
@@ -209,15 +220,16 @@ struct Member {
             hidden(use(layer.use_extra), layer.second_value, value_low);
         }
         team.barrier();
-        const Range mine = share(team, me, layer.heads, 1);
-        for (Size head = mine.first; head < mine.last; ++head) recur(layer, state, head, decay_low, value_low);
+        const Range mine = share(team, me, sequences * layer.heads, 1);
+        for (Size task = mine.first; task < mine.last; ++task)
+            recur(layer, states[task / layer.heads], task / layer.heads, task % layer.heads, decay_low, value_low);
         team.barrier();
         finish(layer);
-        channel_mix(layer, state);
+        channel_mix(layer, states);
     }
 
-    // One head: decays, the recurrence, the second value or the bonus.
-    void recur(const Layer<W>& layer, const State<W>& state, Size head, const float* decay_low,
+    // One head of one sequence: decays, the recurrence, the second value or the bonus.
+    void recur(const Layer<W>& layer, const State<W>& state, Size sequence, Size head, const float* decay_low,
                const float* value_low) const {
         const Size size = width / layer.heads, first = head * size;
         const Range mine{first, first + size};
@@ -226,7 +238,7 @@ struct Member {
             std::copy_n(state.wkv + first * size, size * size, s);
         else
             std::fill_n(s, size * size, 0.0f);
-        for (Size t = 0; t < count; ++t) {
+        for (Size t = sequence * length; t < (sequence + 1) * length; ++t) {
             const float *r = b.r + t * width, *v = b.v + t * width;
             float *k = b.k + t * width, *w = b.z + t * width, *y = b.y + t * width;
             for (Size i = mine.first; i < mine.last; i += LANES) store(w + i, load(layer.decay_base + i));
@@ -260,7 +272,7 @@ struct Member {
         }
     }
 
-    // x += W_O norm(y), gated where there is a gate. All members need all of norm(y): each makes its part of it.
+    // x += W_O norm(y), gated where there is a gate. Each thread normalises some tokens, then all threads need them all.
     void finish(const Layer<W>& layer) const {
         const Range tokens = share(team, me, count, 1);
         for (Size t = tokens.first; t < tokens.last; ++t) {
@@ -275,7 +287,7 @@ struct Member {
         team.barrier();
     }
 
-    void channel_mix(const Layer<W>& layer, const State<W>& state) const {
+    void channel_mix(const Layer<W>& layer, const State<W>* states) const {
         const Range tokens = share(team, me, count, 1);
         for (Size t = tokens.first; t < tokens.last; ++t)
             normalize(layer.channel_norm, x + t * width, width, b.h + t * width);
@@ -284,12 +296,11 @@ struct Member {
         const Range mine = columns();
         for (Size t = 0; t < count; ++t)
             for (Size i = mine.first; i < mine.last; i += LANES) {
-                store(for_r + t * width + i, mix(b.h, t, i, state.channel_last, load(layer.channel_mu_r + i)));
-                store(for_k + t * width + i, mix(b.h, t, i, state.channel_last, load(layer.channel_mu_k + i)));
+                store(for_r + t * width + i, mix(b.h, t, i, states[t / length].channel_last, load(layer.channel_mu_r + i)));
+                store(for_k + t * width + i, mix(b.h, t, i, states[t / length].channel_last, load(layer.channel_mu_k + i)));
             }
-        if (me == 0)
-            for (Size i = 0; i < width; i += LANES)
-                store(state.channel_last_after + i, load(b.h + (count - 1) * width + i));
+        for (Size s = mine_of_sequences().first; s < mine_of_sequences().last; ++s)
+            store_last(s, states[s].channel_last_after);
         team.barrier();
         const Size inner = layer.channel_width;
         linear(for_r, count, layer.channel_receptance, width, share(team, me, width, 4),
@@ -317,44 +328,46 @@ Buffers buffers(const Layer<W>* layers, Size number, Size count, Size width) {
     return Buffers(count, width, hidden, channel);
 }
 
+// The layers below GOLD. states: (layers, sequences).
 template <typename W>
-void recurrent_layers(const Layer<W>* layers, const State<W>* states, Size number, Size count, Size width, int threads,
-                      float* x) {
-    Buffers shared = buffers(layers, number, count, width);
+void recurrent_layers(const Layer<W>* layers, const State<W>* states, Size number, Size sequences, Size length,
+                      Size width, int threads, float* x) {
+    Buffers shared = buffers(layers, number, sequences * length, width);
     Team team(threads);
     team.run([&](int me) {
-        const Member<W> member{team, me, count, width, x, shared};
-        for (Size i = 0; i < number; ++i) member.recurrent(layers[i], states[i]);
+        const Member<W> member{team, me, sequences, length, width, x, shared};
+        for (Size i = 0; i < number; ++i) member.recurrent(layers[i], states + i * sequences);
     });
 }
 
-// GOLD before its attention: q of (count, width), not yet rotated.
+// A GOLD layer before its attention: q, not yet rotated. states: (sequences).
 template <typename W>
-void queries(const Layer<W>* layer, const State<W>* state, Size count, Size width, int threads, float* x, float* q) {
-    Buffers shared = buffers(layer, 1, count, width);
+void queries(const Layer<W>* layer, const State<W>* states, Size sequences, Size length, Size width, int threads,
+             float* x, float* q) {
+    Buffers shared = buffers(layer, 1, sequences * length, width);
     Team team(threads);
     team.run([&](int me) {
-        const Member<W> member{team, me, count, width, x, shared};
-        member.shift(*layer, *state);
+        const Member<W> member{team, me, sequences, length, width, x, shared};
+        member.shift(*layer, states);
         member.product(layer->receptance, shared.mixed, shared.r);
         team.barrier();
-        const Range tokens = share(team, me, count, 1);
+        const Range tokens = share(team, me, member.count, 1);
         for (Size t = tokens.first; t < tokens.last; ++t)
             normalize(layer->query_norm, shared.r + t * width, width, q + t * width);
     });
 }
 
-// GOLD after its attention, y of (count, width): the rest of the layer.
+// The rest of a GOLD layer, from y, the output of its attention.
 template <typename W>
-void after_attention(const Layer<W>* layer, const State<W>* state, Size count, Size width, int threads, float* x,
-                     const float* y) {
-    Buffers shared = buffers(layer, 1, count, width);
-    std::copy_n(y, count * width, shared.y);
+void after_attention(const Layer<W>* layer, const State<W>* states, Size sequences, Size length, Size width,
+                     int threads, float* x, const float* y) {
+    Buffers shared = buffers(layer, 1, sequences * length, width);
+    std::copy_n(y, sequences * length * width, shared.y);
     Team team(threads);
     team.run([&](int me) {
-        const Member<W> member{team, me, count, width, x, shared};
+        const Member<W> member{team, me, sequences, length, width, x, shared};
         member.finish(*layer);
-        member.channel_mix(*layer, *state);
+        member.channel_mix(*layer, states);
     });
 }
 
@@ -370,17 +383,18 @@ void linear_layer(const W* w, Size rows, Size count, Size width, int threads, co
 }  // namespace
 
 #define INTERFACE(W, SUFFIX)                                                                                           \
-    void recurrent_layers_##SUFFIX(const void* layers, const void* states, Size number, Size count, Size width,        \
-                                   int threads, float* x) {                                                            \
-        recurrent_layers((const Layer<W>*)layers, (const State<W>*)states, number, count, width, threads, x);          \
+    void recurrent_layers_##SUFFIX(const void* layers, const void* states, Size number, Size sequences, Size length,   \
+                                   Size width, int threads, float* x) {                                                \
+        recurrent_layers((const Layer<W>*)layers, (const State<W>*)states, number, sequences, length, width, threads,  \
+                         x);                                                                                           \
     }                                                                                                                  \
-    void queries_##SUFFIX(const void* layer, const void* state, Size count, Size width, int threads, float* x,         \
-                          float* q) {                                                                                  \
-        queries((const Layer<W>*)layer, (const State<W>*)state, count, width, threads, x, q);                          \
+    void queries_##SUFFIX(const void* layer, const void* states, Size sequences, Size length, Size width, int threads, \
+                          float* x, float* q) {                                                                        \
+        queries((const Layer<W>*)layer, (const State<W>*)states, sequences, length, width, threads, x, q);             \
     }                                                                                                                  \
-    void after_attention_##SUFFIX(const void* layer, const void* state, Size count, Size width, int threads, float* x, \
-                                  const float* y) {                                                                    \
-        after_attention((const Layer<W>*)layer, (const State<W>*)state, count, width, threads, x, y);                  \
+    void after_attention_##SUFFIX(const void* layer, const void* states, Size sequences, Size length, Size width,      \
+                                  int threads, float* x, const float* y) {                                             \
+        after_attention((const Layer<W>*)layer, (const State<W>*)states, sequences, length, width, threads, x, y);     \
     }                                                                                                                  \
     void linear_##SUFFIX(const void* w, Size rows, Size count, Size width, int threads, const float* x, float* y) {    \
         linear_layer((const W*)w, rows, count, width, threads, x, y);                                                  \
@@ -389,4 +403,7 @@ void linear_layer(const W* w, Size rows, Size count, Size width, int threads, co
 extern "C" {
 INTERFACE(float, float32)
 INTERFACE(bfloat16, bfloat16)
+
+Size layer_nbytes() { return sizeof(Layer<float>); }
+Size state_nbytes() { return sizeof(State<float>); }
 }

@@ -1,11 +1,12 @@
-"""A few tokens through a model's layers on a CPU, in C++ (cpu_decode.cpp).
+"""A few tokens of one or several sequences through a model's layers on a CPU, in C++ (cpu_decode.cpp).
 
-Writing word by word reads every weight once a word. PyTorch does that in some hundred small operations, each of which
-waits for the one before; here all layers below GOLD are one call. The modules in `goldfinch.mixers` are what it has to
-agree with, and what runs where it cannot.
+Decoding reads every weight once per step. PyTorch does that in some hundred small operations, each of which waits for
+the one before; here all layers below GOLD are one call. The modules in `goldfinch.mixers` define what it computes, and
+run wherever it cannot.
 """
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,84 +27,117 @@ from goldfinch.model.token_cat import TokenCat
 from goldfinch.state import BlockState, GoldState, RecurrentState
 
 SOURCE = Path(__file__).with_name("cpu_decode.cpp")
-NAME = "the layers for few tokens"
+NAME = "fused decoding"
 MAX_TOKENS = 16
-"""Above, PyTorch's matrix products are faster."""
+"""Tokens of all sequences together; with more, PyTorch's matrix products are faster."""
 DTYPES = (torch.float32, torch.bfloat16)
-# All that a model may consist of: whatever stands in for one of these computes something else.
+# A model is run in C++ only if it consists of exactly these: a subclass may compute something else.
 KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
-LANES = 16  # what all widths must be a multiple of
-ROWS = 4  # what the rows of a matrix must be a multiple of
+LANES = 16  # all widths must be multiples of it
+ROWS = 4  # the number of rows of a matrix must be a multiple of it
 
 
-def fused_decoder(model: Decoder, count: int) -> "FusedDecoder | None":
-    """What takes `count` tokens through this model; None where PyTorch has to: it is on another device, of another kind
-    or type, or hooked into, gradients are wanted, there are too many tokens or there is no compiler.
+def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
+    """The C++ layers of a model, for `num_tokens` tokens; None where PyTorch must run them.
+
+    That is on other devices, for other layer kinds or dtypes, with hooks or replaced modules, when gradients are
+    enabled, for too many tokens, and without a compiler.
     """
-    if count > MAX_TOKENS or torch.is_grad_enabled() or model.device.type != "cpu":
+    if num_tokens > MAX_TOKENS or torch.is_grad_enabled() or model.device.type != "cpu":
         return None
-    kept = _KEPT.get(model)
-    if kept is None or not kept.holds():
-        kept = _KEPT[model] = _Entry(model)
-    return kept.layers
+    entry = _ENTRIES.get(model)
+    if entry is None or not entry.is_current():
+        with _LOCK:
+            entry = _ENTRIES[model] = _Entry(model)
+    return entry.decoder
 
 
 class FusedDecoder:
-    """The layers of one model, as long as its parameters stay where they are. Batches are of one sequence."""
+    """The layers of one model in C++, for as long as its parameters stay where they are in memory."""
 
     def __init__(self, model: Decoder) -> None:
-        code = compiled(SOURCE, NAME)
-        assert code is not None
+        library = _library()
+        if library is None:
+            raise RuntimeError("fused_decoder() must not be asked for C++ where there is no compiler")
         dtype = model.dtype
         suffix = str(dtype).removeprefix("torch.")
         self._dtype = dtype
-        self._code = {
-            name: getattr(code, f"{name}_{suffix}")
+        self._functions = {
+            name: getattr(library, f"{name}_{suffix}")
             for name in ("recurrent_layers", "queries", "after_attention", "linear")
         }
         self._blocks = [block for block in model.blocks if isinstance(block, Block)]
-        self._below_gold = model.config.first_gold_layer
+        self._first_gold_layer = model.config.first_gold_layer
         self._layers = (_Layer * len(self._blocks))(*map(_layer, self._blocks))
         self._head = model.head.weight.detach()
-        self._width, self._heads = model.config.width, model.config.num_heads
+        self._width, self._num_heads = model.config.width, model.config.num_heads
 
-    def lower(self, x0: Tensor, states: Sequence[BlockState] | None) -> tuple[Tensor, list[BlockState]]:
-        """`Decoder.lower`: (1, T, D) -> (1, T, D), and the states after it."""
-        number, size = self._below_gold, self._width // self._heads
-        after = [
-            BlockState(time_mix=RecurrentState(last=last, wkv=wkv), channel_mix=channel)
-            for last, channel, wkv in zip(
-                *torch.empty(2, number, 1, self._width, dtype=self._dtype).unbind(),
-                torch.empty(number, 1, self._heads, size, size),
-                strict=True,
+    def lower(self, x0: Tensor, states: Sequence[Sequence[BlockState] | None]) -> tuple[Tensor, list[list[BlockState]]]:
+        """`Decoder.lower`: (B, T, D) -> (B, T, D), and the states of each sequence after it.
+
+        Args:
+            x0: embeddings after ln0.
+            states: of the layers, for each of the B sequences; None at the start of a text. They are not changed.
+        """
+        num_layers, size = self._first_gold_layer, self._width // self._num_heads
+        after = []
+        for _ in states:
+            # Each sequence's own memory, so that one that leaves the batch keeps nobody else's.
+            lasts = torch.empty(2, num_layers, 1, self._width, dtype=self._dtype)
+            wkv = torch.empty(num_layers, 1, self._num_heads, size, size)
+            after.append(
+                [
+                    BlockState(time_mix=RecurrentState(last=last, wkv=s), channel_mix=channel)
+                    for last, channel, s in zip(*lasts.unbind(), wkv, strict=True)
+                ]
             )
-        ]
         x = x0.to(torch.float32, copy=True).contiguous()
-        given: Sequence[BlockState | None] = states or [None] * number
-        before = [_fitting(state, self._dtype) for state in given]
-        pointers = (_State * number)(*map(_state, before, after))
-        self._call("recurrent_layers", self._layers, pointers, number, tensors=(x,))
+        before = [
+            [self._checked(state) for state in given] if given is not None else [None] * num_layers for given in states
+        ]
+        pointers = (_State * (num_layers * len(states)))(
+            *(
+                _state(before[sequence][layer], after[sequence][layer])
+                for layer in range(num_layers)
+                for sequence in range(len(states))
+            )
+        )
+        self._call("recurrent_layers", self._layers, pointers, num_layers, tensors=(x,))
         return x.to(self._dtype), after
 
     def upper(
-        self, x: Tensor, states: Sequence[BlockState | None] | None, cache: KeyValueSource
-    ) -> tuple[Tensor, list[BlockState]]:
-        """`Decoder.upper`: the GOLD layers, (1, T, D) -> (1, T, D), and the states after them."""
+        self,
+        x: Tensor,
+        states: Sequence[Sequence[BlockState | None] | None],
+        caches: Sequence[KeyValueSource],
+    ) -> tuple[Tensor, list[list[BlockState]]]:
+        """`Decoder.upper`: the GOLD layers, (B, T, D) -> (B, T, D), and the states of each sequence after them.
+
+        Args:
+            x: outputs of the layers below for the newest T tokens of each sequence.
+            states: of the GOLD layers, for each sequence; None where what a token shift reaches back to does not
+                matter.
+            caches: keys and values of each sequence, the T tokens included.
+        """
         x, q = x.to(torch.float32, copy=True).contiguous(), torch.empty(x.shape)
-        after = []
-        for number, block in enumerate(self._blocks[self._below_gold :]):
-            lasts = torch.empty(2, 1, self._width, dtype=self._dtype)
-            state = BlockState(time_mix=GoldState(last=lasts[0]), channel_mix=lasts[1])
-            before = _fitting(states[number] if states else None, self._dtype)
-            pointers = _state(before, state)
-            layer = ctypes.byref(self._layers, ctypes.sizeof(_Layer) * (self._below_gold + number))
-            self._call("queries", layer, ctypes.byref(pointers), tensors=(x, q))
+        after: list[list[BlockState]] = [[] for _ in caches]
+        for number, block in enumerate(self._blocks[self._first_gold_layer :]):
             gold = block.time_mix
-            assert isinstance(gold, Gold)
-            y = gold.attend(q.to(self._dtype), cache).float().contiguous()
-            self._call("after_attention", layer, ctypes.byref(pointers), tensors=(x, y))
-            after.append(state)
+            if not isinstance(gold, Gold):
+                raise TypeError(f"layer {self._first_gold_layer + number} is {type(gold).__name__}, not GOLD")
+            pairs = []
+            for sequence, given in enumerate(states):
+                lasts = torch.empty(2, 1, self._width, dtype=self._dtype)
+                new = BlockState(time_mix=GoldState(last=lasts[0]), channel_mix=lasts[1])
+                pairs.append((self._checked(given[number] if given is not None else None), new))
+                after[sequence].append(new)
+            pointers = (_State * len(caches))(*(_state(before, new) for before, new in pairs))
+            layer = ctypes.byref(self._layers, ctypes.sizeof(_Layer) * (self._first_gold_layer + number))
+            self._call("queries", layer, pointers, tensors=(x, q))
+            rows = q.to(self._dtype).split(1)
+            y = torch.cat([gold.attend(row, cache) for row, cache in zip(rows, caches, strict=True)])
+            self._call("after_attention", layer, pointers, tensors=(x, y.float().contiguous()))
         return x.to(self._dtype), after
 
     def head(self, x: Tensor) -> Tensor:
@@ -113,17 +147,39 @@ class FusedDecoder:
         x, logits = x.float().contiguous(), torch.empty(len(x), len(self._head))
         sizes = (ctypes.c_int64(extent) for extent in (*logits.T.shape, self._width))
         threads = ctypes.c_int(torch.get_num_threads())
-        self._code["linear"](pointer(self._head), *sizes, threads, pointer(x), pointer(logits))
+        self._functions["linear"](pointer(self._head), *sizes, threads, pointer(x), pointer(logits))
         return logits
 
     def _call(self, name: str, layers: Any, states: Any, *number: int, tensors: tuple[Tensor, ...]) -> None:
-        sizes = (ctypes.c_int64(extent) for extent in (*number, tensors[0].shape[1], self._width))
+        sizes = (ctypes.c_int64(extent) for extent in (*number, *tensors[0].shape))
         threads = ctypes.c_int(torch.get_num_threads())
-        self._code[name](layers, states, *sizes, threads, *map(pointer, tensors))
+        self._functions[name](layers, states, *sizes, threads, *map(pointer, tensors))
+
+    def _checked(self, state: BlockState | None) -> BlockState | None:
+        """The state in the dtype and layout that C++ reads; a copy only where it was computed in another."""
+        if state is None:
+            return None
+
+        def fit(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            if tuple(tensor.shape) != shape or tensor.device.type != "cpu":
+                raise ValueError(f"a state of shape {tuple(tensor.shape)} on {tensor.device} must be {shape} on cpu")
+            return tensor.to(dtype).contiguous()
+
+        mix, channel_mix, row = state.time_mix, state.channel_mix, (1, self._width)
+        if not isinstance(mix, RecurrentState | GoldState):
+            raise TypeError(f"{type(mix).__name__} is not the state of a recurrent or GOLD layer")
+        last = fit(mix.last, row, self._dtype)
+        size = self._width // self._num_heads
+        return BlockState(
+            time_mix=RecurrentState(last=last, wkv=fit(mix.wkv, (1, self._num_heads, size, size), torch.float32))
+            if isinstance(mix, RecurrentState)
+            else GoldState(last=last),
+            channel_mix=None if channel_mix is None else fit(channel_mix, row, self._dtype),
+        )
 
 
 class _Entry:
-    """What was made of a model, and of which parts."""
+    """A model's decoder, and the modules, parameters and hooks that it was made from."""
 
     def __init__(self, model: Decoder) -> None:
         self._children = [
@@ -133,29 +189,30 @@ class _Entry:
         self._parameters = [(owner, name, owner[name]) for owner, name in named]
         self._hooks = [module._forward_hooks for module in model.modules()]
         self._hooks += [module._forward_pre_hooks for module in model.modules()]
-        # So that no cache is freed, and used for something else, behind the pointers.
+        # Kept alive, so that no memory behind the pointers is freed and reused.
         self._tensors = [parameter.detach() for _, _, parameter in self._parameters if parameter is not None]
         self._addresses = self._current_addresses()
-        self._hooked = any(self._hooks)
-        self.layers = FusedDecoder(model) if _possible(model) and not self._hooked else None
+        self._has_hooks = any(self._hooks)
+        self.decoder = FusedDecoder(model) if _is_supported(model) and not self._has_hooks else None
 
     def _current_addresses(self) -> list[int]:
         return [parameter.data_ptr() for _, _, parameter in self._parameters if parameter is not None]
 
-    def holds(self) -> bool:
-        """Whether all is where it was: weights may change, but neither they nor modules be exchanged or hooked into."""
+    def is_current(self) -> bool:
+        """Whether modules, parameters and hooks are still the same; the values of the weights may change."""
         return (
             all(children.get(name) is child for children, name, child in self._children)
             and all(owner.get(name) is parameter for owner, name, parameter in self._parameters)
             and self._current_addresses() == self._addresses
-            and any(self._hooks) == self._hooked
+            and any(self._hooks) == self._has_hooks
         )
 
 
-_KEPT: weakref.WeakKeyDictionary[Decoder, _Entry] = weakref.WeakKeyDictionary()
+_ENTRIES: weakref.WeakKeyDictionary[Decoder, _Entry] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
-def _possible(model: Decoder) -> bool:
+def _is_supported(model: Decoder) -> bool:
     config = model.config
     widths = (config.width, config.head_size, config.channel_mix_width)
     ranks = (config.shift_rank, config.decay_rank, config.value_rank)
@@ -165,8 +222,27 @@ def _possible(model: Decoder) -> bool:
         and all(type(module) in KNOWN for module in model.modules())
         and parameters[0].dtype in DTYPES
         and all(parameter.dtype == parameters[0].dtype and parameter.is_contiguous() for parameter in parameters)
-        and compiled(SOURCE, NAME) is not None
+        and all(parameter.device.type == "cpu" for parameter in parameters)
+        and _library() is not None
     )
+
+
+def _library() -> ctypes.CDLL | None:
+    """The compiled code; None without a compiler.
+
+    Raises:
+        RuntimeError: its structures are not those below.
+    """
+    library = compiled(SOURCE, NAME)
+    if library is not None:
+        for structure, function in ((_Layer, library.layer_nbytes), (_State, library.state_nbytes)):
+            function.restype = ctypes.c_int64
+            if function() != ctypes.sizeof(structure):
+                raise RuntimeError(
+                    f"{structure.__name__} has {ctypes.sizeof(structure)} bytes in Python and {function()} in "
+                    f"{SOURCE.name}: their fields differ"
+                )
+    return library
 
 
 # The structures of cpu_decode.cpp.
@@ -252,23 +328,6 @@ def _layer(block: Block) -> ctypes.Structure:
         if mixer.bonus is None:
             fields |= {"second_value": _low_rank(mixer.second_value), "use_extra": mixer.ddlerp.uses.index("v2")}
     return _Layer(**fields)
-
-
-def _fitting(state: BlockState | None, dtype: torch.dtype) -> BlockState | None:
-    """The state as C++ reads it, hardly ever another one: whoever made it may have computed in another type."""
-    if state is None:
-        return None
-
-    def fit(tensor: Tensor, type_: torch.dtype = dtype) -> Tensor:
-        return tensor.to(type_).contiguous()
-
-    mix, channel_mix = state.time_mix, state.channel_mix
-    assert isinstance(mix, RecurrentState | GoldState)
-    last = fit(mix.last)
-    after: RecurrentState | GoldState = GoldState(last=last)
-    if isinstance(mix, RecurrentState):
-        after = RecurrentState(last=last, wkv=fit(mix.wkv, torch.float32))
-    return BlockState(time_mix=after, channel_mix=None if channel_mix is None else fit(channel_mix))
 
 
 def _state(before: BlockState | None, after: BlockState) -> ctypes.Structure:

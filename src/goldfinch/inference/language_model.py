@@ -1,43 +1,80 @@
 """A model with its tokenizer: the object that users hold (`gf.load`, `gf.build`)."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
-from goldfinch import malloc
-from goldfinch.cache.budget import AUTO
-from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
+from goldfinch.cache.budget import AUTO, parse_budget
+from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_model_folder
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
+from goldfinch.devices import dtype_name, resolve_device, resolve_dtype
 from goldfinch.errors import UserError
+from goldfinch.inference.batch import Batch
+from goldfinch.inference.chat import ChatTemplate, Message
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.format import open_context
+from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
+from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.score import Score
 from goldfinch.inference.token_ids import check_token_ids, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
 
+MAX_BATCH_SIZE = 16
+"""Generations that `LanguageModel.generate` steps together."""
+
+Prompt = str | Sequence[int] | Tensor
+
 
 class LanguageModel:
-    """Weights, config and tokenizer."""
+    """Weights, config, tokenizer and chat template.
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer | None, folder: Path | None = None) -> None:
+    It may be used from several threads at once, each with contexts of its own; a context belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        folder: Path | None = None,
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
         self.model = model
         """The nn.Module."""
         self.tokenizer = tokenizer
-        """None: the model takes and gives ids only."""
+        """None: the model takes and gives token ids only."""
         self.folder = folder
         """Where it was loaded from."""
+        self.chat_template = chat_template or ChatTemplate()
+        """How `chat` writes messages: the model folder's own template, or that of RWKV's chat models."""
+
+    def __repr__(self) -> str:
+        config = self.config
+        gold = f" ({config.num_gold_layers} GOLD)" if config.num_gold_layers else ""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        tokenizer = self.tokenizer.name if self.tokenizer is not None else "none"
+        folder = f" from {self.folder}" if self.folder is not None else ""
+        return (
+            f"<LanguageModel{folder}: {config.num_layers} layers{gold}, width {config.width}, {parameters:,} "
+            f"parameters in {dtype_name(self.model.dtype)} on {self.model.device}, tokenizer {tokenizer}>"
+        )
 
     @property
     def config(self) -> ModelConfig:
         """Sizes and the layer plan."""
         return self.model.config
 
-    def encode(self, text: str | Sequence[int] | Tensor) -> Tensor:
+    def encode(self, text: Prompt) -> Tensor:
         """Text or ids -> checked (T,) int64 ids.
+
+        >>> lm.encode("Call me").dtype
+        torch.int64
 
         Raises:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
@@ -47,6 +84,9 @@ class LanguageModel:
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
         """The whole forward without a cache: (B, T) int64 -> (B, T, V) float32.
+
+        >>> lm.logits(lm.encode("Call me")[None]).shape[0]
+        1
 
         Raises:
             UserError: no tokens, or ids outside the vocabulary.
@@ -62,18 +102,27 @@ class LanguageModel:
         """An empty context.
 
         Args:
-            latents: what compressed keys are stored in: "bfloat16", "float32", "int8", "int4"; None for the model's own
-                type, which rounds nothing.
-            budget: bytes of rebuilt keys and values to keep between steps at most, as a number or as "2GiB"; "auto" is
-                half of the memory that is free now.
+            latents: how compressed keys are stored: "bfloat16", "float32", "int8", "int4"; None for the model's own
+                dtype, which rounds nothing.
+            budget: maximum bytes of expanded keys and values to keep between steps, as a number or as "2GiB"; "auto"
+                is half of the free memory.
 
         Raises:
-            UserError: an unknown format, or no amount of memory.
+            UserError: an unknown latent format, or an invalid size.
         """
         return Context(self.model, self.tokenizer, latents, budget, self.folder)
 
-    def read(self, text: str | Sequence[int] | Tensor, latents: str | None = None, budget: int | str = AUTO) -> Context:
-        """Read a text, or token ids, into a new context: linear pre-fill. `latents`, `budget`: as in `context`.
+    def read(self, text: Prompt, latents: str | None = None, budget: int | str = AUTO) -> Context:
+        """Read a text, or token ids, into a new context: linear prefill.
+
+        >>> context = lm.read("Call me Ishmael.")
+        >>> context.truncate(3)          # back to the first tokens; how many were read again
+        3
+
+        Args:
+            text: what to read.
+            latents: as in `context`.
+            budget: as in `context`.
 
         Raises:
             UserError: no tokens, ids outside the vocabulary, a text where the model has no tokenizer, or as `context`.
@@ -81,70 +130,226 @@ class LanguageModel:
         return self.context(latents, budget).read(text)
 
     def open(self, path: str | Path, budget: int | str = AUTO) -> Context:
-        """A context that `Context.save` has written, memory-mapped: ready at once, whatever its length.
+        """Open a context that `Context.save` has written, memory-mapped: at once, whatever its length.
 
-        The header and states are checked now, and so is everything in files up to 64 MiB; in larger ones, each block's
-        checksum is compared when the block is first used (`goldfinch cache verify` compares all).
+        Header and states are checked now, and all of a file up to 64 MiB; in larger ones, the checksum of each block is
+        compared when the block is first used (`goldfinch cache verify` compares all).
 
         Args:
             path: the file.
             budget: as in `context`.
 
         Raises:
-            UserError: the file is missing, damaged, of a newer version, of another model or of another tokenizer.
+            UserError: the file is missing, corrupt, of another version, of another model or of another tokenizer.
         """
         context = self.context(budget=budget)
         context.documents = open_context(Path(path), context.sequence, self.tokenizer)
         return context
 
+    @overload
+    def generate(self, prompt: str | Tensor, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[int], **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Any) -> list[Generation]: ...
+
+    def generate(self, prompt: Any, **options: Any) -> Generation | list[Generation]:
+        """Generate text after a prompt, or after each of several: one pass over the weights per step for all.
+
+        >>> lm.generate("Call me", max_tokens=5, temperature=0.8, seed=0).finish_reason
+        'length'
+        >>> len(lm.generate(["Call me", "The whale"], max_tokens=5, seed=0))
+        2
+
+        Args:
+            prompt: a text or token ids; or a list of such, of any lengths, whose rows give the same text as one by one,
+                row i with seed + i.
+            **options: of `Context.stream`: max_tokens, sampling, logprobs, and fields of `Sampling`, such as
+                temperature, top_p, seed, stop; for a single prompt also max_draft_tokens.
+
+        Raises:
+            UserError: as `read`, or a setting is out of range.
+        """
+        if not _is_batch(prompt):
+            return self.read(prompt).generate(**options)
+        return self._generate_batch(list(prompt), **options)
+
+    def _generate_batch(
+        self,
+        prompts: list[Prompt],
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        sampling: Sampling | None = None,
+        logprobs: int | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        options.pop("max_draft_tokens", None)  # together there is little to gain from drafts
+        sampling = (sampling or Sampling()).updated(**options)
+        ids = [self.encode(prompt) for prompt in prompts]  # all are checked before work begins
+        budget = parse_budget(AUTO, self.model.device) // max(min(len(ids), MAX_BATCH_SIZE), 1)
+        batch, states = Batch(), list[GenerationState]()
+        while len(states) < len(ids) or len(batch):
+            while len(states) < len(ids) and len(batch) < MAX_BATCH_SIZE:
+                row = len(states)
+                context = self.read(ids[row], budget=budget)
+                states.append(context.generation_state(sampling.with_row_seed(row), max_tokens, logprobs))
+                batch.add(states[-1])
+            batch.step()
+        return [state.result() for state in states]
+
+    def stream(self, prompt: Prompt, **options: Any) -> GenerationStream:
+        """Generate text after a prompt, piece by piece; arguments as in `Context.stream`.
+
+        >>> for piece in lm.stream("Call me", max_tokens=5, seed=0):
+        ...     print(piece, end="")  # doctest: +ELLIPSIS
+        ...
+
+        Raises:
+            UserError: as `read`, or a setting is out of range.
+        """
+        return self.read(prompt).stream(**options)
+
+    @overload
+    def score(self, text: Prompt) -> Score: ...
+    @overload
+    def score(self, *, prefix: Prompt, continuations: Sequence[Prompt]) -> list[Score]: ...
+
+    def score(
+        self,
+        text: Prompt | None = None,
+        *,
+        prefix: Prompt | None = None,
+        continuations: Sequence[Prompt] | None = None,
+    ) -> Score | list[Score]:
+        """Log-probabilities of a text, or of several continuations of one prefix, which is read once.
+
+        A text is scored after an end of text, as documents are in training, so that its first token counts too. Token
+        ids of a model without a tokenizer are scored from the second on.
+
+        >>> lm.score("Call me Ishmael.").bits_per_byte > 0
+        True
+        >>> [paris, rome] = lm.score(prefix="The capital of France is", continuations=[" Paris", " Rome"])
+        >>> paris.total < 0
+        True
+
+        Raises:
+            UserError: as `read`; `text` together with a prefix, or a prefix without continuations; a single token id.
+        """
+        if text is not None:
+            if prefix is not None or continuations is not None:
+                raise UserError("score takes a text, or a prefix with continuations, not both")
+            return self._score_text(text)
+        if prefix is None or continuations is None or isinstance(continuations, str):
+            raise UserError("score takes a text, or prefix= with continuations=[...], a list of texts")
+        context = self.read(prefix)
+        return [context.score(continuation) for continuation in continuations]
+
+    def _score_text(self, text: Prompt) -> Score:
+        if self.tokenizer is not None:
+            return self.read([self.tokenizer.end_of_text]).score(text)
+        ids = self.encode(text)
+        if len(ids) < 2:
+            raise UserError("a single token id has nothing before it to be scored after: give at least two")
+        return self.read(ids[:1]).score(ids[1:])
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+        """Answer a conversation, written as `chat_template` says.
+
+        >>> lm.chat([{"role": "user", "content": "Who is Ahab?"}], max_tokens=5, seed=0).finish_reason
+        'length'
+
+        Args:
+            messages: such as {"role": "user", "content": "..."}; roles are "system", "user", "assistant".
+            **options: of `Context.stream`.
+
+        Raises:
+            UserError: as `stream`, or the template refuses the conversation.
+        """
+        context = self.context()
+        context.read(self.chat_template.render(messages), special_tokens=True)
+        stop = options.pop("stop", ())
+        extra = (stop,) if isinstance(stop, (str, int)) else tuple(stop)
+        generation = context.generate(stop=(*self.chat_template.stop(self.tokenizer), *extra), **options)
+        # The space after a name belongs to the template.
+        text = generation.text if self.chat_template.is_plain else generation.text.removeprefix(" ")
+        return dataclasses.replace(generation, text=text)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model folder that `gf.load` and every command take, all or nothing.
+
+        Args:
+            folder: config.json, model.safetensors, tokenizer.json and, if it is not the default, the chat template.
+            overwrite: replace it if it is such a folder.
+
+        Raises:
+            UserError: it exists, holds other files, or cannot be written.
+        """
+        weights = cast(dict[str, Tensor], self.model.state_dict())
+        save_model_folder(Path(folder), self.config, weights, self.tokenizer, overwrite=overwrite)
+        if self.chat_template != ChatTemplate():
+            self.chat_template.save(Path(folder))
+
+
+def _is_batch(prompt: Any) -> bool:
+    """Whether it is several prompts rather than one text or one sequence of ids."""
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, Tensor):
+        return prompt.dim() == 2
+    return len(prompt) == 0 or not isinstance(prompt[0], int)
+
 
 def load(
-    path: str | Path, dtype: str | None = None, device: str = "cpu", rope: RopeConfig | None = None
+    path: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    rope: RopeConfig | None = None,
 ) -> LanguageModel:
-    """Load a model that `goldfinch train` or `goldfinch convert` has written.
+    """Load a model folder, such as `goldfinch train`, `goldfinch convert` and `LanguageModel.save` write.
+
+    >>> lm = gf.load("runs/quickstart")
+    >>> lm.config.num_gold_layers
+    1
 
     Args:
-        path: the folder, such as "runs/quickstart".
-        dtype: "float32", "bfloat16", ...; None for the one the weights are stored in.
-        device: "cpu", "cuda", ...
-        rope: positions in place of the model's own, such as RopeConfig(rescale=4) for texts four times as long as it
-            was trained on; None for its own. Contexts that were saved before stay valid: GOLD turns keys as it rebuilds
-            them.
+        path: the folder.
+        dtype: of the weights: "float32", "bfloat16", ...; "auto" for the one they are stored in.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
+        rope: rotary positions in place of the model's own, such as RopeConfig(rescale=4) for texts four times as long
+            as it was trained on; None for its own. Saved contexts stay valid: GOLD rotates keys when it expands them.
 
     Raises:
-        UserError: the folder or a file in it is missing or broken, or `rope` is given for a model without positions.
+        UserError: the folder or a file in it is missing or broken, an unknown dtype or device, or `rope` is given for a
+            model without positions.
     """
-    malloc.tune()
     folder = Path(path)
-    model = load_model(folder, _dtype(dtype) if dtype else None, device, rope).eval()
-    return LanguageModel(model, read_tokenizer(folder, model.config), folder)
+    model = load_model(folder, resolve_dtype(dtype), resolve_device(device), rope).eval()
+    return LanguageModel(model, read_tokenizer(folder, model.config), folder, ChatTemplate.load(folder))
 
 
 def build(
-    preset: str, dtype: str = "float32", seed: int = 0, device: str = "cpu", vocab_size: int = WORLD_VOCABULARY
+    preset: str,
+    dtype: str | torch.dtype = "float32",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    vocab_size: int = WORLD_VOCABULARY,
 ) -> LanguageModel:
-    """A preset with random weights.
+    """Build a preset with random weights.
+
+    >>> gf.build("goldfinch-L3-D128", vocab_size=257).config.num_layers
+    3
 
     Args:
         preset: KIND-SIZE, such as "goldfinch-L12-D768" (`goldfinch info` lists them).
-        dtype: of the parameters.
+        dtype: of the weights.
         seed: of the initialisation.
         device: where the weights go.
         vocab_size: V; with the World tokenizer's 65536 the model gets that tokenizer.
 
     Raises:
-        UserError: an unknown preset or dtype.
+        UserError: an unknown preset, dtype or device.
     """
-    malloc.tune()
-    config = model_config(preset, vocab_size)
-    model = Decoder.on_meta(config)
-    model = model.to(_dtype(dtype)).to_empty(device=device).eval()
+    model = Decoder.on_meta(model_config(preset, vocab_size))
+    model = model.to(resolve_dtype(dtype) or torch.float32).to_empty(device=resolve_device(device)).eval()
     initialize(model, seed)
     return LanguageModel(model, WorldTokenizer() if vocab_size == WORLD_VOCABULARY else None)
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UserError(f"unknown dtype {name!r}; use float32, bfloat16, float16 or float64")
-    return dtype

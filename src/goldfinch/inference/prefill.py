@@ -1,7 +1,10 @@
-"""Linear pre-fill: every token goes through the recurrent layers, only the last ones through GOLD (SPEC 5)."""
+"""Linear prefill: every token goes through the recurrent layers, only the last few through GOLD (SPEC 5).
+
+Everything here takes one or several sequences; B of them go through the weights together.
+"""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -11,24 +14,24 @@ from goldfinch.inference.cpu_decode import fused_decoder
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
-from goldfinch.state import BlockState, GoldState
+from goldfinch.state import BlockState, GoldState, stack_states, unstack_states
 
-# Tokens that go through the recurrent layers at once: bounds the memory of activations.
-CHUNK = 1024
+CHUNK_SIZE = 1024
+"""Tokens that go through the recurrent layers at once: bounds the memory of activations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowerState:
-    """What the layers below GOLD leave behind: with the key cache, all that is needed to go on."""
+    """The state of the layers below GOLD: with the key cache, all that is needed to continue a sequence."""
 
     blocks: list[BlockState]
-    """Of these layers."""
-    recent: Tensor
-    """(1, t, D): their outputs for the last 2G + 1 tokens, or for all where there are fewer."""
+    """One for each of these layers."""
+    tail: Tensor
+    """(1, t, D): outputs of these layers for the last 2G + 1 tokens, or for all tokens if there are fewer."""
 
     def tensors(self) -> list[Tensor]:
-        """All of them, for counting and saving."""
-        return [self.recent, *(tensor for block in self.blocks for tensor in block.tensors())]
+        """All tensors, for counting and saving."""
+        return [self.tail, *(tensor for block in self.blocks for tensor in block.tensors())]
 
     @property
     def nbytes(self) -> int:
@@ -37,73 +40,118 @@ class LowerState:
 
 
 def tail_length(model: Decoder) -> int:
-    """How many tokens must go through the GOLD layers for the last one's logits: 2G.
+    """Number of tokens that must go through the GOLD layers for the last token's logits: 2G.
 
-    Each GOLD block has two token shifts, and each of them reaches back one token.
+    1. The logits need the last token's output of the top GOLD block.
+    2. Each block has two token shifts, and each shift makes its output at token t depend on its input at t - 1.
+    3. So G blocks reach back 2G tokens: the block inputs of the last 2G tokens, and of the one before them, which only
+       seeds the first shift. Keys and values do not count: they come from the key cache.
     """
     return 2 * model.config.num_gold_layers
 
 
-def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut the tokens start .. stop - 1 at multiples of CHUNK: the same pieces, wherever a reading begins."""
+def chunks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut the tokens start .. stop - 1 at multiples of `size`: the same pieces wherever reading starts."""
     while start < stop:
-        end = min((start // CHUNK + 1) * CHUNK, stop)
+        end = min((start // size + 1) * size, stop)
         yield start, end
         start = end
 
 
-def read_lower(model: Decoder, ids: Tensor, state: LowerState | None) -> tuple[Tensor, LowerState]:
-    """Tokens through the layers below GOLD: constant work for each.
+def read_lower(model: Decoder, ids: Tensor, states: Sequence[LowerState | None]) -> tuple[Tensor, list[LowerState]]:
+    """Run tokens through the layers below GOLD: constant work per token.
 
     Args:
-        model: any plan; without GOLD layers these are all layers.
-        ids: (T,) int64, T >= 1.
-        state: of the text before; None at its start. It is not changed.
+        model: any layer plan; without GOLD layers these are all layers.
+        ids: (B, T) int64, T >= 1.
+        states: of the B sequences before these tokens, left unchanged; None at the start of a text.
 
     Returns:
-        (1, T, D), the output of these layers, and the state after it.
+        (B, T, D), the output of these layers, and the state of each sequence after it.
     """
-    layers = fused_decoder(model, len(ids)) or model
-    x, blocks = layers.lower(model.embed(ids[None]), state.blocks if state else None)
-    recent = x if state is None else torch.cat([state.recent, x], dim=1)
-    # A copy, so that the state keeps no activations alive.
-    return x, LowerState(blocks=blocks, recent=recent[:, -(tail_length(model) + 1) :].clone())
+    x0 = model.embed(ids)
+    before = [None if state is None else state.blocks for state in states]
+    fused = fused_decoder(model, ids.numel())
+    x, after = fused.lower(x0, before) if fused is not None else _lower(model, x0, before)
+    num_kept = tail_length(model) + 1
+    result = []
+    for row, (state, blocks) in enumerate(zip(states, after, strict=True)):
+        new = x[row : row + 1]
+        tail = new if state is None else torch.cat([state.tail, new], dim=1)
+        # A copy, so that the state keeps no activations alive.
+        result.append(LowerState(blocks=blocks, tail=tail[:, -num_kept:].clone()))
+    return x, result
+
+
+def _lower(
+    model: Decoder, x0: Tensor, states: Sequence[list[BlockState] | None]
+) -> tuple[Tensor, list[list[BlockState]]]:
+    """`Decoder.lower` with a state for each sequence."""
+    if len(states) == 1:
+        x, after = model.lower(x0, states[0])
+        return x, [after]
+    stacked = stack_states(states)
+    if stacked is not None:
+        x, after = model.lower(x0, stacked)
+        return x, unstack_states(after, len(states))
+    # States that grow with the text, or texts that only begin here, cannot be stacked.
+    rows = [model.lower(x0[row : row + 1], state) for row, state in enumerate(states)]
+    return torch.cat([x for x, _ in rows]), [after for _, after in rows]
 
 
 def read_upper(
-    model: Decoder, recent: Tensor, new: int, states: list[BlockState] | None, cache: KeyValueSource, wanted: int = 1
-) -> tuple[Tensor, list[BlockState]]:
-    """The end of the text through the GOLD layers.
+    model: Decoder,
+    tail: Tensor,
+    num_new: int,
+    states: Sequence[list[BlockState]] | None,
+    cache: KeyValueSource | Sequence[KeyValueSource],
+    num_wanted: int = 1,
+) -> tuple[Tensor, list[list[BlockState]]]:
+    """Run the end of a text through the GOLD layers.
 
-    Few tokens go on from the states before them. Of more, the last 2G and the wanted ones do without: the token before
-    them seeds the first shift, what the other shifts lack reaches one token further with each, and is gone at the first
-    that is wanted.
+    1. A few new tokens continue from the states before them.
+    2. Otherwise the last 2G + wanted - 1 tokens start without states: the token before them seeds the first shift.
+    3. What the other shifts then lack reaches one token further up with each shift (see `tail_length`), and has
+       disappeared at the first token that is wanted.
 
     Args:
         model: with GOLD layers.
-        recent: outputs of the layers below for the last tokens, (B, t, D): as many as `LowerState.recent`, and those
-            that are wanted but for one.
-        new: tokens since `states`; all tokens of the text where there are none.
-        states: of the GOLD layers; None where they were never run.
-        cache: of all tokens.
-        wanted: at the end.
+        tail: outputs of the layers below for the last tokens, (B, t, D): those of `LowerState.tail`, followed by all
+            wanted tokens but one.
+        num_new: tokens since `states`; all tokens of the text where there are none.
+        states: of the GOLD layers, for each of the B sequences; None if they have never run.
+        cache: keys and values of all tokens: of each sequence, or one that says where its queries are.
+        num_wanted: how many tokens, at the end, are wanted.
 
     Returns:
-        (B, wanted, D), their normalised hidden states, and the GOLD layers' states after the last.
+        (B, wanted, D), normalised hidden states, and the GOLD layers' states after the last token of each sequence.
     """
-    tail = tail_length(model) + wanted - 1
-    one = len(recent) == 1 and cache.query_positions is None
-    layers = (fused_decoder(model, min(new, tail)) if one else None) or model
-    if new <= tail:
-        x, after = layers.upper(recent[:, -new:], states, cache)
+    num_tail = tail_length(model) + num_wanted - 1
+    num_layers = model.config.num_gold_layers
+    batch = len(tail)
+    if num_new <= num_tail:
+        x = tail[:, -num_new:]
+        before: Sequence[Sequence[BlockState | None] | None] = states or [None] * batch
     else:
         first = cast(Block, model.blocks[model.config.first_gold_layer])
-        seed = BlockState(time_mix=GoldState(last=first.time_mix_norm(recent[:, -tail - 1])), channel_mix=None)
-        x, after = layers.upper(recent[:, -tail:], [seed, *[None] * (model.config.num_gold_layers - 1)], cache)
-    return model.output_norm(x[:, -wanted:]), after
+        x = tail[:, -num_tail:]
+        seeds = first.time_mix_norm(tail[:, -num_tail - 1])
+        before = [
+            [BlockState(time_mix=GoldState(last=seeds[row : row + 1]), channel_mix=None), *[None] * (num_layers - 1)]
+            for row in range(batch)
+        ]
+    caches = list(cache) if isinstance(cache, Sequence) else [cache]
+    fused = fused_decoder(model, x[..., 0].numel()) if len(caches) == batch else None
+    if fused is not None and all(each.query_positions is None for each in caches):
+        x, after = fused.upper(x, before, caches)
+    else:
+        shared = caches[0] if len(caches) == 1 else caches
+        x, stacked = model.upper(x, stack_states(before), shared)
+        after = unstack_states(stacked, batch)
+    return model.output_norm(x[:, -num_wanted:]), after
 
 
 def next_token_logits(model: Decoder, hidden: Tensor) -> Tensor:
-    """The head on a few normalised hidden states: (T, D) -> (T, V) float32."""
-    layers = fused_decoder(model, len(hidden))
-    return layers.head(hidden) if layers is not None else model.head(hidden).float()
+    """Apply the head to a few normalised hidden states: (T, D) -> (T, V) float32."""
+    fused = fused_decoder(model, len(hidden))
+    return fused.head(hidden) if fused is not None else model.head(hidden).float()

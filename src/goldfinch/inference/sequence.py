@@ -1,4 +1,4 @@
-"""Everything that a model holds of one sequence of token ids, and how it goes on, and back."""
+"""All that a model holds of one sequence of token ids, how it grows, and how it goes back."""
 
 import copy
 import dataclasses
@@ -9,304 +9,424 @@ import torch
 from torch import Tensor
 
 from goldfinch import malloc
-from goldfinch.cache.growing_tensor import GrowingTensor
+from goldfinch.cache.growing_tensor import DEFAULT_BLOCK_SIZE
 from goldfinch.cache.key_cache import KeyCache
 from goldfinch.cache.key_value_cache import KeyValueCache
 from goldfinch.cache.latents import FloatLatents, LatentFormat
 from goldfinch.inference.context_file.quantization import QuantizationProbe, QuantizationReport
 from goldfinch.inference.cpu_decode import MAX_TOKENS
-from goldfinch.inference.prefill import LowerState, chunks, next_token_logits, read_lower, read_upper
+from goldfinch.inference.prefill import CHUNK_SIZE, LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.model import Decoder
-from goldfinch.state import BlockState, RecurrentState
+from goldfinch.state import BlockState
 
-# Automatic snapshots lie at multiples of BLOCK, of SPACING blocks, of SPACING^2 blocks ...; of each the last two stay.
-SPACING = 4
-# Releasing memory makes the next chunks fault it in again: at every block that takes a twentieth of the time.
+# Automatic snapshots lie at multiples of the block size, of SNAPSHOT_SPACING blocks, of its square ...: the last two of
+# each are kept.
+SNAPSHOT_SPACING = 4
+# Releasing memory makes the next chunks fault it in again: once in two blocks that costs less than a twentieth.
 BLOCKS_PER_RELEASE = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class _Predicted:
-    """What the GOLD layers and the head made of the end of the text."""
+class Prediction:
+    """What the GOLD layers and the head computed at some length of the text."""
 
     length: int
-    """Of that text, in tokens."""
-    upper: list[BlockState]
+    """Of the text, in tokens."""
+    gold_states: list[BlockState]
     """States of the GOLD layers after it."""
     logits: Tensor
     """(V,) float32."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trial:
-    """Tokens that may not stay: where the sequence was before them, and what they made of it."""
+class Mark:
+    """A point that a sequence can be rewound to at no cost: its states there, which no call changes in place."""
 
-    before: int
-    """Tokens before the trial."""
-    behind: int
-    """How many of those the state had not seen."""
+    length: int
+    """Tokens at that point."""
+    num_pending: int
+    """How many of them the state had not seen yet."""
+    state: LowerState | None
+    prediction: Prediction | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftStep:
+    """Tokens of which some may be rejected: the point before them, and the states after all of them."""
+
+    start: Mark
     state: LowerState
-    """The state at that time."""
-    predicted: _Predicted | None
-    """The prediction at that time."""
-    after: LowerState
-    """The state after all tokens of the trial."""
-    upper: list[BlockState]
-    """The same of the GOLD layers."""
+    gold_states: list[BlockState]
     logits: Tensor
-    """(tokens of the trial, V)."""
+    """(tokens of the step, V)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryUsage:
+    """Bytes that a context holds, by purpose, counted on its tensors."""
+
+    key_cache: int
+    """Ids and latents of all tokens."""
+    state: int
+    """States of all layers: the same at any length."""
+    key_value_cache: int
+    """Keys and values that are kept expanded, within the budget."""
+    snapshots: int
+    """States at earlier positions, to go back to."""
+    unquantized_latents: int
+    """Latents before quantization to integers, kept until `measure_quantization`."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(vars(self).values())
 
 
 class TokenSequence:
-    """One sequence: the key memory, the states, what is kept rebuilt, and snapshots to go back to.
+    """One sequence: its key cache, states, expanded keys and values, and snapshots to go back to.
 
-    The layers below GOLD run when tokens are appended; GOLD layers and head only when logits are asked for.
+    The layers below GOLD run when tokens are appended; GOLD layers and head run only when logits are asked for.
 
     Args:
-        model: any plan.
-        latents: how they are stored; None for the model's own type, which rounds nothing.
-        budget: bytes of rebuilt keys and values to keep at most.
+        model: any layer plan.
+        latents: how they are stored; None for the model's own dtype, which rounds nothing.
+        budget: maximum bytes of expanded keys and values to keep.
+        chunk_size: tokens that go through the layers below GOLD at once.
+        block_size: tokens of a block of the key cache; a multiple of `chunk_size`, so that snapshots are taken where
+            chunks end.
     """
 
-    def __init__(self, model: Decoder, latents: LatentFormat | None, budget: int) -> None:
-        weight = model.head.weight
+    def __init__(
+        self,
+        model: Decoder,
+        latents: LatentFormat | None,
+        budget: int,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+    ) -> None:
+        if block_size % chunk_size:
+            raise ValueError(f"block_size {block_size} must be a multiple of chunk_size {chunk_size}")
         has_gold = model.config.num_gold_layers > 0
         self.model = model
+        self.chunk_size = chunk_size
         self.key_cache = KeyCache(
-            model.config, (latents or FloatLatents(weight.dtype)) if has_gold else None, weight.device
+            model.config, (latents or FloatLatents(model.dtype)) if has_gold else None, model.device, block_size
         )
         self.key_value_cache = KeyValueCache(model, self.key_cache, budget) if has_gold else None
         self._state: LowerState | None = None
-        self._behind = 0  # tokens at the end that the state has not seen
-        self._trial: _Trial | None = None
+        self._num_pending = 0  # tokens at the end that the state has not seen
+        self._draft: DraftStep | None = None
+        self._prediction: Prediction | None = None
         self.snapshots: dict[int, LowerState] = {}
         """Position -> the state there."""
-        self.chosen: set[int] = set()
+        self.pinned: set[int] = set()
         """Positions of snapshots that were asked for and are never dropped."""
         self.quantization: QuantizationReport | None = None
         self.probe: QuantizationProbe | None = None
-        """What to measure the certificate from; None once it is made, or where latents are not rounded to integers."""
+        """What the report is measured from; None once it is measured, or where latents are not integers."""
         if self.key_cache.format is not None and not self.key_cache.format.exact:
             self.probe = QuantizationProbe(model)
-        self._predicted: _Predicted | None = None
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return len(self.key_cache)
 
     @property
-    def state(self) -> LowerState | None:
-        """After the last token; None while there is none."""
-        if self._behind:
-            ids, self._behind = self.key_cache.ids(len(self) - self._behind, len(self)), 0
-            with torch.inference_mode():
-                _, self._state = read_lower(self.model, ids, self._state)
+    def block_size(self) -> int:
+        """Tokens of a block of the key cache."""
+        return self.key_cache.block_size
+
+    @torch.inference_mode()
+    def current_state(self) -> LowerState | None:
+        """The state after the last token, for which pending tokens are run through the layers; None without tokens."""
+        if self._num_pending:
+            ids, self._num_pending = self.key_cache.ids(len(self) - self._num_pending, len(self)), 0
+            _, (self._state,) = read_lower(self.model, ids[None], [self._state])
         return self._state
 
-    @state.setter
-    def state(self, state: LowerState | None) -> None:
-        self._state, self._behind = state, 0
+    def _set_state(self, state: LowerState | None) -> None:
+        self._state, self._num_pending = state, 0
 
     @torch.inference_mode()
     def append(self, ids: Tensor, progress: Callable[[int], None] | None = None) -> None:
-        """Read (T,) int64 ids. When the reading is broken off, the sequence is as it was.
+        """Read (T,) int64 ids, T >= 1, all in the vocabulary. If that is interrupted, the sequence is as it was.
 
         Args:
-            ids: T >= 1 of them, in the vocabulary.
+            ids: on the model's device.
             progress: called after each chunk with the number of its tokens.
         """
-        before, state, snapshots = len(self), self.state, self.snapshots
+        self.current_state()
+        mark, snapshots = self.mark(), self.snapshots
         try:
-            for start, stop in chunks(before, before + len(ids)):
-                self._read(ids[start - before : stop - before])
+            for start, stop in chunks(mark.length, mark.length + len(ids), self.chunk_size):
+                self._append_chunk(ids[start - mark.length : stop - mark.length])
                 if progress is not None:
                     progress(stop - start)
         except BaseException:
-            self._forget(before)
-            self.state, self.snapshots = state, snapshots
+            self.rewind(mark.length, mark)
+            self.snapshots = snapshots
             raise
 
-    def _read(self, ids: Tensor) -> None:
-        x, state = read_lower(self.model, ids, self.state)
+    def _append_chunk(self, ids: Tensor) -> None:
+        self._finish_append(self._run_lower(ids, self._state)[1])
+        if len(self) % (BLOCKS_PER_RELEASE * self.block_size) == 0:
+            malloc.trim()
+
+    def _run_lower(self, ids: Tensor, before: LowerState | None) -> tuple[Tensor, LowerState]:
+        """Run (T,) ids through the layers below GOLD and store them: (1, T, D), and the state after them."""
+        x, (state,) = read_lower(self.model, ids[None], [before])
+        self._store(ids, x, before)
+        return x, state
+
+    def _store(self, ids: Tensor, x: Tensor, before: LowerState | None) -> None:
+        """Put (T,) ids and the latents of x, (1, T, D), into the key cache."""
         latents = self.model.token_cat.compress(x)[0] if self.model.token_cat is not None else None
         self.key_cache.append(ids, latents)
         if self.probe is not None and latents is not None:
-            self.probe.observe(ids, latents, x, self.state)
-        self.state = state
-        if len(self) % GrowingTensor.BLOCK == 0:
-            self._snapshot_if_small(state)
-        if len(self) % (BLOCKS_PER_RELEASE * GrowingTensor.BLOCK) == 0:
-            malloc.trim()
+            self.probe.observe(ids, latents, x, before)
 
-    def _snapshot_if_small(self, state: LowerState) -> None:
-        """Keep the state, and drop older ones, if it is of fixed size."""
-        if all(isinstance(block.time_mix, RecurrentState) for block in state.blocks):
-            keep = self.chosen | log_spaced(len(self))
-            self.snapshots = {place: kept for place, kept in self.snapshots.items() if place in keep}
+    def _finish_append(self, state: LowerState) -> None:
+        """Take over the state at the present end; at the end of a block, keep a snapshot of it."""
+        self._set_state(state)
+        fixed_size = not any(block.time_mix.GROWS for block in state.blocks)
+        if len(self) % self.block_size == 0 and fixed_size:
+            kept = self.pinned | log_spaced(len(self), self.block_size)
+            self.snapshots = {position: state for position, state in self.snapshots.items() if position in kept}
             self.snapshots[len(self)] = state
 
     def snapshot(self) -> None:
         """Keep the present state, so that going back here costs nothing."""
-        if self.state is not None:
-            self.snapshots[len(self)] = self.state
-            self.chosen.add(len(self))
+        state = self.current_state()
+        if state is not None:
+            self.snapshots[len(self)] = state
+            self.pinned.add(len(self))
 
-    @property
-    def logits(self) -> Tensor:
-        """(V,) float32: what follows the last token.
+    def compute_logits(self) -> Tensor:
+        """(V,) float32: what follows the last token. Computed once for each length.
 
         Raises:
             ValueError: there is no token yet.
-            UserError: the memory comes from a file that is damaged.
+            UserError: the key cache comes from a file that is corrupt.
         """
-        if self.state is None:
-            raise ValueError("the context is empty: read a text first")
-        if self._predicted is None or self._predicted.length != len(self):
-            self._predicted = self._predict(self.state.recent)
-        return self._predicted.logits
+        return self._predict().logits
 
     @torch.inference_mode()
-    def try_tokens(self, ids: Tensor) -> Tensor:
-        """Append (T,) tokens of which `keep` then says how many stay; all of them go through the model in one step.
+    def _predict(self) -> Prediction:
+        state = self.current_state()
+        if state is None:
+            raise ValueError("the context is empty: read a text first")
+        if self._prediction is None or self._prediction.length != len(self):
+            hidden, gold_states = self._run_upper(state.tail, 1)
+            self._prediction = Prediction(len(self), gold_states, next_token_logits(self.model, hidden)[0])
+        return self._prediction
 
-        The tokens that the last trial kept, when it did not keep all, go through the lower layers once more together
-        with these: few tokens take hardly longer than one.
+    def _run_upper(self, tail: Tensor, num_wanted: int) -> tuple[Tensor, list[BlockState]]:
+        """(wanted, D), normalised hidden states of the last tokens, and the GOLD layers' states after them."""
+        if self.key_value_cache is None:
+            return self.model.output_norm(tail[0, -num_wanted:]), []
+        past = self._prediction
+        num_new, states = (len(self) - past.length, [past.gold_states]) if past is not None else (len(self), None)
+        hidden, (gold_states,) = read_upper(self.model, tail, num_new, states, self.key_value_cache, num_wanted)
+        return hidden[0], gold_states
+
+    @torch.inference_mode()
+    def extend(self, ids: Tensor) -> Tensor:
+        """Append (T,) tokens and run all layers on all of them: (T, D), normalised hidden states for the head.
+
+        The GOLD layers continue from the prediction before these tokens, which is computed if it is missing.
+        """
+        self._predict()
+        before = self._state
+        if before is None:
+            raise ValueError("the context is empty: read a text first")
+        x, state = self._run_lower(ids, before)
+        hidden, gold_states = self._run_upper(torch.cat([before.tail, x], dim=1), len(ids))
+        self._finish_append(state)
+        self._prediction = Prediction(len(self), gold_states, next_token_logits(self.model, hidden[-1:])[0])
+        return hidden
+
+    @torch.inference_mode()
+    def verify_draft(self, ids: Tensor) -> Tensor:
+        """Append (T,) tokens in one step, of which `accept` then says how many stay.
+
+        Pending tokens, which the last step accepted when it rejected others, go through the layers below GOLD once more
+        together with these: a few tokens hardly take longer than one.
 
         Args:
-            ids: T >= 1; none but the last may end a block, where a snapshot is due.
+            ids: T >= 1; none but the last may end a block, where a snapshot is due. While a quantization probe watches,
+                one token only.
 
         Returns:
             (T, V) float32: what follows each of them.
         """
-        assert self._state is not None
-        assert self.probe is None
-        if self._behind + len(ids) > MAX_TOKENS:
-            assert self.state is not None  # asking for it brings it up to date
-        before, behind, state, predicted = len(self), self._behind, self._state, self._predicted
-        fed = torch.cat([self.key_cache.ids(before - behind, before), ids])
-        x, after = read_lower(self.model, fed, state)
-        latents = self.model.token_cat.compress(x[:, behind:])[0] if self.model.token_cat is not None else None
-        self.key_cache.append(ids, latents)
-        hidden, upper = self._upper(torch.cat([state.recent, x], dim=1), len(ids))
+        if self._num_pending + len(ids) > MAX_TOKENS:
+            self.current_state()
+        start, state = self.mark(), self._state
+        if state is None:
+            raise ValueError("the context is empty: read a text first")
+        if self.probe is not None and (len(ids) > 1 or start.num_pending):
+            raise ValueError("measure the quantization before drafting tokens: all latents that were read are kept")
+        pending = self.key_cache.ids(start.length - start.num_pending, start.length)
+        x, (after,) = read_lower(self.model, torch.cat([pending, ids])[None], [state])
+        self._store(ids, x[:, start.num_pending :], state)
+        hidden, gold_states = self._run_upper(torch.cat([state.tail, x], dim=1), len(ids))
         logits = next_token_logits(self.model, hidden)
-        self._trial = _Trial(before, behind, state, predicted, after, upper, logits)
-        self.keep(len(ids))
+        self._draft = DraftStep(start, after, gold_states, logits)
+        self.accept(len(ids))
         return logits
 
-    def room_in_block(self) -> int:
-        """How many tokens can be appended up to the end of a block, where a snapshot is due."""
-        return GrowingTensor.BLOCK - len(self) % GrowingTensor.BLOCK
+    def num_to_block_end(self) -> int:
+        """Number of tokens up to the end of the present block, where a snapshot is due."""
+        return self.block_size - len(self) % self.block_size
 
-    def keep(self, count: int) -> None:
-        """Let the first `count` tokens of the trial stay, 1 or more. May be called again with fewer."""
-        trial = self._trial
-        assert trial is not None
-        length = trial.before + count
-        if count == len(trial.logits):
-            self.state, self._predicted = trial.after, _Predicted(length, trial.upper, trial.logits[-1])
-            if length % GrowingTensor.BLOCK == 0:
-                self._snapshot_if_small(trial.after)
+    def accept(self, count: int) -> None:
+        """Keep the first `count` tokens of the last draft step, at least 1. May be called again with fewer."""
+        draft = self._draft
+        if draft is None or not 1 <= count <= len(draft.logits):
+            raise ValueError(f"there is no draft step of {count} tokens or more to accept")
+        length = draft.start.length + count
+        if count == len(draft.logits):
+            self._prediction = Prediction(length, draft.gold_states, draft.logits[-1])
+            self._finish_append(draft.state)
             return
+        self.rewind(length, draft.start)
+        self._draft = draft
+
+    def mark(self) -> Mark:
+        """The present end, to `rewind` to."""
+        return Mark(len(self), self._num_pending, self._state, self._prediction)
+
+    def rewind(self, length: int, mark: Mark) -> None:
+        """Go back to `length` tokens, at or after a mark that was made on the way to the present end.
+
+        Tokens between the mark and `length` become pending: the state sees them when it is needed.
+        """
         self._forget(length)
-        self._state, self._behind, self._predicted = trial.state, trial.behind + count, trial.predicted
-        self._trial = trial
-
-    def _predict(self, recent: Tensor) -> _Predicted:
-        with torch.inference_mode():
-            hidden, upper = self._upper(recent, 1)
-            return _Predicted(len(self), upper, next_token_logits(self.model, hidden)[0])
-
-    def _upper(self, recent: Tensor, wanted: int) -> tuple[Tensor, list[BlockState]]:
-        """(wanted, D), normalised hidden states of the last tokens, and the GOLD layers' states after them."""
-        if self.key_value_cache is None:
-            return self.model.output_norm(recent[0, -wanted:]), []
-        past = self._predicted
-        new, states = (len(self) - past.length, past.upper) if past is not None else (len(self), None)
-        hidden, upper = read_upper(self.model, recent, new, states, self.key_value_cache, wanted)
-        return hidden[0], upper
+        self._state, self._num_pending = mark.state, mark.num_pending + length - mark.length
+        self._prediction = mark.prediction
 
     @torch.inference_mode()
-    def trim(self, length: int, progress: Callable[[int], None] | None = None) -> int:
+    def truncate(self, length: int, progress: Callable[[int], None] | None = None) -> int:
         """Go back to the first `length` tokens; returns how many were read again, from the nearest snapshot on.
 
-        Their latents are not computed anew: only the state of the layers below GOLD is.
+        Only the state of the layers below GOLD is computed again, not the latents.
         """
         if length == len(self):
             return 0
-        usable = [position for position in self.snapshots if position <= length]
-        start = max(usable, default=0)
+        start = max((position for position in self.snapshots if position <= length), default=0)
         state = self.snapshots.get(start)
-        for first, last in chunks(start, length):
-            _, state = read_lower(self.model, self.key_cache.ids(first, last), state)
+        for first, last in chunks(start, length, self.chunk_size):
+            _, (state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [state])
             if progress is not None:
                 progress(last - first)
         self._forget(length)
-        self.state = state
+        self._set_state(state)
         return length - start
 
-    def resume(
+    def restore(
         self,
-        memory: KeyCache,
+        key_cache: KeyCache,
         state: LowerState,
         snapshots: dict[int, LowerState],
-        chosen: set[int],
-        certificate: QuantizationReport | None,
+        pinned: set[int],
+        quantization: QuantizationReport | None,
     ) -> None:
         """Become the sequence that was saved with these parts."""
-        self.key_cache, self.state, self.snapshots, self.chosen = memory, state, snapshots, chosen
-        self.quantization, self.probe, self._predicted = certificate, None, None
+        self.key_cache, self.snapshots, self.pinned = key_cache, snapshots, pinned
+        self._set_state(state)
+        self.quantization, self.probe, self._prediction, self._draft = quantization, None, None, None
         if self.key_value_cache is not None:
-            self.key_value_cache = KeyValueCache(self.model, memory, self.key_value_cache.budget)
+            self.key_value_cache = KeyValueCache(self.model, key_cache, self.key_value_cache.budget)
 
     def _forget(self, length: int) -> None:
-        self._trial = None
+        self._draft = None
         self.key_cache.truncate(length)
         if self.key_value_cache is not None:
             self.key_value_cache.truncate(length)
         if self.probe is not None:
             self.probe.truncate(length)
         self.snapshots = {position: state for position, state in self.snapshots.items() if position <= length}
-        self.chosen &= self.snapshots.keys()
-        if self._predicted is not None and self._predicted.length > length:
-            self._predicted = None
+        self.pinned &= self.snapshots.keys()
+        if self._prediction is not None and self._prediction.length > length:
+            self._prediction = None
 
     def fork(self) -> "TokenSequence":
-        """A second sequence with the same past. No call changes a state in place, so that both may hold the same."""
+        """A second sequence with the same past. No call changes a state in place, so both may hold the same ones."""
         other = copy.copy(self)
         other.key_cache = self.key_cache.fork()
         other.key_value_cache = self.key_value_cache.fork(other.key_cache) if self.key_value_cache is not None else None
         other.probe = self.probe.fork() if self.probe is not None else None
-        other.snapshots, other.chosen = dict(self.snapshots), set(self.chosen)
+        other.snapshots, other.pinned, other._draft = dict(self.snapshots), set(self.pinned), None
         return other
 
     @torch.inference_mode()
     def measure_quantization(self) -> QuantizationReport | None:
-        """Measure what integer latents change, once; the unrounded ones are dropped then. None without integers."""
+        """Measure once what integer latents change, and drop the unquantized ones. None without integer latents."""
         if self.probe is not None:
             self.quantization = self.probe.measure_quantization(self.key_cache) or self.quantization
             self.probe = None
         return self.quantization
 
+    def memory_usage(self) -> MemoryUsage:
+        """Bytes held; runs no layer."""
+        gold_states = self._prediction.gold_states if self._prediction is not None else []
+        return MemoryUsage(
+            key_cache=self.key_cache.nbytes,
+            state=sum(tensor.nbytes for state in gold_states for tensor in state.tensors())
+            + (self._state.nbytes if self._state is not None else 0),
+            key_value_cache=self.key_value_cache.nbytes if self.key_value_cache is not None else 0,
+            # The one at the present end is the state itself.
+            snapshots=sum(kept.nbytes for kept in self.snapshots.values() if kept is not self._state),
+            unquantized_latents=self.probe.nbytes if self.probe is not None else 0,
+        )
+
     @property
-    def nbytes(self) -> dict[str, int]:
-        """Bytes held, measured from the tensors."""
-        upper = self._predicted.upper if self._predicted is not None else []
-        return {
-            "memory": self.key_cache.nbytes,
-            "state": sum(tensor.nbytes for state in upper for tensor in state.tensors())
-            + (self.state.nbytes if self.state is not None else 0),
-            "expanded": self.key_value_cache.nbytes if self.key_value_cache is not None else 0,
-            # One at the very end is the state itself.
-            "snapshots": sum(kept.nbytes for kept in self.snapshots.values() if kept is not self.state),
-            "unrounded": self.probe.nbytes if self.probe is not None else 0,
-        }
+    def nbytes(self) -> int:
+        """Bytes held, in total."""
+        return self.memory_usage().total
 
 
-def log_spaced(length: int) -> set[int]:
-    """Where snapshots of a text of `length` tokens stay: dense near its end, so that going back d tokens reads fewer
-    than max(2 BLOCK, 7 d) again.
+@torch.inference_mode()
+def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
+    """Append one token to each of several sequences: one pass over the weights for all of them.
+
+    Args:
+        sequences: of the same model, none of them empty, no two the same.
+        ids: (B,) int64, on the model's device.
+
+    Returns:
+        (B, V) float32: what follows each token. The same numbers as from `verify_draft` one by one.
     """
-    levels = range(math.ceil(math.log(max(length, 1), SPACING)) + 1)
-    spacings = [GrowingTensor.BLOCK * SPACING**level for level in levels]
+    if len(sequences) == 1:
+        return sequences[0].verify_draft(ids)
+    model = sequences[0].model
+    past = [sequence._predict() for sequence in sequences]  # brings all states up to date
+    states = [sequence._state for sequence in sequences]
+    x, after = read_lower(model, ids[:, None], states)
+    for row, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
+        sequence._store(ids[row : row + 1], x[row : row + 1], state)
+    caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
+    if caches:
+        gold = [prediction.gold_states for prediction in past]
+        hidden, gold_states = read_upper(model, x, 1, gold, caches)
+        hidden = hidden[:, 0]
+    else:
+        hidden, gold_states = model.output_norm(x[:, -1]), [[] for _ in sequences]
+    logits = next_token_logits(model, hidden)
+    for sequence, state, states_, row in zip(sequences, after, gold_states, logits, strict=True):
+        sequence._prediction = Prediction(len(sequence), states_, row)
+        sequence._draft = None
+        sequence._finish_append(state)
+    return logits
+
+
+def log_spaced(length: int, block_size: int) -> set[int]:
+    """Positions of the snapshots that a text of `length` tokens keeps: dense near its end, sparse before.
+
+    Going back d tokens then reads fewer than max(2 blocks, 7 d) tokens again.
+    """
+    levels = range(math.ceil(math.log(max(length, 1), SNAPSHOT_SPACING)) + 1)
+    spacings = [block_size * SNAPSHOT_SPACING**level for level in levels]
     last = {length // spacing * spacing - back for spacing in spacings for back in (0, spacing)}
     return {position for position in last if position > 0}

@@ -1,9 +1,12 @@
 """Channel mixes: the feed-forward half of a layer."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from goldfinch.layers.initial_values import mixing_vector
 from goldfinch.layers.token_shift import last_token, token_shift
 
 
@@ -17,6 +20,15 @@ class RwkvChannelMix(nn.Module):
         self.receptance = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, channel_width, bias=False)
         self.value = nn.Linear(channel_width, width, bias=False)
+
+    parameter_roles: ClassVar = {"mu_r": "vector", "mu_k": "vector"}
+
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """Set the mixing vectors; a new channel mix adds nothing."""
+        for mu in (self.mu_r, self.mu_k):
+            mu.copy_(mixing_vector("channel mix", layer, num_layers, len(mu)))
+        nn.init.zeros_(self.receptance.weight)
+        nn.init.zeros_(self.value.weight)
 
     def forward(
         self, x: Tensor, last: Tensor | None = None, *, document_starts: Tensor | None = None

@@ -1,5 +1,7 @@
 """The low-rank function inside every lora of the paper."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ class LowRank(nn.Module):
         """(D, outputs * rank): the first factors side by side."""
         self.b = nn.Parameter(torch.empty(outputs, rank, width))
         """(outputs, rank, D)."""
+
+    parameter_roles: ClassVar = {"a": "vector", "b": "vector"}
 
     def forward(self, z: Tensor, *bases: Tensor) -> tuple[Tensor, ...]:
         """(..., D) -> one (..., D) per output; bases: (D,) or (..., D) for each of them, or none for zero."""

@@ -1,8 +1,11 @@
 """Token shift and its data-dependent mixing (P1-3)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from goldfinch.layers.initial_values import mixing_vector
 from goldfinch.layers.low_rank import LowRank
 
 
@@ -37,6 +40,15 @@ class DataDependentLerp(nn.Module):
         self.mu = nn.Parameter(torch.empty(len(uses), width))
         """(uses, D); the paper's lambda."""
         self.low_rank = LowRank(width, rank, outputs=len(uses))
+
+    parameter_roles: ClassVar = {"mu_x": "vector", "mu": "vector"}
+
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """Set the mixing vectors by their use."""
+        width = len(self.mu_x)
+        self.mu_x.copy_(mixing_vector("x", layer, num_layers, width))
+        for row, use in zip(self.mu, self.uses, strict=True):
+            row.copy_(mixing_vector(use, layer, num_layers, width))
 
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
         """Two of (B, T, D) -> one (B, T, D) per use."""

@@ -1,26 +1,27 @@
-"""Time mixes behind one protocol: forward(x, state, *, document_starts) -> (y, state). GOLD takes a key cache as well.
+"""Time mixes, each with the facts about itself (`TimeMix`), and the names that layer plans use (`TIME_MIXES`)."""
 
-document_starts: (B, T) bool, the tokens that begin a document: nothing from an earlier document reaches them. None for
-one document.
-"""
-
-from collections.abc import Callable
-
-from torch import nn
-
-from goldfinch.config import ModelConfig, TimeMixKind
 from goldfinch.mixers.attention import GptAlpha, LlamaAttention
 from goldfinch.mixers.finch import Finch, FinchC2
 from goldfinch.mixers.gold import Gold, KeyValueSource, SharedKeys
+from goldfinch.mixers.time_mix import TIME_MIXES, TimeMix, register_time_mix
 
-__all__ = ["TIME_MIXES", "Finch", "FinchC2", "Gold", "GptAlpha", "KeyValueSource", "LlamaAttention", "SharedKeys"]
+__all__ = [
+    "TIME_MIXES",
+    "Finch",
+    "FinchC2",
+    "Gold",
+    "GptAlpha",
+    "KeyValueSource",
+    "LlamaAttention",
+    "SharedKeys",
+    "TimeMix",
+    "register_time_mix",
+]
 
-TIME_MIXES: dict[TimeMixKind, Callable[[ModelConfig], nn.Module]] = {
-    "finch": Finch,
-    "finch_c2": FinchC2,
-    "finch_c2_no_one_minus_w": lambda config: FinchC2(config, one_minus_w=False),
-    "finch_c2_no_v2": lambda config: FinchC2(config, second_value=False),
-    "gold": Gold,
-    "gptalpha": GptAlpha,
-    "llama": LlamaAttention,
-}
+register_time_mix("finch", Finch)
+register_time_mix("finch_c2", FinchC2)
+register_time_mix("finch_c2_no_one_minus_w", FinchC2, one_minus_w=False)
+register_time_mix("finch_c2_no_v2", FinchC2, second_value=False)
+register_time_mix("gold", Gold)
+register_time_mix("gptalpha", GptAlpha)
+register_time_mix("llama", LlamaAttention)

@@ -1,12 +1,16 @@
 """The full-width attention time mixes: GPTAlpha (P26-29) and the Llama-like baseline (SPEC 3)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.layers.initial_values import output_norm_weight
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
+from goldfinch.mixers.time_mix import TimeMix
 from goldfinch.ops.attention import causal_attention
 from goldfinch.state import AttentionState
 
@@ -32,8 +36,25 @@ def _attend(
     return causal_attention(q, k, v, document_starts).transpose(1, 2).flatten(-2), k, v
 
 
-class GptAlpha(nn.Module):
+class AttentionTimeMix(TimeMix):
+    """What GPTAlpha and Llama share: a key-value cache of full width."""
+
+    state_type = AttentionState
+    rotates = True
+    attends = True
+    has_token_shift: ClassVar[bool]
+
+    @classmethod
+    def state_shapes(cls, config: ModelConfig, num_tokens: int) -> dict[str, tuple[int, ...] | None]:
+        """Keys and values grow with the text."""
+        cache = (config.num_heads, num_tokens, config.head_size)
+        return {"last": (config.width,) if cls.has_token_shift else None, "keys": cache, "values": cache}
+
+
+class GptAlpha(AttentionTimeMix):
     """The time mix of GPTAlpha: attention with data-dependent token shift and normalised q, k, v."""
+
+    has_token_shift = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -50,6 +71,11 @@ class GptAlpha(nn.Module):
         self.norm = layer_norm(width)
         self.output = nn.Linear(width, width, bias=False)
 
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """Set the norm before W_O; a new layer adds nothing."""
+        nn.init.constant_(self.norm.weight, output_norm_weight(layer, num_layers))
+        nn.init.zeros_(self.output.weight)
+
     def forward(
         self, x: Tensor, state: AttentionState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
@@ -62,8 +88,10 @@ class GptAlpha(nn.Module):
         return self.output(self.norm(y)), AttentionState(last=last_token(x), keys=keys, values=values)
 
 
-class LlamaAttention(nn.Module):
+class LlamaAttention(AttentionTimeMix):
     """Plain multi-head attention, as in Llama."""
+
+    has_token_shift = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,6 +102,10 @@ class LlamaAttention(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """A new layer adds nothing."""
+        nn.init.zeros_(self.output.weight)
 
     def forward(
         self, x: Tensor, state: AttentionState | None = None, *, document_starts: Tensor | None = None

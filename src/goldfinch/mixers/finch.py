@@ -1,13 +1,17 @@
 """The recurrent time mixes: Finch (F14-22) and Finch-C2 (P4-13)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from goldfinch.config import ModelConfig
+from goldfinch.layers.initial_values import bonus, decay_base, orthogonal_, output_norm_weight
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
+from goldfinch.mixers.time_mix import TimeMix, product_flops
 from goldfinch.ops.wkv6 import wkv6
 from goldfinch.state import RecurrentState
 
@@ -23,6 +27,12 @@ class Decay(nn.Module):
         """lambda_d, (D,)."""
         self.low_rank = LowRank(width, rank)
 
+    parameter_roles: ClassVar = {"base": "decay"}
+
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """Set lambda_d."""
+        self.base.copy_(decay_base(layer, num_layers, len(self.base)))
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> log w = -exp(d), (B, T, D) in fp32 or better: in bf16 slow decays would all round to 1."""
         (change,) = self.low_rank(x)
@@ -31,7 +41,43 @@ class Decay(nn.Module):
         return -torch.exp(self.base + change)
 
 
-class Finch(nn.Module):
+class RecurrentTimeMix(TimeMix):
+    """What Finch and Finch-C2 share: their state and what the WKV6 recurrence costs."""
+
+    state_type = RecurrentState
+    is_recurrent = True
+    parameter_roles: ClassVar = {"bonus": "vector"}
+
+    num_heads: int
+    key: nn.Linear
+    output: nn.Linear
+    norm: nn.GroupNorm | nn.LayerNorm
+    bonus: nn.Parameter | None
+
+    @classmethod
+    def state_shapes(cls, config: ModelConfig, num_tokens: int) -> dict[str, tuple[int, ...] | None]:
+        """The same at any length."""
+        return {"last": (config.width,), "wkv": (config.num_heads, config.head_size, config.head_size)}
+
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """Start small keys, the bonus, the norm before W_O, and no output."""
+        orthogonal_(self.key, 0.1)
+        if self.bonus is not None:
+            self.bonus.copy_(bonus(layer, num_layers, *self.bonus.shape))
+        nn.init.constant_(self.norm.weight, output_norm_weight(layer, num_layers))
+        nn.init.zeros_(self.output.weight)
+
+    def extra_flops(self) -> int:
+        """The recurrence."""
+        return self.recurrence_flops()
+
+    def recurrence_flops(self) -> int:
+        """Per entry of S: a multiply-add for y = r S, a multiplication and a multiply-add for S = diag(w) S + k^T v."""
+        width = self.key.weight.shape[0]
+        return (2 + 1 + 2) * width * (width // self.num_heads)
+
+
+class Finch(RecurrentTimeMix):
     """The time mix of Finch (RWKV-6)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -49,6 +95,11 @@ class Finch(nn.Module):
         self.norm = nn.GroupNorm(self.num_heads, width, eps=HEAD_NORM_EPS)
         self.output = nn.Linear(width, width, bias=False)
 
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """As Finch-C2, and a small gate."""
+        super().initialize_in_layer(layer, num_layers)
+        orthogonal_(self.gate, 0.1)
+
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState]:
@@ -63,7 +114,7 @@ class Finch(nn.Module):
         return self.output(y * F.silu(self.gate(x_g))), RecurrentState(last=last_token(x), wkv=wkv)
 
 
-class FinchC2(nn.Module):
+class FinchC2(RecurrentTimeMix):
     """The time mix of Finch-C2: no gate, keys scaled by 1 - w, and a second value instead of the bonus.
 
     Args:
@@ -88,6 +139,11 @@ class FinchC2(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.norm = layer_norm(width)
         self.output = nn.Linear(width, width, bias=False)
+
+    def extra_flops(self) -> int:
+        """The recurrence; v and v2 share W_V, and the ablation without v2 keeps unused low-rank weights."""
+        second_value = product_flops(self.value) if self.bonus is None else -product_flops(self.second_value)
+        return self.recurrence_flops() + second_value
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, *, document_starts: Tensor | None = None

@@ -1,18 +1,20 @@
 """GOLD, the attention time mix whose keys and values come from the compressed key cache (P17-21)."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
+from goldfinch.layers.initial_values import mixing_vector, output_norm_weight
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
 from goldfinch.layers.rotary import rotate
 from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_shift
 from goldfinch.mixers import gold_cpu
+from goldfinch.mixers.time_mix import TimeMix, product_flops
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
 from goldfinch.state import GoldState
 
@@ -28,7 +30,7 @@ class KeyValueSource(Protocol):
         """S, tokens so far, the new ones included."""
 
     def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
-        """The layer's keys and values, (B, S_i, D) a block, heads not yet apart, keys not yet rotated."""
+        """The layer's keys and values, block by block; keys are not rotated yet."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,14 +52,23 @@ class SharedKeys:
         return self.keys.shape[1]
 
     def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
-        """All in one block."""
+        """All tokens in one block."""
         weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None, self.document_starts))
         keys = layer.keys(self.keys, token_shift(self.keys, None, self.document_starts), weights)
-        return (KeyValueBlock(keys, values),)
+        return (KeyValueBlock(layer.split_heads(keys), layer.split_heads(values)),)
 
 
-class Gold(nn.Module):
+class Gold(TimeMix):
     """The time mix of GOLD. Only its queries see the hidden state."""
+
+    state_type = GoldState
+    attends = True
+    parameter_roles: ClassVar = {"mu_e": "vector", "mu_k": "vector", "mu_v": "vector"}
+
+    @classmethod
+    def state_shapes(cls, config: ModelConfig, num_tokens: int) -> dict[str, tuple[int, ...] | None]:
+        """The same at any length: what grows is the key cache of the model."""
+        return {"last": (config.width,)}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,15 +90,31 @@ class Gold(nn.Module):
         self.norm = layer_norm(width)
         self.output = nn.Linear(width, width, bias=False)
 
+    def initialize_in_layer(self, layer: int, num_layers: int) -> None:
+        """Set the mixing vectors and the norm before W_O; a new layer adds nothing."""
+        for mu, use in ((self.mu_e, "e"), (self.mu_k, "k"), (self.mu_v, "v")):
+            mu.copy_(mixing_vector(use, layer, num_layers, len(mu)))
+        nn.init.constant_(self.norm.weight, output_norm_weight(layer, num_layers))
+        nn.init.zeros_(self.output.weight)
+
+    def expansion_flops(self) -> int:
+        """The low-rank parts of keys and values."""
+        return sum(map(product_flops, (self.shift_low_rank, self.key_adapter, self.value_adapter)))
+
     def forward(
-        self, x: Tensor, state: GoldState | None, cache: KeyValueSource, *, document_starts: Tensor | None = None
+        self,
+        x: Tensor,
+        state: GoldState | None,
+        cache: KeyValueSource | Sequence[KeyValueSource],
+        *,
+        document_starts: Tensor | None = None,
     ) -> tuple[Tensor, GoldState]:
         """Attend from T tokens to all of the cache up to each of them; they are its newest, unless it says otherwise.
 
         Args:
             x: (B, T, D).
             state: None at the start of the text.
-            cache: of S tokens, the T among them.
+            cache: of S tokens, the T among them; or one for each of the B sequences, of any lengths.
             document_starts: (B, T) bool, the tokens that begin a document; the cache then holds just these T tokens, in
                 one block.
         """
@@ -95,9 +122,16 @@ class Gold(nn.Module):
         y = self.attend(self.query_norm(self.query(x_q)), cache, document_starts)
         return self.output(self.norm(y)), GoldState(last=last_token(x))
 
-    def attend(self, q: Tensor, cache: KeyValueSource, document_starts: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        cache: KeyValueSource | Sequence[KeyValueSource],
+        document_starts: Tensor | None = None,
+    ) -> Tensor:
         """Queries, (B, T, D) -> what they find in the cache, or in their document's part of it, (B, T, D)."""
-        q = self._split_heads(q)
+        if isinstance(cache, Sequence):
+            return torch.cat([self.attend(row, each) for row, each in zip(q.split(1), cache, strict=True)])
+        q = self.split_heads(q)
         positions = cache.query_positions
         q = rotate(q, len(cache) - q.shape[2] if positions is None else positions, self.rope)
         if document_starts is None:
@@ -108,13 +142,13 @@ class Gold(nn.Module):
         return y.transpose(1, 2).flatten(-2)
 
     def _rotated(self, cache: KeyValueSource) -> Iterator[KeyValueBlock]:
-        """Keys, rotated, and values, (B, H, S_i, N) a block."""
+        """The keys and values of a cache, with the keys rotated."""
         start = 0
-        for k, v, rows in cache.keys_values(self):
-            yield KeyValueBlock(rotate(self._split_heads(k), start, self.rope), self._split_heads(v), rows)
-            start += k.shape[1]
+        for k, v, value_index in cache.keys_values(self):
+            yield KeyValueBlock(rotate(k, start, self.rope), v, value_index)
+            start += k.shape[2]
 
-    def _split_heads(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, N)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
@@ -137,18 +171,18 @@ class Gold(nn.Module):
         v = torch.addcmul(embeddings, difference, weights_v)
         return weights_k, self.value_norm(*self.value_adapter(v, v))
 
-    def keys(self, keys: Tensor, before: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+    def keys(self, keys: Tensor, before: Tensor, weights: Tensor, value_index: Tensor | None = None) -> Tensor:
         """This layer's keys before the rotation (P17, P19).
 
         Args:
             keys: kD, (..., S, D).
             before: kD of the tokens before, (..., S, D).
             weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
-            rows: (S,) int64, which of the weights are each token's; None where each has its own.
+            value_index: (S,) int64, which of the weights are each token's; None if each has its own.
         """
         if gold_cpu.possible(keys, self.key_adapter):
-            return gold_cpu.keys(keys, before, weights, rows, self.key_adapter, self.key_norm)
-        if rows is not None:
-            weights = weights.index_select(0, rows)
+            return gold_cpu.keys(keys, before, weights, value_index, self.key_adapter, self.key_norm)
+        if value_index is not None:
+            weights = weights.index_select(0, value_index)
         k = torch.addcmul(keys, before - keys, weights)
         return self.key_norm(*self.key_adapter(k, k))

@@ -53,13 +53,13 @@ def mix(
 
 
 def keys(
-    kd: Tensor, before: Tensor, weights: Tensor, rows: Tensor | None, adapter: LowRank, norm: nn.LayerNorm
+    kd: Tensor, before: Tensor, weights: Tensor, value_index: Tensor | None, adapter: LowRank, norm: nn.LayerNorm
 ) -> Tensor:
     """As `Gold.keys`."""
     kd, before, weights = kd.contiguous(), before.contiguous(), weights.contiguous()
     result = torch.empty_like(kd)
     _function("keys", kd)(
-        *map(pointer, (kd, before, weights, rows)), *_sizes(*kd.shape),
+        *map(pointer, (kd, before, weights, value_index)), *_sizes(*kd.shape),
         *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
         *map(pointer, (norm.weight, norm.bias)), ctypes.c_double(norm.eps), _threads(), pointer(result),
     )  # fmt: skip

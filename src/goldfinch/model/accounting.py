@@ -5,24 +5,23 @@ are not (below 1%). Bytes: bf16 numbers, except S of the recurrent layers, which
 """
 
 import dataclasses
+import math
 from typing import cast
 
 import torch
 from torch import nn
 
-from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.layers.channel_mix import RwkvChannelMix
-from goldfinch.layers.low_rank import LowRank
-from goldfinch.mixers import Finch, FinchC2, Gold, GptAlpha, LlamaAttention
+from goldfinch.mixers import TimeMix
+from goldfinch.mixers.time_mix import product_flops
 from goldfinch.model.block import Block
 from goldfinch.model.decoder import Decoder
 
-UNUSED_BONUS: tuple[TimeMixKind, ...] = ("finch_c2", "finch_c2_no_one_minus_w")
+UNUSED_BONUS: tuple[str, ...] = ("finch_c2", "finch_c2_no_one_minus_w")
 """Kinds for which the published checkpoints store Finch's bonus u, D numbers a layer, and never use it."""
 _BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
-# y = r S: a multiply-add per entry of S. S = diag(w) S + k^T v: a multiplication and a multiply-add.
-_WKV6_FLOPS_PER_ENTRY = 2 + 1 + 2
 # Scores and weighted sum: a multiply-add per channel each, for every pair of query and key.
 _ATTENTION_FLOPS_PER_CHANNEL = 2 + 2
 TRAINING_PASSES = 3
@@ -107,9 +106,9 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
     lower = layers[: config.first_gold_layer]
     compress = expand = latent_bytes = 0
     if model.token_cat is not None:
-        compress, expand = _product_flops(model.token_cat.down), _product_flops(model.token_cat.up)
+        compress, expand = product_flops(model.token_cat.down), product_flops(model.token_cat.up)
         latent_bytes = config.latent_width * _BF16 + id_bytes
-    per_token = sum(layer.flops for layer in layers) + compress + expand + _product_flops(model.head)
+    per_token = sum(layer.flops for layer in layers) + compress + expand + product_flops(model.head)
     rebuilding = sum(layer.expansion_flops for layer in layers) + expand
 
     def attention(layers: list[_Layer], keys: float) -> int:
@@ -136,33 +135,28 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
 
 
 def _layer(block: Block, config: ModelConfig) -> _Layer:
-    """Count one layer; what a mixer does besides one product per weight stands here."""
-    width, flops = config.width, _product_flops(block)
-    shift_bytes = _BF16 * width if isinstance(block.channel_mix, RwkvChannelMix) else 0
+    """Count one layer."""
     mixer = block.time_mix
-    if isinstance(mixer, FinchC2):
-        # v and v2 share W_V; the ablation without v2 keeps the weights of its low-rank part unused.
-        flops += _product_flops(mixer.value) if mixer.bonus is None else -_product_flops(mixer.second_value)
-    match mixer:
-        case Finch() | FinchC2():
-            entries = width * config.head_size
-            state_bytes = _FP32 * entries + _BF16 * width + shift_bytes
-            wkv6 = _WKV6_FLOPS_PER_ENTRY * entries
-            return _Layer(flops=flops + wkv6, attends=False, recurrence_flops=wkv6, state_bytes=state_bytes)
-        case Gold():
-            expansion = sum(map(_product_flops, (mixer.shift_low_rank, mixer.key_adapter, mixer.value_adapter)))
-            state_bytes = _BF16 * width + shift_bytes
-            return _Layer(flops=flops, attends=True, expansion_flops=expansion, state_bytes=state_bytes)
-        case GptAlpha() | LlamaAttention():
-            state_bytes = shift_bytes + (_BF16 * width if isinstance(mixer, GptAlpha) else 0)
-            return _Layer(flops=flops, attends=True, cache_bytes=2 * _BF16 * width, state_bytes=state_bytes)
-        case _:
-            raise TypeError(f"accounting does not know the time mix {type(mixer).__name__}")
+    fixed, growing = (_state_bytes(mixer, config, num_tokens) for num_tokens in (0, 1))
+    shift_bytes = _BF16 * config.width if isinstance(block.channel_mix, RwkvChannelMix) else 0
+    return _Layer(
+        flops=product_flops(block) + mixer.extra_flops(),
+        attends=mixer.attends,
+        recurrence_flops=mixer.recurrence_flops(),
+        expansion_flops=mixer.expansion_flops(),
+        cache_bytes=growing - fixed,
+        state_bytes=fixed + shift_bytes,
+    )
 
 
-def _product_flops(module: nn.Module) -> int:
-    """FLOPs per token of all matrices in a module, each used once."""
-    return 2 * sum(_parameters(part) for part in module.modules() if isinstance(part, (nn.Linear, LowRank)))
+def _state_bytes(mixer: TimeMix, config: ModelConfig, num_tokens: int) -> int:
+    """Bytes of a time mix's state after so many tokens."""
+    fp32 = getattr(mixer.state_type, "FP32_FIELDS", ())
+    return sum(
+        math.prod(shape) * (_FP32 if name in fp32 else _BF16)
+        for name, shape in mixer.state_shapes(config, num_tokens).items()
+        if shape is not None
+    )
 
 
 def _parameters(module: nn.Module) -> int:

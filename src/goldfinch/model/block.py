@@ -1,8 +1,10 @@
 """One layer: a time mix and a channel mix, each behind a norm and around a residual."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from goldfinch.config import ModelConfig, TimeMixKind
+from goldfinch.config import ModelConfig
 from goldfinch.layers.channel_mix import RwkvChannelMix, SwiGlu
 from goldfinch.layers.norm import layer_norm
 from goldfinch.mixers import TIME_MIXES, KeyValueSource
@@ -14,10 +16,10 @@ CHANNEL_MIXES = {"rwkv": RwkvChannelMix, "swiglu": SwiGlu}
 class Block(nn.Module):
     """x += time_mix(ln1(x)); x += channel_mix(ln2(x))."""
 
-    def __init__(self, config: ModelConfig, kind: TimeMixKind) -> None:
+    def __init__(self, config: ModelConfig, kind: str) -> None:
         super().__init__()
         self.time_mix_norm = layer_norm(config.width)
-        self.time_mix = TIME_MIXES[kind](config)
+        self.time_mix = TIME_MIXES[kind].build(config)
         self.channel_mix_norm = layer_norm(config.width)
         self.channel_mix = CHANNEL_MIXES[config.channel_mix](config.width, config.channel_mix_width)
 
@@ -25,7 +27,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         state: BlockState | None = None,
-        cache: KeyValueSource | None = None,
+        cache: KeyValueSource | Sequence[KeyValueSource] | None = None,
         document_starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
         """(B, T, D) -> (B, T, D).

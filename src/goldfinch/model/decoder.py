@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         return self.embedding_norm(self.embedding(ids))
 
     def lower(
-        self, x0: Tensor, states: Sequence[BlockState] | None, *, document_starts: Tensor | None = None
+        self, x0: Tensor, states: Sequence[BlockState | None] | None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, list[BlockState]]:
         """The layers below GOLD: (B, T, D) -> (B, T, D), and their states; `states` of more layers are left alone."""
         return self._run(range(self.config.first_gold_layer), x0, states, document_starts=document_starts)
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         self,
         x: Tensor,
         states: Sequence[BlockState | None] | None,
-        cache: KeyValueSource,
+        cache: KeyValueSource | Sequence[KeyValueSource],
         *,
         document_starts: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockState]]:
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         layers: range,
         x: Tensor,
         states: Sequence[BlockState | None] | None,
-        cache: KeyValueSource | None = None,
+        cache: KeyValueSource | Sequence[KeyValueSource] | None = None,
         document_starts: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockState]]:
         after = []

@@ -23,8 +23,8 @@ class KeyValueBlock(NamedTuple):
     """(B, H, S_i, N)."""
     values: Tensor
     """(B, H, S_i, N), or (B, H, U_i, N) where several keys have the same value."""
-    rows: Tensor | None = None
-    """(S_i,) int64: the row of `values` that belongs to each key; None where each has its own."""
+    value_index: Tensor | None = None
+    """(S_i,) int64: the value of each key, as an index into `values`; None if each key has its own."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, document_starts: Tensor | None = None) -> Tensor:
@@ -83,9 +83,9 @@ def blockwise_causal_attention(
     highest = scaled.new_full((*q.shape[:-1], 1), -torch.inf)
     weight, weighted = torch.zeros_like(highest), torch.zeros_like(scaled)
     start = 0
-    for k, v, rows in blocks:
+    for k, v, value_index in blocks:
         count = k.shape[-2]
-        if count == total and positions is None and rows is None:
+        if count == total and positions is None and value_index is None:
             return causal_attention(q, k, v)
         scores = scaled @ k.to(wide).transpose(-1, -2)
         if positions is not None or start + count > first_query + 1:
@@ -95,8 +95,8 @@ def blockwise_causal_attention(
         higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
         fading, shares = (highest - higher).exp(), (scores - higher).exp()
         weight = weight * fading + shares.sum(-1, keepdim=True)
-        if rows is not None:
-            shares = shares.new_zeros(*shares.shape[:-1], v.shape[-2]).index_add_(-1, rows, shares)
+        if value_index is not None:
+            shares = shares.new_zeros(*shares.shape[:-1], v.shape[-2]).index_add_(-1, value_index, shares)
         weighted = weighted * fading + shares @ v.to(wide)
         highest = higher
         start += count
@@ -122,14 +122,14 @@ def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tens
     weighted = torch.zeros(length, heads, size)
     threads = ctypes.c_int(torch.get_num_threads())
     start = 0
-    for keys, values, rows in blocks:
+    for keys, values, value_index in blocks:
         k, v = (part[0] if part.stride(-1) == 1 else part[0].contiguous() for part in (keys, values))
         count = k.shape[-2]
         sizes = map(ctypes.c_int64, (length, heads, size))
         strides = map(ctypes.c_int64, (*k.stride()[:2], *v.stride()[:2]))
-        places = map(ctypes.c_int64, (count, start - (total - length)))
+        positions = map(ctypes.c_int64, (count, start - (total - length)))
         attend(
-            *sizes, *map(pointer, (scaled, k, v)), *strides, pointer(rows), *places, threads,
+            *sizes, *map(pointer, (scaled, k, v)), *strides, pointer(value_index), *positions, threads,
             *map(pointer, (highest, weight, weighted)),
         )  # fmt: skip
         start += count

@@ -295,8 +295,8 @@ class Trainer:
         lm = LanguageModel(model, self._data.tokenizer)
         prompt = config.sample_prompt or self._data.first_words()
         with self._autocast():
-            pieces = lm.read(prompt).generate(max_tokens=config.sample_tokens, temperature=0.8, top_p=0.9, seed=step)
-            text = prompt + "".join(pieces)
+            written = lm.generate(prompt, max_tokens=config.sample_tokens, temperature=0.8, top_p=0.9, seed=step)
+            text = prompt + written.text
         append_sample(self._run, step, text)
         self._reporter.sample(step, text)
 

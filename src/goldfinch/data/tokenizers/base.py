@@ -32,15 +32,25 @@ class Tokenizer(ABC):
         self._table = table
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`.
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Turn text into ids.
+
+        Args:
+            text: the text.
+            special_tokens: whether the names of special tokens, such as <|im_start|> in a chat template, stand for
+                these tokens; otherwise they are text like any other.
 
         Raises:
             UnicodeEncodeError: `text` holds a lone surrogate, which no UTF-8 can write.
         """
 
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Name -> id of the special tokens that text can name."""
+        return {}
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text; faster than one by one where the tokenizer can use several threads."""
+        """`encode` each text; faster than one by one where the tokenizer can use several threads."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -95,6 +105,11 @@ class StreamDecoder:
             ValueError: `id` is out of range.
         """
         return self._decoder.decode(self._tokenizer.token_bytes(id))
+
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether the last id left a character incomplete."""
+        return bool(self._decoder.getstate()[0])
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed. Starts anew afterwards."""

@@ -56,6 +56,9 @@ class BpeTokenizer(Tokenizer):
         # Otherwise text that merely mentions "<|endoftext|>" would end the document.
         backend.encode_special_tokens = True
         self._backend = backend
+        # A second one for chat templates: the setting belongs to the backend, which threads share.
+        self._with_special_tokens = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._with_special_tokens.encode_special_tokens = False
 
         added = backend.get_added_tokens_decoder()
         special = {token.content: id for id, token in added.items() if token.special}
@@ -63,6 +66,7 @@ class BpeTokenizer(Tokenizer):
         if not names:
             raise ValueError(f"no special token ends a document (one of {', '.join(END_OF_TEXT_NAMES)})")
         self.end_of_text = special[names[0]]
+        self._special_token_ids = special
 
         byte_of = _byte_of_character()
         table = [b""] * (1 + max(backend.get_vocab(with_added_tokens=True).values()))
@@ -108,8 +112,16 @@ class BpeTokenizer(Tokenizer):
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
 
-    def encode(self, text: str) -> list[int]:
-        """Words by the pre-tokenizer, then merges in the order they were learnt."""
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Name -> id of the special tokens."""
+        return dict(self._special_token_ids)
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Words by the pre-tokenizer, then merges in the order they were learned."""
+        if special_tokens:
+            text.encode()  # raises UnicodeEncodeError, where `tokenizers` would say TypeError
+            return self._with_special_tokens.encode(text, add_special_tokens=False).ids
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

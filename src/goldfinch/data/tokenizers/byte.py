@@ -12,6 +12,6 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__([*(bytes([byte]) for byte in range(256)), b""])
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """One id per byte of UTF-8."""
         return list(text.encode())

@@ -32,6 +32,6 @@ class WorldTokenizer(Tokenizer):
         # Building it takes most of a second, which those who only decode need not wait for.
         return RWKVTokenizer()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """The longest piece of the vocabulary that the rest of the text begins with, again and again."""
         return self._encoder.encode(text)

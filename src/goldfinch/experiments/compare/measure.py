@@ -110,10 +110,10 @@ def remembered_bytes(model: Decoder, ids: Tensor) -> tuple[float, int]:
     counts = []
     for part in ids.chunk(2):
         context.read(part)
-        assert len(context.logits)  # runs the GOLD layers, whose token shifts are part of the state
-        nbytes = context.nbytes
+        context.sequence.compute_logits()  # runs the GOLD layers, whose token shifts are part of the state
+        usage = context.memory_usage()
         # Other models do not need the ids that a context keeps for `trim`.
-        counts.append(nbytes["state"] + (nbytes["memory"] if model.config.num_gold_layers else 0))
+        counts.append(usage.state + (usage.key_cache if model.config.num_gold_layers else 0))
     half, whole = counts
     return (whole - half) / (len(ids) // 2), 2 * half - whole
 

@@ -1,4 +1,4 @@
-"""What a saved context depends on, and what may change under it, each as one hash."""
+"""Hashes of what a saved context depends on, and of what may change without making it invalid."""
 
 import hashlib
 import json
@@ -10,30 +10,32 @@ import torch
 from torch import Tensor
 
 from goldfinch.cache.key_cache import crc32
+from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
 
 
 def context_hash(model: Decoder) -> str:
-    """SHA-256 over the names, types, shapes and CRC-32s of the weights that write contexts, and over their use.
+    """SHA-256 over the weights that write contexts (their names, dtypes, shapes and CRC-32s) and their config.
 
-    These are the embedding, the layers below GOLD and W_KD: what they make of a text is in the file, what all others
-    make of it is not.
+    These are the embedding, the layers below GOLD and W_KD: what they compute is in the file; what the others compute
+    is not.
     """
     config = model.config.to_dict() | {"time_mixes": model.config.time_mixes[: model.config.first_gold_layer]}
-    if not turns_below_gold(model):
-        del config["rope"]  # only GOLD layers turn anything, and they may be told to do so differently
+    if not rotates_below_gold(model):
+        del config["rope"]  # only GOLD layers rotate anything, and they may be given other positions
     return _hash(config, {name: tensor for name, tensor in model.state_dict().items() if _is_lower(model, name)})
 
 
 def prediction_hash(model: Decoder) -> str:
-    """The same over all other weights, W_KU, GOLD layers, last norm and head, and their positions: what predicts."""
+    """SHA-256 over all other weights (W_KU, GOLD layers, last norm, head) and their config: what predicts."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if not _is_lower(model, name)}
     return _hash(model.config.to_dict(), weights)
 
 
-def turns_below_gold(model: Decoder) -> bool:
-    """Whether positions are in what a context keeps: in the keys of attention layers other than GOLD."""
-    return bool({"gptalpha", "llama"} & set(model.config.time_mixes))
+def rotates_below_gold(model: Decoder) -> bool:
+    """Whether rotary positions are in what a context keeps: in the keys of attention layers other than GOLD."""
+    lower = model.config.time_mixes[: model.config.first_gold_layer]
+    return any(TIME_MIXES[kind].rotates for kind in lower)
 
 
 def _is_lower(model: Decoder, name: str) -> bool:
@@ -45,7 +47,7 @@ def _is_lower(model: Decoder, name: str) -> bool:
 
 def _hash(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     parts = dict(sorted(weights.items()))
-    # In threads: of gigabytes of weights this is most of the time that opening a file takes.
+    # In threads: with gigabytes of weights this is most of the time that opening a file takes.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         checksums = pool.map(crc32, parts.values())
     lines = [

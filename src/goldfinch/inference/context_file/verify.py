@@ -1,4 +1,4 @@
-"""Proof that latents belong to their text: the model reads parts of it again and comes to the same numbers."""
+"""Checking that latents belong to their text: the model reads parts of it again and compares."""
 
 import dataclasses
 import itertools
@@ -15,108 +15,109 @@ from goldfinch.inference.prefill import chunks, read_lower
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Replay:
-    """Tokens first .. last - 1, and from where on they must be read for their latents."""
+class Recomputation:
+    """How to recompute the latents of the tokens first .. last - 1: read the text from `start` on."""
 
     start: int
-    """A snapshot's position, the end of the replay before, or 0."""
+    """Position of a snapshot, the end of the recomputation before, or 0."""
     first: int
     last: int
 
 
-def plan_replays(spans: Iterable[tuple[int, int]], snapshots: Iterable[int]) -> list[Replay]:
-    """How to come by the latents of spans of tokens, first .. last - 1, that do not overlap, in as few steps as can be.
+def plan_recomputations(spans: Iterable[tuple[int, int]], snapshots: Iterable[int]) -> list[Recomputation]:
+    """Plan the recomputation of the latents of some spans of tokens, first .. last - 1, with as few steps as possible.
 
     Args:
-        spans: of `KeyCache.spans`, for example.
+        spans: that do not overlap, such as some of `KeyCache.spans`.
         snapshots: positions at which the state is known.
     """
-    replays: list[Replay] = []
+    plan: list[Recomputation] = []
     known = [0, *snapshots]
     for first, last in sorted(spans):
         start = max(position for position in known if position <= first)
-        replays.append(Replay(start=start, first=first, last=last))
+        plan.append(Recomputation(start=start, first=first, last=last))
         known.append(last)
-    return replays
+    return plan
 
 
 @torch.inference_mode()
 def verify_latents(
-    context: Context, replays: Iterable[Replay], source: str, progress: Callable[[int], None] | None = None
+    context: Context, plan: Iterable[Recomputation], source: str, progress: Callable[[int], None] | None = None
 ) -> float:
-    """Read tokens again and compare their latents with those in memory, which must be equal but for rounding.
+    """Recompute latents and compare them with the stored ones, which must be equal within rounding error.
 
     Args:
         context: of a model with GOLD layers.
-        replays: of `plan_replays`.
-        source: where the latents come from, for the message when they are wrong.
+        plan: from `plan_recomputations`.
+        source: where the latents come from, for the message if they are wrong.
         progress: called now and then with the number of tokens read since the last call.
 
     Returns:
-        The largest difference, as a part of what rounding explains: 0 for equal numbers, at most 1.
+        The largest difference, as a fraction of the tolerance: 0 for equal numbers, at most 1.
 
     Raises:
-        UserError: latents are not what the model makes of the text.
+        UserError: latents are not what the model computes from the text.
+        ValueError: the model has no GOLD layers.
     """
-    model, memory = context.model, context.sequence.key_cache
-    assert model.token_cat is not None
-    assert memory.format is not None
-    dtype = model.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    share = _tolerated_share(memory.format, dtype)
+    model, key_cache = context.model, context.sequence.key_cache
+    if model.token_cat is None or key_cache.format is None:
+        raise ValueError("a model without GOLD layers has no latents to verify")
+    wide = torch.promote_types(model.dtype, torch.float32)
+    tolerance = _relative_tolerance(key_cache.format, model.dtype)
     largest = 0.0
     position, state = 0, None
-    for replay in replays:
-        if replay.start != position:
-            position, state = replay.start, context.sequence.snapshots.get(replay.start)
-        for start, stop in _pieces(context, position, replay.last):
-            x, state = read_lower(model, memory.ids(start, stop), state)
-            first = max(start, replay.first)
+    for each in plan:
+        if each.start != position:
+            position, state = each.start, context.sequence.snapshots.get(each.start)
+        for start, stop in _pieces(context, position, each.last):
+            x, (state,) = read_lower(model, key_cache.ids(start, stop)[None], [state])
+            first = max(start, each.first)
             if first < stop:
                 latents = model.token_cat.compress(x[:, first - start :])[0].to(wide)
-                excess = _excess(latents, memory.latents(first, stop, wide), share)
-                _check(excess, first, source)
-                largest = max(largest, excess.max().item())
+                difference = _scaled_difference(latents, key_cache.latents(first, stop, wide), tolerance)
+                _check(difference, first, source)
+                largest = max(largest, difference.max().item())
             if progress is not None:
                 progress(stop - start)
-        position = replay.last
+        position = each.last
     return largest
 
 
 def _pieces(context: Context, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """As `chunks`, but cut where documents end too, as when they were read: what rounds alike is equal."""
+    """As `chunks`, but also cut where documents end, as when they were read: equal pieces round equally."""
     ends = {document.stop for document in context.documents if start < document.stop < stop}
     for first, last in itertools.pairwise(sorted({start, *ends, stop})):
-        yield from chunks(first, last)
+        yield from chunks(first, last, context.sequence.chunk_size)
 
 
-def _tolerated_share(latents: LatentFormat, dtype: torch.dtype) -> float:
-    """How far a stored number may be from the model's, as a part of the largest number of its token.
+def _relative_tolerance(latents: LatentFormat, dtype: torch.dtype) -> float:
+    """How far a stored number may be from the recomputed one, relative to the largest number of its token.
 
-    Storing rounds to half a unit. Where a text was read in other pieces than now, as when it was written token by
-    token, or on another machine, every operation may round differently too: the square root of one rounding error is
-    more than that makes of it, and far less than another number.
+    Storing rounds by half a unit. If a text was read in other pieces, such as token by token, or on another machine,
+    every operation may round differently too: the square root of one rounding error is more than that amounts to, and
+    far less than the distance to a wrong number.
     """
     if isinstance(latents, IntegerLatents):
         stored = 0.5 / (2 ** (latents.bits - 1) - 1) + torch.finfo(torch.float16).eps
-    else:
-        assert isinstance(latents, FloatLatents)
+    elif isinstance(latents, FloatLatents):
         stored = torch.finfo(latents.dtype).eps / 2
+    else:
+        raise TypeError(f"unknown latent format {latents.name}")
     return stored + math.sqrt(torch.finfo(dtype).eps)
 
 
-def _excess(ours: Tensor, stored: Tensor, share: float) -> Tensor:
-    """(T, R): differences as parts of those that are tolerated; infinite where a number is none."""
-    # Scales of integers are fp16 numbers: below its smallest one, latents become zero.
+def _scaled_difference(ours: Tensor, stored: Tensor, tolerance: float) -> Tensor:
+    """(T, R): differences divided by the tolerated ones; infinite for NaN."""
+    # Scales of integers are fp16 numbers: below the smallest one, latents become zero.
     floor = 127 * torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
-    tolerated = share * ours.abs().amax(-1, keepdim=True) + floor
+    tolerated = tolerance * ours.abs().amax(-1, keepdim=True) + floor
     return ((ours - stored).abs() / tolerated).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _check(excess: Tensor, first: int, source: str) -> None:
-    wrong = (excess > 1).any(-1).nonzero().flatten() + first
+def _check(difference: Tensor, first: int, source: str) -> None:
+    wrong = (difference > 1).any(-1).nonzero().flatten() + first
     if len(wrong):
         tokens = f"token {wrong[0]}" if len(wrong) == 1 else f"{len(wrong)} tokens from {wrong[0]} to {wrong[-1]}"
         raise UserError(
-            f"{source} is damaged: the latents of {tokens} are not what the model makes of the text; read it again"
+            f"{source} is corrupt: the latents of {tokens} are not what the model computes from the text; read it again"
         )

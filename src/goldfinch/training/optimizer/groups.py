@@ -10,35 +10,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from goldfinch.errors import UserError
-from goldfinch.layers.channel_mix import RwkvChannelMix
-from goldfinch.layers.low_rank import LowRank
-from goldfinch.layers.token_shift import DataDependentLerp
-from goldfinch.mixers import Finch, FinchC2, Gold
-from goldfinch.mixers.finch import Decay
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.optimizer.muon import Combined, Muon
 
 Group = Literal["matrix", "vector", "decay"]
-# (module, its own parameter) -> group. A parameter that is not listed is an error, never a default.
-_GROUPS: dict[tuple[type[nn.Module], str], Group] = {
-    (nn.Linear, "weight"): "matrix",
-    (nn.Embedding, "weight"): "matrix",
-    (nn.LayerNorm, "weight"): "vector",
-    (nn.LayerNorm, "bias"): "vector",
-    (nn.GroupNorm, "weight"): "vector",
-    (nn.GroupNorm, "bias"): "vector",
-    (LowRank, "a"): "vector",
-    (LowRank, "b"): "vector",
-    (DataDependentLerp, "mu_x"): "vector",
-    (DataDependentLerp, "mu"): "vector",
-    (RwkvChannelMix, "mu_r"): "vector",
-    (RwkvChannelMix, "mu_k"): "vector",
-    (Gold, "mu_e"): "vector",
-    (Gold, "mu_k"): "vector",
-    (Gold, "mu_v"): "vector",
-    (Finch, "bonus"): "vector",
-    (FinchC2, "bonus"): "vector",
-    (Decay, "base"): "decay",
+# Of PyTorch's own modules; ours say it of themselves (`parameter_roles`).
+_TORCH_ROLES: dict[type[nn.Module], dict[str, Group]] = {
+    nn.Linear: {"weight": "matrix"},
+    nn.Embedding: {"weight": "matrix"},
+    nn.LayerNorm: {"weight": "vector", "bias": "vector"},
+    nn.GroupNorm: {"weight": "vector", "bias": "vector"},
 }
 
 # What Muon is for: matrices between hidden states. Embedding and head, whose rows are tokens, stay AdamW's.
@@ -54,7 +35,7 @@ def parameter_groups(model: nn.Module) -> dict[Group, dict[str, nn.Parameter]]:
     vectors, norms, the bonus.
 
     Raises:
-        KeyError: a kind of parameter that `_GROUPS` does not list.
+        KeyError: a module does not say what role a parameter has.
     """
     groups: dict[Group, dict[str, nn.Parameter]] = {"matrix": {}, "vector": {}, "decay": {}}
     for path, module in model.named_modules():
@@ -66,9 +47,10 @@ def parameter_groups(model: nn.Module) -> dict[Group, dict[str, nn.Parameter]]:
 def _group(module: nn.Module, name: str) -> Group:
     # A sharded module is of a class of its own, made from the module's.
     for cls in type(module).__mro__:
-        if (cls, name) in _GROUPS:
-            return _GROUPS[cls, name]
-    raise KeyError((type(module), name))
+        roles = _TORCH_ROLES.get(cls) or getattr(cls, "parameter_roles", {})
+        if name in roles:
+            return roles[name]
+    raise KeyError(f"{type(module).__name__}.{name} has no role: add it to parameter_roles")
 
 
 def rate_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str, float]:

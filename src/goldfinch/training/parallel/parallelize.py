@@ -5,7 +5,7 @@ their names, so weights and checkpoints fit either way.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -53,7 +53,7 @@ def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> 
     def run(
         x: Tensor,
         state: BlockState | None = None,
-        cache: KeyValueSource | None = None,
+        cache: KeyValueSource | Sequence[KeyValueSource] | None = None,
         document_starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
         # Without gradients there is nothing to save; and texts of any length would each be compiled.

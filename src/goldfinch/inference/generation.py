@@ -1,0 +1,264 @@
+"""Generating text after a context: sampling, draft tokens, stop conditions, and what is returned."""
+
+import dataclasses
+from collections.abc import Iterator
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.errors import UserError
+from goldfinch.inference.sampler import Sampler
+from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.sequence import Mark, TokenSequence
+from goldfinch.inference.speculation import DraftPolicy, PromptLookup
+from goldfinch.inference.text_stream import FinishReason, TextStream
+from goldfinch.inference.token_ids import token_ids
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """The log-probability of a generated token, before penalties, temperature and truncation."""
+
+    token_id: int
+    logprob: float
+    """Nats."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens there and their log-probabilities, as many as were asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Generated text, without its prompt."""
+
+    text: str
+    """Up to the stop string or the end of text, which are not part of it; empty without a tokenizer."""
+    token_ids: tuple[int, ...]
+    """The tokens that the context now ends with."""
+    finish_reason: FinishReason | None
+    """"stop": at the end of text, a stop string or a stop token; "length": at `max_tokens`; None: not finished."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each generated token, if they were asked for."""
+    num_forward_passes: int = 0
+    """Passes over the weights."""
+    num_draft_tokens: int = 0
+    """Tokens drafted by speculative decoding."""
+    num_accepted: int = 0
+    """Draft tokens that were accepted."""
+
+    def summary(self) -> str:
+        """One line for people.
+
+        >>> Generation(text="a", token_ids=(1,), finish_reason="length", num_forward_passes=1).summary()
+        '1 token, 1 forward pass'
+        """
+        tokens, passes = len(self.token_ids), self.num_forward_passes
+        line = f"{tokens:,} token{'s' * (tokens != 1)}, {passes:,} forward pass{'es' * (passes != 1)}"
+        if self.num_draft_tokens:
+            line += f"; speculative decoding: {self.num_accepted:,} of {self.num_draft_tokens:,} draft tokens accepted"
+        return line
+
+
+class GenerationState:
+    """One context that is being continued: what was sampled, the text so far, and where it ends.
+
+    The next token is sampled before it is appended, so that one that ends the text never enters the context.
+
+    Args:
+        sequence: not empty; it grows.
+        tokenizer: None for a model of token ids only.
+        sampling: how tokens are sampled, and stop conditions.
+        max_tokens: maximum number of tokens, 0 or more.
+        num_logprobs: None for no log-probabilities; 0 for those of the generated tokens; more for as many alternatives.
+    """
+
+    def __init__(
+        self,
+        sequence: TokenSequence,
+        tokenizer: Tokenizer | None,
+        sampling: Sampling,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        num_logprobs: int | None = None,
+    ) -> None:
+        if max_tokens < 0 or (num_logprobs is not None and num_logprobs < 0):
+            raise UserError(f"max_tokens and logprobs must not be negative: {max_tokens}, {num_logprobs}")
+        self.sequence = sequence
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._num_logprobs = num_logprobs
+        # A model may have more ids than its tokenizer: those stand for nothing that could be generated.
+        self._vocab_size = sequence.model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
+        self._stop_ids = {each for each in sampling.stop if isinstance(each, int)}
+        if tokenizer is not None and not sampling.ignore_eos:
+            self._stop_ids.add(tokenizer.end_of_text)
+        prompt = sequence.key_cache.ids(0, len(sequence)).tolist() if sampling.repetition_penalty != 1 else ()
+        self._sampler = Sampler(sampling, prompt)
+        self._stream = TextStream(tokenizer, [each for each in sampling.stop if isinstance(each, str)])
+        self._start = len(sequence)
+        self._marks: list[Mark] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self.finish_reason: FinishReason | None = None
+        self.num_forward_passes = self.num_draft_tokens = self.num_accepted = 0
+        self.next_token = 0
+        """Sampled, part of the text, and not appended yet."""
+
+    def begin(self) -> str:
+        """Sample the first token; returns the text that it completes."""
+        if self._max_tokens == 0:
+            self.finish_reason = "length"
+            return ""
+        return self.take(self.sequence.compute_logits())
+
+    def mark(self) -> None:
+        """Remember the present end of the sequence: a stop string may lead back to it."""
+        if not self._stream.is_holding:
+            self._marks.clear()
+        self._marks.append(self.sequence.mark())
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be sampled."""
+        return self._max_tokens - len(self._ids)
+
+    def take(self, logits: Tensor) -> str:
+        """Sample a token from (V,) logits; returns the text that is certain now. It may finish the generation."""
+        logits = logits[: self._vocab_size]
+        token = self._sampler.sample(logits)
+        if token in self._stop_ids:
+            self.finish_reason = "stop"
+            return self._stream.flush()
+        if self._num_logprobs is not None:
+            self._logprobs.append(_logprob(logits, token, self._num_logprobs))
+        self._ids.append(token)
+        self.next_token = token
+        piece = self._stream.push(token)
+        if self._stream.stopped:
+            self.finish_reason = "stop"
+            kept, rest = self._stream.split_at_end()
+            self._ids, self._logprobs = self._ids[:kept], self._logprobs[:kept]
+            if rest:
+                self._ids += token_ids(rest, self._tokenizer, self.sequence.model.config.vocab_size).tolist()
+        elif self.num_left == 0:
+            self.finish_reason = "length"
+            piece += self._stream.flush()
+        return piece
+
+    def settle(self, interrupted: bool = False) -> None:
+        """Let the sequence end exactly after the generated tokens, wherever it ends now.
+
+        Args:
+            interrupted: whether its states may be those of a step that was not completed.
+        """
+        present = self.sequence.key_cache.ids(self._start, len(self.sequence)).tolist()
+        num_common = 0
+        for ours, theirs in zip(self._ids, present, strict=False):
+            if ours != theirs:
+                break
+            num_common += 1
+        length = self._start + num_common
+        if interrupted or length < len(self.sequence):
+            mark = next((mark for mark in reversed(self._marks) if mark.length <= length), None)
+            if mark is not None:
+                self.sequence.rewind(length, mark)
+        missing = self._ids[num_common:]
+        if missing:
+            self.sequence.append(torch.tensor(missing, device=self.sequence.model.device))
+
+    def result(self) -> Generation:
+        """What was generated so far."""
+        return Generation(
+            text=self._stream.text,
+            token_ids=tuple(self._ids),
+            finish_reason=self.finish_reason,
+            logprobs=None if self._num_logprobs is None else tuple(self._logprobs),
+            num_forward_passes=self.num_forward_passes,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted=self.num_accepted,
+        )
+
+
+class GenerationStream:
+    """Generated text, piece by piece, never half a character: iterate over it, then look at `generation`.
+
+    Closing it early, or leaving its `with` block, lets the context end with the text that was yielded.
+    """
+
+    def __init__(self, state: GenerationState, drafts: DraftPolicy) -> None:
+        self._state = state
+        self._pieces = _generate(state, drafts)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def __enter__(self) -> "GenerationStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._pieces.close()  # type: ignore[attr-defined]  # a generator
+
+    @property
+    def generation(self) -> Generation:
+        """What was generated so far; all of it once the iteration has ended."""
+        return self._state.result()
+
+    def run(self) -> Generation:
+        """Generate to the end."""
+        for _ in self:
+            pass
+        return self.generation
+
+
+def _generate(state: GenerationState, drafts: DraftPolicy) -> Iterator[str]:
+    sequence = state.sequence
+    lookup = None
+    if drafts.max_draft_tokens > 0 and sequence.probe is None:  # a quantization probe watches tokens one by one
+        lookup = PromptLookup(sequence.key_cache.ids(0, len(sequence)).tolist())
+    try:
+        yield from filter(None, [state.begin()])
+        while state.finish_reason is None:
+            token, draft = state.next_token, list[int]()
+            if lookup is not None:
+                lookup.add([token])
+                draft = lookup.find(min(drafts.num_next(), state.num_left, sequence.num_to_block_end() - 1))
+            state.mark()
+            logits = sequence.verify_draft(torch.tensor([token, *draft], device=sequence.model.device))
+            state.num_forward_passes += 1
+            num_accepted = 0
+            # A draft token that is also what is sampled is accepted; the first other one is the next token.
+            for drafted, row in zip([*draft, None], logits, strict=True):
+                yield from filter(None, [state.take(row)])
+                if state.finish_reason is not None or state.next_token != drafted:
+                    break
+                num_accepted += 1
+            if state.finish_reason is None:
+                sequence.accept(1 + num_accepted)
+            if lookup is not None:
+                lookup.add(draft[:num_accepted])
+            drafts.record(len(draft), num_accepted)
+            state.num_draft_tokens += len(draft)
+            state.num_accepted += num_accepted
+        state.settle()
+    except BaseException:
+        state.settle(interrupted=True)
+        raise
+
+
+def _logprob(logits: Tensor, token: int, num_top: int) -> TokenLogprob:
+    logprobs = logits.float().log_softmax(-1)
+    values, ids = logprobs.topk(min(num_top, len(logprobs)))
+    return TokenLogprob(
+        token_id=token, logprob=float(logprobs[token]), top=tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    )

@@ -1,0 +1,76 @@
+"""How probable a text is: log-probabilities of its tokens, and what follows from them."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from goldfinch.inference.prefill import chunks, next_token_logits
+from goldfinch.inference.sequence import TokenSequence
+
+MAX_LOGITS = 1 << 25  # numbers that exist at once: 128 MiB in fp32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Log-probabilities of the tokens of a text, in nats."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of each token, given all before it."""
+    is_greedy: bool
+    """Whether each token is the most likely one: greedy decoding would generate this text."""
+    num_bytes: int | None
+    """UTF-8 bytes of the text; None for token ids without a tokenizer."""
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the text."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean negative log-probability: the loss."""
+        return -self.total / len(self.logprobs)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The loss per byte of text, in bits: comparable between tokenizers.
+
+        Raises:
+            ValueError: the text was given as ids of a model without a tokenizer.
+        """
+        if not self.num_bytes:
+            raise ValueError("bits per byte need a text: this score is of token ids without a tokenizer")
+        return -self.total / math.log(2) / self.num_bytes
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token)."""
+        return math.exp(self.nats_per_token)
+
+
+@torch.inference_mode()
+def append_and_score(sequence: TokenSequence, ids: Tensor) -> tuple[list[float], bool]:
+    """Append (T,) ids to a sequence that is not empty: the log-probability of each, and whether all are the argmax."""
+    model = sequence.model
+    expected = ids[:1]
+    parts = [_logprobs(sequence.compute_logits()[None], expected)]
+    before = len(sequence)
+    rows = max(1, MAX_LOGITS // model.config.vocab_size)
+    for start, stop in chunks(before, before + len(ids), sequence.chunk_size):
+        hidden = sequence.extend(ids[start - before : stop - before])
+        following = ids[start - before + 1 : stop - before + 1]
+        for targets, some in zip(following.split(rows), hidden.split(rows), strict=False):
+            if len(targets):  # none follows a chunk of one token at the very end
+                parts.append(_logprobs(next_token_logits(model, some[: len(targets)]), targets))
+    logprobs = torch.cat([part for part, _ in parts])
+    return logprobs.tolist(), all(greedy for _, greedy in parts)
+
+
+def _logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, bool]:
+    """(T, V) and (T,) -> (T,) log-probabilities of the targets, and whether all are the most likely tokens."""
+    wide = logits.double()
+    logprobs = wide.gather(-1, targets[:, None])[:, 0] - wide.logsumexp(-1)
+    return logprobs, bool((logits.argmax(-1) == targets).all())
