@@ -94,6 +94,36 @@ def test_native_attention_of_few_queries_is_attention(length, blocks, threads, d
             torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", ["keys", "values", "both"])
+def test_queries_may_have_another_dtype_than_keys_and_values(which, asked, kept):
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 3, 16).to(asked)
+    k, v = torch.randn(2, 1, 2, 9, 16).unbind()
+    k = k.to(kept if which != "values" else asked)
+    v = v.to(kept if which != "keys" else asked)
+    with torch.no_grad():
+        actual = blockwise_causal_attention(q, map(KeyValueBlock, k.split(5, 2), v.split(5, 2)), 9)
+    expected = causal_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "index"),
+    [
+        (torch.ones(1, 2, 5, 16), torch.ones(1, 2, 4, 16), None),
+        (torch.ones(1, 2, 5, 16), torch.ones(1, 2, 5, 8), None),
+        (torch.ones(1, 3, 5, 16), torch.ones(1, 2, 5, 16), None),
+        (torch.ones(1, 2, 5, 16), torch.ones(1, 2, 4, 16), torch.zeros(4, dtype=torch.int64)),
+        (torch.ones(1, 2, 5, 16), torch.ones(1, 2, 5, 16, device="meta"), None),
+    ],
+)
+def test_blocks_that_do_not_fit_the_queries_never_reach_the_kernel(k, v, index):
+    with torch.no_grad(), pytest.raises((ValueError, RuntimeError)):
+        blockwise_causal_attention(torch.ones(1, 2, 1, 16), [KeyValueBlock(k, v, index)], 5)
+
+
 def test_attention_that_is_differentiated_has_gradients():
     q, k = torch.randn(1, 2, 1, 16, requires_grad=True), torch.randn(1, 2, 5, 16, requires_grad=True)
     pieces = map(KeyValueBlock, k.split(3, 2), k.split(3, 2))

@@ -40,7 +40,7 @@ def mix(
     norm: nn.LayerNorm,
 ) -> tuple[Tensor, Tensor]:
     """As `Gold.mix`; mu: of what chooses the weights, of keys and of values."""
-    embeddings, before = embeddings.contiguous(), before.contiguous()
+    embeddings, before = (part.to(embeddings.dtype).contiguous() for part in (embeddings, before))
     weights, values = torch.empty_like(embeddings), torch.empty_like(embeddings)
     _function("mix", embeddings)(
         *map(pointer, (embeddings, before)), *_sizes(*embeddings.shape),
@@ -56,7 +56,7 @@ def keys(
     kd: Tensor, before: Tensor, weights: Tensor, value_index: Tensor | None, adapter: LowRank, norm: nn.LayerNorm
 ) -> Tensor:
     """As `Gold.keys`."""
-    kd, before, weights = kd.contiguous(), before.contiguous(), weights.contiguous()
+    kd, before, weights = (part.to(kd.dtype).contiguous() for part in (kd, before, weights))
     result = torch.empty_like(kd)
     _function("keys", kd)(
         *map(pointer, (kd, before, weights, value_index)), *_sizes(*kd.shape),

@@ -113,6 +113,33 @@ def _cpu_attend(q: Tensor) -> Callable[..., None] | None:
     return getattr(code, f"attend_{str(q.dtype).removeprefix('torch.')}") if code is not None else None
 
 
+def _readable(block: KeyValueBlock, q: Tensor) -> KeyValueBlock:
+    """A block of one sequence as C++ reads it: in q's dtype, (H, S_i, N) and (H, U_i, N), consecutive along N.
+
+    Queries may have another dtype than what is kept: under autocast they are bfloat16, and keys and values float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit the queries.
+    """
+    _, heads, _, size = q.shape
+    for part in (block.keys, block.values):
+        if part.shape[:2] != (1, heads) or part.shape[3:] != (size,) or part.device != q.device:
+            raise ValueError(
+                f"keys and values must be (1, {heads}, S, {size}) on {q.device}, not {tuple(part.shape)} on {part.device}"
+            )
+    index = block.value_index
+    num_keys, num_values = block.keys.shape[2], block.values.shape[2]
+    if index is None and num_keys != num_values:
+        raise ValueError(f"{num_keys} keys and {num_values} values need a value_index")
+    if index is not None:
+        if index.shape != (num_keys,) or index.device != q.device:
+            raise ValueError(f"value_index must be ({num_keys},) on {q.device}, not {tuple(index.shape)}")
+        index = index.to(torch.int64).contiguous()
+    k, v = (part[0].to(q.dtype) for part in (block.keys, block.values))
+    k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (k, v))
+    return KeyValueBlock(k, v, index)
+
+
 def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tensor:
     attend = _cpu_attend(q)
     assert attend is not None
@@ -122,8 +149,8 @@ def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tens
     weighted = torch.zeros(length, heads, size)
     threads = ctypes.c_int(torch.get_num_threads())
     start = 0
-    for keys, values, value_index in blocks:
-        k, v = (part[0] if part.stride(-1) == 1 else part[0].contiguous() for part in (keys, values))
+    for block in blocks:
+        k, v, value_index = _readable(block, q)
         count = k.shape[-2]
         sizes = map(ctypes.c_int64, (length, heads, size))
         strides = map(ctypes.c_int64, (*k.stride()[:2], *v.stride()[:2]))
