@@ -1,4 +1,4 @@
-"""`goldfinch COMMAND`: finds the command's file, runs it, and turns errors that users can mend into one line."""
+"""`goldfinch COMMAND`: runs one command, and prints errors that users can fix as one line."""
 
 import importlib
 import os
@@ -9,20 +9,20 @@ from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean
 
 COMMANDS = {
-    "quickstart": "train a small GoldFinch on Moby-Dick in minutes and watch it write",
+    "quickstart": "train a small GoldFinch on Moby-Dick in minutes and generate text with it",
     "train": "train a model from a preset, a config file or both",
-    "compare": "train several models on the same data and put them into one table",
-    "experiment": "recall of pairs, and loss far beyond the trained length, as in the paper",
-    "read": "read files once and keep what the model remembers of them in a small file",
-    "ask": "ask what was read, as often as you like",
-    "cache": "look into such a file: what it holds, its text, whether it is whole",
-    "generate": "let a model write on from a prompt",
-    "chat": "write with a model in turns, in the terminal",
-    "bench": "measure a model on this machine",
+    "compare": "train several models on the same data and compare them in one table",
+    "experiment": "paper experiments: associative recall, length extrapolation",
+    "read": "prefill files once and save the context (.gfc)",
+    "ask": "ask questions about a saved context",
+    "cache": "inspect, search and verify a .gfc context file",
+    "generate": "generate text from a prompt",
+    "chat": "chat with a model in the terminal",
+    "bench": "measure speed and memory on this machine",
     "info": "parameters, FLOPs and memory of a preset or a run",
-    "convert": "published .pth checkpoints to our folders and back",
-    "upgrade": "GOLD layers for a pre-trained Finch",
-    "data": "make, check and export what models train on",
+    "convert": "convert between RWKV .pth and goldfinch folders",
+    "upgrade": "add GOLD layers to a pre-trained Finch",
+    "data": "prepare, verify and export training data",
 }
 
 
@@ -38,10 +38,10 @@ def run(args: list[str]) -> int:
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader of our output has left; nothing is left to say to it, not even at exit.
+        # Whoever read our output has closed the pipe: print nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        # A full disk, a missing right: the message names the file where the system knows it.
+        # A full disk, missing permissions: the message names the file where the system knows it.
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -61,7 +61,7 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    if message:  # none where another process of the run tells it
+    if message:  # empty where another process of the run prints it
         print(f"goldfinch: {message}", file=sys.stderr)
     return exit_code
 
@@ -71,7 +71,7 @@ def _help() -> str:
     commands = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
     return (
         "usage: goldfinch COMMAND [OPTIONS]\n\n"
-        "GoldFinch language models: linear pre-fill, a tiny compressed key cache.\n\n"
+        "GoldFinch language models: linear prefill, a tiny compressed key cache.\n\n"
         f"commands:\n{commands}\n\n"
-        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each."
+        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command."
     )
