@@ -35,10 +35,10 @@ def moby_dick(tokens: int) -> torch.Tensor:
     return ids.repeat(-(-tokens // len(ids)))[:tokens]
 
 
-def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
     """What every comparison takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="after a warm-up round")
+    parser.add_argument("--repeats", type=int, default=repeats, help="after a warm-up round")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--png", type=Path, help="also draw into this file")
     return parser

@@ -1,10 +1,14 @@
-"""Writing tokens after a text: GoldFinch at its three levels of what is kept rebuilt, beside a Llama of its size.
+"""Decoding after a text: GoldFinch at its three cache levels, beside a Llama of its size; or several texts at once.
 
-`python benchmarks/decode.py`. Each round writes a few tokens with every model at every length, and copies a large
+`python benchmarks/decode.py`. Each repeat decodes a few tokens with every model at every length, and copies a large
 tensor: a step cannot take less than reading all weights but the embedding takes at that rate. The contexts of the
 transformers peer are filled with noise instead of being read; llama.cpp reads, once.
+
+`python benchmarks/decode.py --batch 8` compares 8 contexts that step together with one alone, at the level keys_values:
+with greedy steps of the model alone, and as generation with temperature 0.8 and top-p 0.9.
 """
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,21 +20,85 @@ from llama import Shape
 from peers import GoldFinch, add_arguments, peers
 
 from goldfinch.benchmark.speed import at_level, copy_probe, levels, write_seconds
-from goldfinch.benchmark.timing import interleave
+from goldfinch.benchmark.timing import Timings, interleave, seconds
+from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
+from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.sequence import decode_together
 
-ANEW = "GoldFinch, compressed, no bigrams, no table"
+NOTHING_SHARED = "GoldFinch, latents, no distinct bigrams, no table"
 
 
 def main() -> None:
     """Measure and print."""
-    parser = arguments(__doc__, rounds=5)
+    parser = arguments(__doc__, repeats=5)
     add_arguments(parser, longest=16384)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 16384, 65536])
-    parser.add_argument("--tokens", type=int, default=4, help="written per round")
-    parser.add_argument("--without-anew", action="store_true", help=f"leave out '{ANEW}', which takes long")
+    parser.add_argument("--tokens", type=int, default=4, help="decoded per repeat")
+    parser.add_argument("--without-slowest", action="store_true", help=f"leave out '{NOTHING_SHARED}'")
+    parser.add_argument("--batch", type=int, default=0, help="compare this many contexts together with one alone")
     options = parser.parse_args()
+    if options.batch:
+        compare_batch(options)
+    else:
+        compare_levels(options)
 
+
+def compare_batch(options: argparse.Namespace) -> None:
+    """Tokens per second of one context and of several that step together."""
+    lm = GoldFinch(options.preset, options.dtype).lm
+    rows = []
+    ids = moby_dick(max(options.lengths))
+    for length in sorted(options.lengths):
+        context = at_level(lm.read(ids[:length]), "keys_values")
+        cases: dict[tuple[str, int], Callable[[], float]] = {}
+        for size in (1, options.batch):
+            cases["step", size] = partial(step_seconds, [context.fork() for _ in range(size)], options.tokens)
+            cases["generate", size] = partial(generate_seconds, [context.fork() for _ in range(size)], options.tokens)
+        timings = interleave(cases, options.repeats)
+        for what in ("step", "generate"):
+            alone, together = timings[what, 1], timings[what, options.batch]
+            rates = [options.tokens * size / timings[what, size].median for size in (1, options.batch)]
+            rows.append([length, what, *rates, options.batch * ratio(alone, together)])
+    columns = ["tokens", "what", "one alone, tokens/s", f"{options.batch} together, tokens/s", "ratio"]
+    title = f"batched decode of {options.preset}, {options.dtype}"
+    report(title, columns, rows, options.json, **versions(), repeats=options.repeats)
+
+
+def ratio(alone: Timings, together: Timings) -> float:
+    """How much faster a step of one context is than a step of all."""
+    return together.times_faster(alone)
+
+
+def step_seconds(contexts: list[Context], tokens: int) -> float:
+    """Seconds of some greedy steps."""
+    sequences = [context.sequence for context in contexts]
+    next_ids = torch.stack([context.logits for context in contexts]).argmax(-1)
+
+    def steps() -> None:
+        ids = next_ids
+        for _ in range(tokens):
+            ids = decode_together(sequences, ids).argmax(-1)
+
+    return seconds(steps)
+
+
+def generate_seconds(contexts: list[Context], tokens: int) -> float:
+    """Seconds of generating, after the first token."""
+    sampling = Sampling(temperature=0.8, top_p=0.9, seed=0, ignore_eos=True)
+    batch = Batch()
+    for row, context in enumerate(contexts):
+        batch.add(context.generation_state(sampling.with_row_seed(row), tokens + 2))
+
+    def steps() -> None:
+        for _ in range(tokens):
+            batch.step()
+
+    return seconds(steps)
+
+
+def compare_levels(options: argparse.Namespace) -> None:
+    """Milliseconds of a step at each cache level and length, beside the peers."""
     ours = GoldFinch(options.preset, options.dtype)
     difference = ours.check()
     copy = copy_probe()
@@ -42,18 +110,18 @@ def main() -> None:
         reading.read(ids[len(reading) : length])
         for level in levels(ours.lm):
             contexts[length, f"GoldFinch, {level}" if level else "GoldFinch"] = at_level(reading, level)
-        if ours.lm.config.num_gold_layers and not options.without_anew:
-            contexts[length, ANEW] = at_level(reading, "latents", id_table=0)
+        if ours.lm.config.num_gold_layers and not options.without_slowest:
+            contexts[length, NOTHING_SHARED] = at_level(reading, "latents", id_table=0)
     with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
         cases: dict[Any, Callable[[], float]] = {"copy": copy.measure}
         for length in lengths:
             for case, context in contexts.items():
                 if case[0] == length:
-                    write = write_anew if case[1] == ANEW else write_seconds
+                    write = write_sharing_nothing if case[1] == NOTHING_SHARED else write_seconds
                     cases[case] = partial(write, context, options.tokens)
             if length <= options.longest_peer:
                 cases |= {(length, name): peer.writer(ids[:length], options.tokens) for name, peer in others.items()}
-        taken = interleave(cases, options.rounds)
+        taken = interleave(cases, options.repeats)
         weight_bytes = {name: peer.weight_bytes for name, peer in others.items()}
         del cases["copy"]
     rows, lines = [], dict[str, dict[int, list[float]]]()
@@ -61,24 +129,24 @@ def main() -> None:
         samples = taken[length, name]
         milliseconds = [1e3 * seconds for seconds in samples.seconds]
         lines.setdefault(name, {})[length] = milliseconds
-        ratio = memory = kept = share = None
+        times = stored = kept = share = None
         if name not in others:
-            ratio = times_faster_than_best(
+            times = times_faster_than_best(
                 samples, (taken[length, other] for other in others if (length, other) in taken)
             )
-            nbytes = contexts[length, name].nbytes
-            memory, kept = nbytes["memory"], nbytes["expanded"]
+            usage = contexts[length, name].memory_usage()
+            stored, kept = usage.key_cache, usage.key_value_cache
         if length == lengths[0]:
             share = copy.share(weight_bytes.get(name, ours.weight_bytes), samples, taken["copy"])
-        rows.append([length, name, spread(milliseconds), ratio, share, memory, kept])
+        rows.append([length, name, spread(milliseconds), times, share, stored, kept])
     columns = [
         "tokens",
         "model",
         "ms a token: median (lowest - highest)",
         "times the better peer",
         "share of the shortest step",
-        "memory, bytes",
-        "kept rebuilt, bytes",
+        "key cache, bytes",
+        "key-value cache, bytes",
     ]
     title = f"decode of {options.preset}, {options.dtype}"
     bandwidth = copy.rate(taken["copy"])
@@ -88,7 +156,7 @@ def main() -> None:
         rows,
         options.json,
         **versions(),
-        rounds=options.rounds,
+        repeats=options.repeats,
         copy_bytes_per_second=f"{bandwidth:.4g}",
         weight_bytes=" | ".join(
             f"{name} {size:,}" for name, size in {"GoldFinch": ours.weight_bytes, **weight_bytes}.items()
@@ -100,8 +168,8 @@ def main() -> None:
         plot(options.png, title, ("tokens before", "ms a token"), lines)
 
 
-def write_anew(context: Context, tokens: int) -> float:
-    """Seconds of a token when keys and values are worked out for each token anew, however often it stands there."""
+def write_sharing_nothing(context: Context, tokens: int) -> float:
+    """Seconds of a token when the keys and values of every token are computed, however often it occurs."""
     each_by_itself = partial(mock.patch, "goldfinch.cache.key_value_cache._distinct")
     with each_by_itself(lambda ids: (ids, torch.arange(len(ids)))):
         return write_seconds(context, tokens)

@@ -35,6 +35,9 @@ def test_temperature_sharpens_and_zero_is_greedy():
         ({"top_p": 0.5}, {0}),
         ({"top_p": 0.79}, {0, 1}),
         ({"top_p": 0.81}, {0, 1, 2}),
+        ({"top_k": 3, "top_p": 0.86}, {0, 1, 2}),  # 0.5 and 0.3 are 0.842 of the three that top_k keeps
+        ({"top_k": 3, "top_p": 0.84}, {0, 1}),
+        ({"top_k": 2, "min_p": 0.7}, {0}),
         ({"min_p": 0.25}, {0, 1, 2}),
         ({"min_p": 1.0}, {0}),
         ({"top_p": 1e-9}, {0}),
@@ -117,6 +120,14 @@ def test_top_p_is_exact_where_many_tokens_are_needed():
     seen = draws(count=4000, logits=logits, top_p=0.9)
     assert len(seen) > 1024
     assert max(seen) < 2750
+
+
+def test_of_equally_likely_tokens_top_k_keeps_as_many_as_asked_for():
+    assert set(draws(logits=torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), top_k=3)) == {1, 2, 3}
+
+
+def test_an_infinite_bias_forces_a_token():
+    assert set(draws(logit_bias={3: math.inf}, top_p=0.9)) == {3}
 
 
 def test_a_nan_in_the_logits_is_named():

@@ -15,7 +15,7 @@ Why every level gives the same keys and values:
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -132,6 +132,17 @@ class KeyValueCache:
                 layer.split_heads(keys.block(block)[None]), layer.split_heads(values.block(block)[None])
             )
 
+    @property
+    def lacks_only_newest(self) -> bool:
+        """Whether the keys and values of all tokens but the last are kept, and those of the last are to be."""
+        past = len(self) - 1
+        return (
+            past > 0
+            and len(self._keys_values) == self._model.config.num_gold_layers
+            and all(len(keys) == past for keys, _ in self._keys_values.values())
+            and self.level == "keys_values"
+        )
+
     def _expand(self, layer: Gold, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """A layer's keys of S tokens, (S, D); the values of their U distinct bigrams, (U, D); each token's value, (S,).
 
@@ -177,6 +188,33 @@ class KeyValueCache:
             return self._shared_keys.rows(start, stop)
         latents = self._key_cache.latents(start, stop, self._dtype)
         return self._token_cat.keys(self._embedding_keys.get(distinct).index_select(0, index), latents)
+
+
+def expand_newest(caches: Sequence[KeyValueCache]) -> None:
+    """Compute the keys and values of the newest token of several sequences, which step together, at once.
+
+    Only where nothing else is missing; a cache of another kind does it when a GOLD layer asks.
+
+    Args:
+        caches: of the same model.
+    """
+    ready = [cache for cache in caches if cache.lacks_only_newest]
+    if len(ready) < 2:
+        return
+    model, token_cat, dtype = ready[0]._model, ready[0]._token_cat, ready[0]._dtype
+    # Of each sequence the token before the newest, and the newest.
+    ends = [(cache._key_cache, len(cache) - 2, len(cache)) for cache in ready]
+    x0 = model.embed(torch.stack([key_cache.ids(start, stop) for key_cache, start, stop in ends]))
+    latents = torch.cat([key_cache.latents(start, stop, dtype) for key_cache, start, stop in ends])
+    before, newest = rms_normalize(x0).unbind(1)
+    embedding_part = token_cat.embedding_part(x0.flatten(0, 1))
+    key_before, key = token_cat.keys(embedding_part, latents).unflatten(0, (len(ready), 2)).unbind(1)
+    for layer in ready[0]._keys_values:
+        weights, values = layer.mix(newest, before)
+        keys = layer.keys(key, key_before, weights)
+        for row, cache in enumerate(ready):
+            for column, rows in zip(cache._keys_values[layer], (keys, values), strict=True):
+                column.append(rows[row : row + 1])
 
 
 def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ struct State {
 template <int TOKENS, typename W, typename Done>
 INLINE void products(const float* x, const W* w, Size width, Size row, const Done& done) {
     constexpr int ROWS = 4;
-    Floats sums[ROWS][TOKENS] = {};
+    Floats partial[ROWS * TOKENS] = {};  // of row r and token t: partial[r * TOKENS + t]
     for (Size i = 0; i < width; i += LANES) {
         Floats inputs[TOKENS];
         for (int t = 0; t < TOKENS; ++t) inputs[t] = load(x + t * width + i);
@@ -71,11 +71,17 @@ INLINE void products(const float* x, const W* w, Size width, Size row, const Don
             const W* at = w + (row + r) * width + i;
             __builtin_prefetch(at + ROWS * width);
             const Floats weights = load(at);
-            for (int t = 0; t < TOKENS; ++t) sums[r][t] += weights * inputs[t];
+            for (int t = 0; t < TOKENS; ++t) partial[r * TOKENS + t] += weights * inputs[t];
         }
     }
-    for (int r = 0; r < ROWS; ++r)
-        for (int t = 0; t < TOKENS; ++t) done(t, row + r, sum(sums[r][t]));
+    if constexpr (ROWS * TOKENS == LANES) {
+        const Floats dots = sums(partial);
+        for (int r = 0; r < ROWS; ++r)
+            for (int t = 0; t < TOKENS; ++t) done(t, row + r, dots[r * TOKENS + t]);
+    } else {
+        for (int r = 0; r < ROWS; ++r)
+            for (int t = 0; t < TOKENS; ++t) done(t, row + r, sum(partial[r * TOKENS + t]));
+    }
 }
 
 template <typename W, typename Done>

@@ -5,10 +5,11 @@ the one before; here all layers below GOLD are one call. The modules in `goldfin
 run wherever it cannot.
 """
 
+import contextlib
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ class FusedDecoder:
         self._layers = (_Layer * len(self._blocks))(*map(_layer, self._blocks))
         self._head = model.head.weight.detach()
         self._width, self._num_heads = model.config.width, model.config.num_heads
+        size = self._width // self._num_heads
+        self._row_shape = torch.Size((1, self._width))
+        self._wkv_shape = torch.Size((1, self._num_heads, size, size))
 
     def lower(self, x0: Tensor, states: Sequence[Sequence[BlockState] | None]) -> tuple[Tensor, list[list[BlockState]]]:
         """`Decoder.lower`: (B, T, D) -> (B, T, D), and the states of each sequence after it.
@@ -93,17 +97,13 @@ class FusedDecoder:
                 ]
             )
         x = x0.to(torch.float32, copy=True).contiguous()
-        before = [
-            [self._checked(state) for state in given] if given is not None else [None] * num_layers for given in states
+        pairs = [
+            (given[layer] if given is not None else None, new[layer])
+            for layer in range(num_layers)
+            for given, new in zip(states, after, strict=True)
         ]
-        pointers = (_State * (num_layers * len(states)))(
-            *(
-                _state(before[sequence][layer], after[sequence][layer])
-                for layer in range(num_layers)
-                for sequence in range(len(states))
-            )
-        )
-        self._call("recurrent_layers", self._layers, pointers, num_layers, tensors=(x,))
+        with self._pointers(pairs) as pointers:
+            self._call("recurrent_layers", self._layers, pointers, num_layers, tensors=(x,))
         return x.to(self._dtype), after
 
     def upper(
@@ -130,14 +130,14 @@ class FusedDecoder:
             for sequence, given in enumerate(states):
                 lasts = torch.empty(2, 1, self._width, dtype=self._dtype)
                 new = BlockState(time_mix=GoldState(last=lasts[0]), channel_mix=lasts[1])
-                pairs.append((self._checked(given[number] if given is not None else None), new))
+                pairs.append((given[number] if given is not None else None, new))
                 after[sequence].append(new)
-            pointers = (_State * len(caches))(*(_state(before, new) for before, new in pairs))
             layer = ctypes.byref(self._layers, ctypes.sizeof(_Layer) * (self._first_gold_layer + number))
-            self._call("queries", layer, pointers, tensors=(x, q))
-            rows = q.to(self._dtype).split(1)
-            y = torch.cat([gold.attend(row, cache) for row, cache in zip(rows, caches, strict=True)])
-            self._call("after_attention", layer, pointers, tensors=(x, y.float().contiguous()))
+            with self._pointers(pairs) as pointers:
+                self._call("queries", layer, pointers, tensors=(x, q))
+                rows = q.to(self._dtype).split(1)
+                y = torch.cat([gold.attend(row, cache) for row, cache in zip(rows, caches, strict=True)])
+                self._call("after_attention", layer, pointers, tensors=(x, y.float().contiguous()))
         return x.to(self._dtype), after
 
     def head(self, x: Tensor) -> Tensor:
@@ -155,27 +155,42 @@ class FusedDecoder:
         threads = ctypes.c_int(torch.get_num_threads())
         self._functions[name](layers, states, *sizes, threads, *map(pointer, tensors))
 
-    def _checked(self, state: BlockState | None) -> BlockState | None:
-        """The state in the dtype and layout that C++ reads; a copy only where it was computed in another."""
+    @contextlib.contextmanager
+    def _pointers(self, pairs: Sequence[tuple[BlockState | None, BlockState]]) -> Iterator[Any]:
+        """An array of `_State`: states before the tokens, and where to write those after them.
+
+        Each is given in the dtype and layout that C++ reads; a copy, only where it was computed in another, lives as
+        long as the `with` block.
+        """
+        kept: list[Tensor] = []
+        addresses: list[int | None] = []
+        for before, after in pairs:
+            for state in (before, after):
+                addresses += [None if part is None else self._address(*part, kept) for part in self._parts(state)]
+        yield (ctypes.c_void_p * len(addresses))(*addresses)
+
+    def _parts(self, state: BlockState | None) -> tuple[tuple[Tensor, torch.Size, torch.dtype] | None, ...]:
+        """What one half of a `_State` points to, with the shape and dtype that C++ takes it for."""
         if state is None:
-            return None
-
-        def fit(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            if tuple(tensor.shape) != shape or tensor.device.type != "cpu":
-                raise ValueError(f"a state of shape {tuple(tensor.shape)} on {tensor.device} must be {shape} on cpu")
-            return tensor.to(dtype).contiguous()
-
-        mix, channel_mix, row = state.time_mix, state.channel_mix, (1, self._width)
+            return None, None, None
+        mix, channel_mix = state.time_mix, state.channel_mix
         if not isinstance(mix, RecurrentState | GoldState):
             raise TypeError(f"{type(mix).__name__} is not the state of a recurrent or GOLD layer")
-        last = fit(mix.last, row, self._dtype)
-        size = self._width // self._num_heads
-        return BlockState(
-            time_mix=RecurrentState(last=last, wkv=fit(mix.wkv, (1, self._num_heads, size, size), torch.float32))
-            if isinstance(mix, RecurrentState)
-            else GoldState(last=last),
-            channel_mix=None if channel_mix is None else fit(channel_mix, row, self._dtype),
+        return (
+            (mix.last, self._row_shape, self._dtype),
+            None if channel_mix is None else (channel_mix, self._row_shape, self._dtype),
+            (mix.wkv, self._wkv_shape, torch.float32) if isinstance(mix, RecurrentState) else None,
         )
+
+    @staticmethod
+    def _address(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, kept: list[Tensor]) -> int:
+        """Where the numbers of a state begin, once it is known to be what C++ reads."""
+        if tensor.shape != shape or not tensor.is_cpu:
+            raise ValueError(f"a state of shape {tuple(tensor.shape)} on {tensor.device} must be {tuple(shape)} on cpu")
+        if tensor.dtype is not dtype or not tensor.is_contiguous():
+            tensor = tensor.to(dtype).contiguous()
+            kept.append(tensor)
+        return tensor.data_ptr()
 
 
 class _Entry:
@@ -275,6 +290,7 @@ _Layer = _structure(
 _State = _structure(
     "_State", **dict.fromkeys(("last", "channel_last", "wkv", "last_after", "channel_last_after", "wkv_after"), _P)
 )
+"""Six pointers: `FusedDecoder._pointers` fills arrays of them."""
 
 
 def _norm(norm: nn.LayerNorm | nn.GroupNorm) -> ctypes.Structure:
@@ -328,14 +344,3 @@ def _layer(block: Block) -> ctypes.Structure:
         if mixer.bonus is None:
             fields |= {"second_value": _low_rank(mixer.second_value), "use_extra": mixer.ddlerp.uses.index("v2")}
     return _Layer(**fields)
-
-
-def _state(before: BlockState | None, after: BlockState) -> ctypes.Structure:
-    tensors: dict[str, Tensor | None] = {}
-    for state, ending in ((before, ""), (after, "_after")):
-        if state is not None:
-            assert isinstance(state.time_mix, RecurrentState | GoldState)
-            tensors |= {f"last{ending}": state.time_mix.last, f"channel_last{ending}": state.channel_mix}
-            if isinstance(state.time_mix, RecurrentState):
-                tensors[f"wkv{ending}"] = state.time_mix.wkv
-    return _State(**{name: pointer(tensor) for name, tensor in tensors.items()})

@@ -1,15 +1,14 @@
 """Sampling the next token from logits."""
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
-
-# Most of the probability is in few tokens: sorting only these is exact wherever they reach top_p.
-NUM_SORTED = 1024
 
 
 class Sampler:
@@ -39,7 +38,7 @@ class Sampler:
             UserError: a logit is NaN, or a token of `logit_bias` is not in the vocabulary.
         """
         logits = logits.float().cpu()
-        if logits.isnan().any():
+        if logits.max().isnan():
             raise UserError("the model's logits contain NaN: its weights are broken, or overflow in this dtype")
         token = self._choose(self._adjusted(logits))
         decay = self._sampling.penalty_decay
@@ -73,29 +72,32 @@ class Sampler:
 
     def _choose(self, logits: Tensor) -> int:
         settings = self._sampling
-        if settings.temperature == 0:
+        if settings.temperature == 0 or logits.max() == torch.inf:
             return int(logits.argmax())
-        probabilities = torch.softmax(logits.double() / settings.temperature, dim=-1)
-        ids: Tensor | None = None
+        scaled = logits / settings.temperature
         if settings.top_k or settings.top_p < 1:
-            probabilities, ids = self._most_likely(probabilities)
+            scaled = self._most_likely(scaled)
         if settings.min_p:
-            probabilities = probabilities.where(probabilities >= settings.min_p * probabilities.max(), 0.0)
+            scaled = scaled.where(scaled >= scaled.max() + math.log(settings.min_p), -torch.inf)
         # One random number per token, whatever was dropped: the same seed makes comparable choices.
-        cumulative = probabilities.cumsum(0)
+        cumulative = scaled.double().softmax(-1).cumsum(0)
         point = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
         choice = int(torch.searchsorted(cumulative, point, right=True))
-        if choice >= len(probabilities) or probabilities[choice] == 0:  # rounding at the very end
-            choice = int(probabilities.nonzero()[-1])
-        return choice if ids is None else int(ids[choice])
+        if choice >= len(scaled) or scaled[choice] == -torch.inf:  # rounding at the very end
+            choice = int((scaled > -torch.inf).nonzero()[-1])
+        return choice
 
-    def _most_likely(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of top_k and top_p, the most likely first: their probabilities and ids."""
-        settings, size = self._sampling, len(probabilities)
-        num_sorted = min(settings.top_k or NUM_SORTED, size)
-        kept, ids = probabilities.topk(num_sorted)
-        if not settings.top_k and num_sorted < size and float(kept.sum()) < settings.top_p:
-            kept, ids = probabilities.sort(descending=True, stable=True)
+    def _most_likely(self, scaled: Tensor) -> Tensor:
+        """The logits, with -inf for all tokens that top_k or top_p drop; top_p is a fraction of what top_k keeps."""
+        ordered = torch.from_numpy(np.sort(scaled.numpy())).flip(0)  # PyTorch's sort takes thirty times as long
+        if self._sampling.top_k:
+            ordered = ordered[: self._sampling.top_k]
         # A token stays while those before it have not reached top_p: the most likely one always does.
-        before = kept.cumsum(0) - kept
-        return kept.where(before < settings.top_p, 0.0), ids
+        cumulative = ordered.double().softmax(-1).cumsum(0)
+        num_kept = min(1 + int(torch.searchsorted(cumulative, self._sampling.top_p)), len(ordered))
+        lowest = ordered[num_kept - 1]
+        is_kept = scaled > lowest
+        # Of equally likely tokens, those with the lowest ids stay.
+        equal = (scaled == lowest).nonzero()[:, 0]
+        is_kept[equal[: num_kept - int(is_kept.sum())]] = True
+        return scaled.where(is_kept, -torch.inf)

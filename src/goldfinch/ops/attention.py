@@ -125,7 +125,8 @@ def _readable(block: KeyValueBlock, q: Tensor) -> KeyValueBlock:
     for part in (block.keys, block.values):
         if part.shape[:2] != (1, heads) or part.shape[3:] != (size,) or part.device != q.device:
             raise ValueError(
-                f"keys and values must be (1, {heads}, S, {size}) on {q.device}, not {tuple(part.shape)} on {part.device}"
+                f"keys and values must be (1, {heads}, S, {size}) on {q.device}, "
+                f"not {tuple(part.shape)} on {part.device}"
             )
     index = block.value_index
     num_keys, num_values = block.keys.shape[2], block.values.shape[2]
