@@ -189,7 +189,7 @@ class ChatSession:
         self.messages.append({"role": role, "content": content})
         text = self.template.render(self.messages)
         if not text.startswith(self._text):
-            # The template writes the past differently now, or the answer was not in its form.
+            # The template now writes the past differently, as some do that drop earlier reasoning.
             self.context.truncate(self._start)
             self._text = ""
         new = text[len(self._text) :]
@@ -209,10 +209,12 @@ class ChatSession:
         if self._stream is None:
             return
         answer, self._stream = self._stream.generation.text, None
-        self._text += answer
         # The space after a name belongs to the template.
         content = answer if self.template.is_plain else answer.removeprefix(" ")
         self.messages.append({"role": "assistant", "content": content})
+        # As the template writes it, up to the end of the answer: the context has it as the model wrote it.
+        written = self.template.render(self.messages, add_generation_prompt=False)
+        self._text = written.removesuffix(self.template.turn_end())
 
     def _gap(self) -> str:
         """What is missing to an empty line before the first message, if a text precedes it."""

@@ -200,9 +200,9 @@ class LanguageModel:
     def stream(self, prompt: Prompt, **options: Any) -> GenerationStream:
         """Generate text after a prompt, piece by piece; arguments as in `Context.stream`.
 
-        >>> for piece in lm.stream("Call me", max_tokens=5, seed=0):
-        ...     print(piece, end="")  # doctest: +ELLIPSIS
-        ...
+        >>> stream = lm.stream("Call me", max_tokens=5, seed=0)
+        >>> "".join(stream) == stream.generation.text
+        True
 
         Raises:
             UserError: as `read`, or a setting is out of range.

@@ -14,7 +14,12 @@ MAX_LOGITS = 1 << 25  # numbers that exist at once: 128 MiB in fp32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """Log-probabilities of the tokens of a text, in nats."""
+    """Log-probabilities of the tokens of a text, in nats.
+
+    >>> score = Score(token_ids=(7, 8), logprobs=(-1.0, -2.0), is_greedy=False, num_bytes=4)
+    >>> score.total, score.nats_per_token
+    (-3.0, 1.5)
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
