@@ -68,7 +68,9 @@ def case_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
     model = Decoder(config)
     apply_block_plan(model, activation_checkpointing=options.activation_checkpointing)
     windows = random_windows(options.batch_size, options.context, options.vocab_size)
-    return make_step(model, windows, OptimizerConfig(rates=gold_only(config) if CASES[name] else ()))
+    return make_step(
+        model, windows, OptimizerConfig(learning_rate_multipliers=gold_only(config) if CASES[name] else ())
+    )
 
 
 def peak_in_new_process(name: str) -> int:

@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     taken = interleave({kind: partial(seconds, arena_step(options, kind)) for kind in options.kinds}, options.rounds)
     settings = recipe(f"arena/L6-D256-{BASELINE}")
-    tokens = settings["batch_size"] * settings["context"]
+    tokens = settings["batch_size"] * settings["sequence_length"]
     baseline = taken.get(BASELINE)
     rows = [
         [
@@ -52,7 +52,7 @@ def arena_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
     """Steps of one kind, as its recipe makes them."""
     settings = recipe(f"arena/L6-D256-{kind}", options.vocab_size)
     model = Decoder(ModelConfig.from_dict(settings["model"]))
-    windows = random_windows(settings["batch_size"], settings["context"], options.vocab_size)
+    windows = random_windows(settings["batch_size"], settings["sequence_length"], options.vocab_size)
     return make_step(
         model, windows, OptimizerConfig(**settings["optimizer"]), micro_batch_size=settings["micro_batch_size"]
     )

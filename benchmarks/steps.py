@@ -37,7 +37,7 @@ def make_step(
 
     def step() -> None:
         accumulate(model, windows, micro_batch_size, SINGLE_PROCESS, autocast)
-        clip_gradient(model.parameters(), optimizer.clip)
+        clip_gradient(model.parameters(), optimizer.max_gradient_norm)
         stepper.step()
         stepper.zero_grad()
 

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -59,9 +60,10 @@ def test_every_public_thing_has_a_docstring():
 @pytest.mark.parametrize(
     "name", ["load", "build", "LanguageModel", "Context", "Sampling", "Generation", "Score", "ChatTemplate", "Trainer"]
 )
-def test_its_examples_run(name, lm, tmp_path, monkeypatch):
+def test_its_examples_run(name, lm, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lm.save("runs/quickstart")
+    shutil.copytree(data, "data/books")
     value = getattr(gf, name)
     examples = doctest.DocTestFinder(recurse=True).find(value, name, globs={"gf": gf, "lm": lm} | vars(gf))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)

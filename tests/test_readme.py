@@ -64,7 +64,7 @@ def test_every_command_and_example_works_as_printed(new_folder, capsys, monkeypa
     start, use = blocks("sh")[0], blocks("sh")[2]
     (quickstart,) = goldfinch_commands(start)
     assert quickstart == ["quickstart"]
-    assert run([*quickstart, "--minutes", "0.03"]) == 0
+    assert run([*quickstart, "--max-minutes", "0.03"]) == 0
     shown = capsys.readouterr().out
     for promised in ("bits per byte", "loss.png", "x less"):
         assert promised in shown

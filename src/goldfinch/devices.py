@@ -1,27 +1,24 @@
 """Devices and dtypes by the names that users give."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from goldfinch.errors import UserError
 
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float64": torch.float64,
-    "fp64": torch.float64,
-}
+if TYPE_CHECKING:
+    import torch  # commands look at names before they load it
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
-def resolve_device(name: str | torch.device) -> torch.device:
+def resolve_device(name: "str | torch.device") -> "torch.device":
     """The device that a name stands for; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
         UserError: an unknown name, or a GPU that does not exist here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -38,21 +35,27 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str | torch.dtype) -> torch.dtype | None:
+def canonical_dtype(name: str) -> str:
+    """The name that PyTorch uses: "bfloat16" for "bf16"; others as they are."""
+    return _SHORT_NAMES.get(name, name)
+
+
+def resolve_dtype(name: "str | torch.dtype") -> "torch.dtype | None":
     """The dtype that a name stands for; None for "auto".
 
     Raises:
         UserError: it is not a floating-point dtype that models can have.
     """
-    if isinstance(name, torch.dtype):
-        name = dtype_name(name)
+    import torch
+
+    name = canonical_dtype(name) if isinstance(name, str) else dtype_name(name)
     if name == "auto":
         return None
     if name not in _DTYPES:
         raise UserError(f"unknown dtype {name!r}: use auto, float32, bfloat16, float16 or float64")
-    return _DTYPES[name]
+    return getattr(torch, name)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: "torch.dtype") -> str:
     """Such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")

@@ -147,7 +147,9 @@ def test_a_folder_becomes_one_that_predicts_the_same(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     for wanted in ("3 finch, then 2 gold", "the same, to the bit", "bfloat16", "bytes tokenizer"):
         assert wanted in printed
-    assert f"goldfinch train --initial '{out}' --data DATA -o RUN --optimizer.rates '*=0.1'" in printed
+    assert (
+        f"goldfinch train --initial '{out}' --data DATA -o RUN --optimizer.learning-rate-multipliers '*=0.1'" in printed
+    )
     before, after = gf.load(folder), gf.load(out)
     assert after.tokenizer.hash == before.tokenizer.hash
     assert after.config.latent_width == 8

@@ -19,7 +19,8 @@ def corpus(tmp_path_factory):
     return folder
 
 
-SMALL = ["--steps", "4", "--context", "16", "--batch-size", "2", "--sample-every", "0", "--validation-tokens", "64"]
+SMALL = ["--steps", "4", "--sequence-length", "16", "--batch-size", "2", "--sample-every", "0"]
+SMALL += ["--max-validation-tokens", "64"]
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +104,7 @@ def test_a_recipe_brings_its_settings_and_flags_override_them(corpus, tmp_path, 
 
 def test_a_dry_run_needs_neither_data_nor_output_nor_memory(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = ["train", "--recipe", "paper/L24-D2048-goldfinch", "--dry-run", "--gpus", "8", "--gpu-tflops", "989"]
+    args = ["train", "--recipe", "paper/L24-D2048-goldfinch", "--dry-run", "--num-gpus", "8", "--gpu-tflops", "989"]
     assert run([*args, "--utilisation", "0.4", "--tokens", "1498226207"]) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert "1,445,224,448" in table  # the published count, less the bonus that Finch-C2 never uses
@@ -163,16 +164,25 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "--data", data, "-o", trained): "--resume",
         ("train", "--resume", tmp_path / "nothing"): "holds no training run",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--model.vocab-size", 100): "--model.vocab-size 257",
-        ("train", "finch-L1-D64", "--data", data, "-o", out, "--context", 10**6): "context",
+        ("train", "finch-L1-D64", "--data", data, "-o", out, "--sequence-length", 10**6): "shorter --sequence-length",
         ("train", "--data", data, "-o", out, "--stepz", 4): "Perhaps you meant: --steps",
         ("train", "--data", data, "-o", out, "--steps", "many"): "--steps",
         ("train", "--data", data): "--output",
-        ("train", "--dry-run", "--gpus", 3): "cannot be shared by 3",
+        ("train", "--dry-run", "--num-gpus", 3): "cannot be shared by 3",
         ("train", "--recipe", "arena/L6-D256-lama", "--data", data, "-o", out): "did you mean arena/L6-D256-llama",
         ("train", "finch-L1-D64", "--recipe", "arena/L6-D256-llama", "--data", data, "-o", out): "give one of them",
         ("train", "--resume", trained, "--recipe", "arena/L6-D256-llama"): "leave --recipe out",
-        ("train", "finch-L1-D64", "--data", data, "-o", out, "--optimizer.rates", "haed.*=1"): "head.weight",
-        ("train", "--data", data, "-o", out, "--precision", "fp8"): "'auto', 'bf16', 'fp32'",
+        (
+            "train",
+            "finch-L1-D64",
+            "--data",
+            data,
+            "-o",
+            out,
+            "--optimizer.learning-rate-multipliers",
+            "haed.*=1",
+        ): "head.weight",
+        ("train", "--data", data, "-o", out, "--dtype", "fp8"): "use auto, bfloat16 or float32",
         ("train", "--data", data, "-o", out, "--model.rope", "bass=3"): "did you mean base",
         ("data",): "{prepare, stream, verify, export}",
         ("generate", tmp_path, "x"): "holds no model",
@@ -202,7 +212,7 @@ def test_a_model_is_trained_on_from_its_weights_with_longer_contexts(corpus, tmp
     data, base, out = corpus / "data", tmp_path / "base", tmp_path / "longer"
     assert run(["train", "goldfinch_rope-L3-D64", "--data", str(data), "-o", str(base), *SMALL]) == 0
     args = ["train", "--initial", str(base), "--data", str(data), "-o", str(out), *SMALL]
-    assert run([*args, "--model.rope", "rescale=4", "--context", "64"]) == 0
+    assert run([*args, "--model.rope", "rescale=4", "--sequence-length", "64"]) == 0
     stored = json.loads((out / "training.json").read_text())
     assert stored["initial"] == str(base)
     assert stored["model"]["rope"] == {"base": 10000.0, "rescale": 4.0, "rebase": 1.0}

@@ -75,7 +75,7 @@ def test_processes_share_out_each_batch(dataset: TokenDataset) -> None:
 
 def test_too_short_data_says_what_to_do(dataset: TokenDataset) -> None:
     assert shuffled(dataset, TOKENS - 1, 2, seed=0).batch(0).shape == (2, TOKENS)
-    needs = r"/d has 103 tokens, but one window needs 104: give a shorter --context or more text"
+    needs = r"/d has 103 tokens, but one window needs 104: give a shorter --sequence-length or more text"
     with pytest.raises(UserError, match=needs):
         shuffled(dataset, TOKENS, 2, seed=0)
 

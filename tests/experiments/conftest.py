@@ -27,7 +27,13 @@ def finished_run(tmp_path, data):
         initialize(model, seed)
         save_weights(folder, model.state_dict())
         steps = steps or len(losses)
-        content = {"data": str(data), "context": 16, "batch_size": 2, "steps": steps, "from_the_future": 1} | settings
+        content = {
+            "data": str(data),
+            "sequence_length": 16,
+            "batch_size": 2,
+            "steps": steps,
+            "from_the_future": 1,
+        } | settings
         (folder / "training.json").write_text(json.dumps(content))
         records = [{"step": n, "tokens": 32 * n, "loss": loss} for n, loss in enumerate(losses, start=1)]
         last = {"step": len(losses), "tokens": 32 * len(losses), "validation_loss": losses[-1]}

@@ -200,17 +200,16 @@ def on_a_gpu(dtype=torch.float32, size=SIZE):
         return called
 
 
-def test_it_is_what_runs_on_a_gpu_by_default(stand_in, capfd):
+def test_it_is_what_runs_on_a_gpu_by_default(stand_in, caplog):
     assert on_a_gpu() == on_a_gpu(torch.bfloat16) == ["fla", "fla"]
     assert on_a_gpu(torch.float64) == on_a_gpu(size=8) == ["chunked", "chunked"]
-    assert not capfd.readouterr().err
+    assert not caplog.messages
 
 
-def test_without_the_package_pytorch_takes_over_on_a_gpu_and_says_so_once(no_package, capfd):
+def test_without_the_package_pytorch_takes_over_on_a_gpu_and_says_so_once(no_package, caplog):
     assert on_a_gpu() == on_a_gpu() == ["chunked", "chunked"]
-    told = capfd.readouterr().err
-    assert told.count("\n") == 1
-    assert "pip install 'goldfinch[cuda]'" in told
+    (warning,) = caplog.messages
+    assert "pip install 'goldfinch[cuda]'" in warning
 
 
 def test_asked_for_where_it_cannot_run_it_says_why(no_package, monkeypatch):

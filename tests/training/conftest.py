@@ -45,16 +45,16 @@ def run_settings(data):
             "data": (str(data),),
             "output": output,
             "steps": 6,
-            "context": 16,
+            "sequence_length": 16,
             "batch_size": 4,
-            "precision": "fp32",
+            "dtype": "float32",
             "device": "cpu",
             "optimizer": OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2),
             "validate_every": 4,
-            "validation_tokens": 64,
+            "max_validation_tokens": 64,
             "save_every": 2,
             "sample_every": 3,
-            "sample_tokens": 5,
+            "sample_max_tokens": 5,
         }
         return TrainConfig(**defaults | fields)
 

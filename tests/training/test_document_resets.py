@@ -136,7 +136,7 @@ def test_a_step_divides_by_the_targets_that_count_in_the_whole_batch(many_docume
     model = Decoder(config.model)
     initialize(model, config.seed)
     data = TrainingData.open(config.data)
-    windows = data.batches(config.context, config.batch_size, config.seed).batch(0)
+    windows = data.batches(config.sequence_length, config.batch_size, config.seed).batch(0)
     document_starts = find_document_starts(windows, data.tokenizer.end_of_text)
     logits = model(windows[:, :-1], document_starts=document_starts[:, :-1])[0][~document_starts[:, 1:]]
     expected = F.cross_entropy(logits, windows[:, 1:][~document_starts[:, 1:]])
@@ -194,7 +194,7 @@ def test_a_run_with_resets_validates_with_them_and_resumes_to_the_bit(many_docum
     assert sum(part["tokens"] for part in last["loss_by_position"]) == result.tokens
     assert [part["first"] for part in last["loss_by_document_position"]][:3] == [1, 2, 3]
     dataset = TokenDataset.open(many_documents, "validation")
-    windows = list(sequential_windows(dataset, config.context, 1))
+    windows = list(sequential_windows(dataset, config.sequence_length, 1))
     assert result.tokens == sum(count_targets(window, dataset.end_of_text) for window in windows) < len(dataset) - 1
 
     class PowerFailure(Exception):

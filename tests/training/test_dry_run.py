@@ -90,7 +90,7 @@ def test_what_is_kept_is_what_autograd_saves_and_the_gradients_at_the_head(plan,
 
 def test_activations_of_frozen_layers_are_not_counted(small_config):
     config = small_config("finch_c2", "finch_c2", "finch_c2", "gold")
-    frozen = OptimizerConfig(rates=("*=0", "blocks.3.*=1", "output_norm.*=1", "head.*=1"))
+    frozen = OptimizerConfig(learning_rate_multipliers=("*=0", "blocks.3.*=1", "output_norm.*=1", "head.*=1"))
     model = Decoder(config)
     initialize(model, 0)
     build_optimizer(model, frozen)
@@ -100,10 +100,10 @@ def test_activations_of_frozen_layers_are_not_counted(small_config):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("rates", [(), ("blocks.0.*=0",)])
-def test_weights_gradients_and_optimizer_weigh_what_they_say(kind, rates, model_of_plan):
+@pytest.mark.parametrize("multipliers", [(), ("blocks.0.*=0",)])
+def test_weights_gradients_and_optimizer_weigh_what_they_say(kind, multipliers, model_of_plan):
     model = model_of_plan("goldfinch")
-    optimizer = build_optimizer(model, OptimizerConfig(kind=kind, rates=rates))
+    optimizer = build_optimizer(model, OptimizerConfig(kind=kind, learning_rate_multipliers=multipliers))
     predicted = fixed_bytes(model, optimizer, processes=1, micro_batches=1, bf16=True)
     next_token_loss(model, a_window()).backward()
     optimizer.step()
@@ -122,7 +122,7 @@ def test_several_processes_share_whole_rows(small_config):
     rows = sum(-(-p.shape[0] // 3) * p.numel() // p.shape[0] for p in model.parameters())
     parts = fixed_bytes(model, optimizer, processes=3, micro_batches=1, bf16=True)
     assert parts["weights"] == parts["gradients"] == 4 * rows
-    replicated = fixed_bytes(model, optimizer, processes=6, micro_batches=1, bf16=True, replicas=2)
+    replicated = fixed_bytes(model, optimizer, processes=6, micro_batches=1, bf16=True, num_replicas=2)
     assert replicated["weights"] == parts["weights"]
     total = sum(p.numel() for p in model.parameters())
     several = fixed_bytes(model, optimizer, processes=3, micro_batches=2, bf16=True)
@@ -133,7 +133,7 @@ def test_several_processes_share_whole_rows(small_config):
 def test_steps_flops_and_days_follow_from_the_settings():
     values = recipe("arena/L6-D256-goldfinch", 4096) | {"data": "data", "output": "run"}
     config = TrainConfig.from_dict(values | {"steps": 0, "epochs": 2.0})
-    cluster = Cluster(gpus=2, gpu_tflops=10, utilisation=0.5, tokens=1_000_001)
+    cluster = Cluster(num_gpus=2, gpu_tflops=10, utilisation=0.5, tokens=1_000_001)
     plan = dry_run(config, cluster)
     assert plan.steps == -(-2 * (1_000_000 // 512) // 8)
     assert plan.tokens_per_step == 8 * 512
@@ -143,10 +143,10 @@ def test_steps_flops_and_days_follow_from_the_settings():
     assert plan.days == pytest.approx(plan.steps * flops / (2 * 10e12 * 0.5) / 86400)
     assert sum(plan.parameters.values()) == account(config.model).parameters
     assert plan.total_bytes(True) < plan.total_bytes(False)
-    alone = dry_run(dataclasses.replace(config, steps=7), dataclasses.replace(cluster, gpus=1))
+    alone = dry_run(dataclasses.replace(config, steps=7), dataclasses.replace(cluster, num_gpus=1))
     assert (alone.steps, alone.micro_batches) == (7, 2)
     with pytest.raises(UserError, match="8 sequences cannot be shared by 3"):
-        dry_run(config, dataclasses.replace(cluster, gpus=3))
+        dry_run(config, dataclasses.replace(cluster, num_gpus=3))
     with pytest.raises(UserError, match="utilisation"):
         Cluster(utilisation=1.5)
 

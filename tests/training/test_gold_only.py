@@ -43,7 +43,7 @@ def tuned(base, config, settings, silent):
     """tuned(**fields) -> the folder of a run of a few steps on the GOLD layers of `base`."""
 
     def make(**fields):
-        optimizer = OptimizerConfig(learning_rate=1e-2, rates=gold_only(config))
+        optimizer = OptimizerConfig(learning_rate=1e-2, learning_rate_multipliers=gold_only(config))
         run = settings(initial=base, model=config, optimizer=optimizer, **fields)
         Trainer(run, silent()).train()
         return run.output
@@ -69,7 +69,7 @@ def frozen_model(config, small_model):
     def make(**plan):
         model = small_model(config, torch.float32).requires_grad_()
         apply_block_plan(model, **plan)
-        return model, build_optimizer(model, OptimizerConfig(rates=gold_only(config)))
+        return model, build_optimizer(model, OptimizerConfig(learning_rate_multipliers=gold_only(config)))
 
     return make
 
@@ -130,7 +130,7 @@ def test_gradients_go_through_frozen_layers_to_trained_ones_below(config, small_
     for trained in ("embedding.*", "token_cat.down.*", "blocks.0.time_mix.key.*"):
         whole, part = (small_model(config, torch.float32).requires_grad_() for _ in range(2))
         apply_block_plan(part)
-        build_optimizer(part, OptimizerConfig(rates=("*=0", f"{trained}=1")))
+        build_optimizer(part, OptimizerConfig(learning_rate_multipliers=("*=0", f"{trained}=1")))
         for model in (whole, part):
             next_token_loss(model, windows()).backward()
         (name,) = (name for name, parameter in part.named_parameters() if parameter.grad is not None)
@@ -139,9 +139,9 @@ def test_gradients_go_through_frozen_layers_to_trained_ones_below(config, small_
 
 def test_the_flag_stands_for_patterns_that_others_may_follow(base, tmp_path):
     args = ["--initial", str(base), "--data", "D", "-o", str(tmp_path / "run"), "--train-only", "gold"]
-    config = resolve([*args, "--optimizer.rates", "head.*=0.5"]).settings
+    config = resolve([*args, "--optimizer.learning-rate-multipliers", "head.*=0.5"]).settings
     gold = ("blocks.2.*=1", "blocks.3.*=1")
-    assert config.optimizer.rates == ("*=0", *gold, "output_norm.*=1", "head.*=1", "head.*=0.5")
+    assert config.optimizer.learning_rate_multipliers == ("*=0", *gold, "output_norm.*=1", "head.*=1", "head.*=0.5")
 
 
 def test_a_model_without_gold_layers_is_told_where_to_get_some():
@@ -169,14 +169,16 @@ def test_a_context_read_before_tuning_is_used_after_it(latents, base, tuned, con
 def test_a_context_is_refused_once_anything_below_is_tuned(base, config, settings, silent, tmp_path):
     gf.load(base).read("The whale").save(tmp_path / "book.gfc")
     rates = (*gold_only(config), "blocks.1.time_mix.norm.bias=1")
-    run = settings(initial=base, model=config, optimizer=OptimizerConfig(learning_rate=1e-2, rates=rates))
+    run = settings(
+        initial=base, model=config, optimizer=OptimizerConfig(learning_rate=1e-2, learning_rate_multipliers=rates)
+    )
     Trainer(run, silent()).train()
     with pytest.raises(UserError, match="below the GOLD layers this model differs"):
         gf.load(run.output, dtype="bfloat16").open(tmp_path / "book.gfc")
 
 
 def test_two_processes_tune_the_same_weights_and_leave_the_same_alone(base, tuned, config, settings, tmp_path):
-    optimizer = OptimizerConfig(learning_rate=1e-2, rates=gold_only(config))
+    optimizer = OptimizerConfig(learning_rate=1e-2, learning_rate_multipliers=gold_only(config))
     run = settings(initial=base, model=config, optimizer=optimizer, output=tmp_path / "two", micro_batch_size=1)
     (tmp_path / "two.json").write_text(json.dumps(run.to_dict()))
     ended = several.goldfinch(2, ["train", "--config", tmp_path / "two.json"], tmp_path)

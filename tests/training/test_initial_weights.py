@@ -77,7 +77,7 @@ def test_positions_may_be_changed_and_nothing_else(initial, settings, silent, tm
     folder = initial(rope=RopeConfig())
     model = read_config(folder)
     longer = dataclasses.replace(model, rope=RopeConfig(rescale=4))
-    config = settings(initial=folder, model=longer, context=64, steps=1)
+    config = settings(initial=folder, model=longer, sequence_length=64, steps=1)
     Trainer(config, silent()).train()
     assert read_config(config.output).rope == RopeConfig(rescale=4)
     for field, value in {"width": 64, "latent_ratio": 2, "time_mixes": ("finch", "gold"), "vocab_size": 300}.items():

@@ -67,15 +67,23 @@ def test_the_papers_recipes_have_the_papers_numbers():
         config = config_of(name)
         optimizer = config.optimizer
         large = "L24" in name
-        assert config.context * config.batch_size == (128 * 1024 if large else 64 * 1024)
-        assert config.context == (2048 if large else 1024)
-        assert (config.steps, config.epochs, config.precision) == (0, 1.0, "bf16")
+        assert config.sequence_length * config.batch_size == (128 * 1024 if large else 64 * 1024)
+        assert config.sequence_length == (2048 if large else 1024)
+        assert (config.steps, config.epochs, config.dtype) == (0, 1.0, "bfloat16")
         rates = optimizer.learning_rate, optimizer.final_learning_rate
         assert rates == ((3e-4, 1e-4) if large else (6e-4, 2e-4))
-        assert (optimizer.kind, optimizer.schedule, optimizer.rates) == ("adamw", "quarter_cosine", ())
+        assert (optimizer.kind, optimizer.schedule, optimizer.learning_rate_multipliers) == (
+            "adamw",
+            "quarter_cosine",
+            (),
+        )
         assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.99, 1e-8)
         assert (optimizer.warmup_steps, optimizer.warmup_start) == (10, 0.2)
-        assert (optimizer.weight_decay, optimizer.clip, optimizer.decay_rate_multiplier) == (0.001, 1.0, 2.0)
+        assert (optimizer.weight_decay, optimizer.max_gradient_norm, optimizer.decay_learning_rate_multiplier) == (
+            0.001,
+            1.0,
+            2.0,
+        )
     assert MINIPILE_TOKENS == 1_498_226_207
     assert "1,498,226,207" in SPECIFICATION
 
@@ -86,9 +94,9 @@ def test_the_arenas_models_have_five_million_parameters_outside_embedding_and_he
     for name in names:
         config = TrainConfig.from_dict({**recipe(name, 4096), "data": "data", "output": "run"})
         assert config.model.vocab_size == 4096
-        counts = account(config.model, config.context)
+        counts = account(config.model, config.sequence_length)
         assert counts.parameters - counts.embedding_parameters == pytest.approx(5.0e6, rel=0.005), name
-        assert config.steps * config.batch_size * config.context == pytest.approx(4.0e6, rel=0.005)
+        assert config.steps * config.batch_size * config.sequence_length == pytest.approx(4.0e6, rel=0.005)
 
 
 def test_every_recipe_says_what_it_is_and_a_wrong_name_is_answered_with_the_nearest():
@@ -102,8 +110,8 @@ def test_every_recipe_says_what_it_is_and_a_wrong_name_is_answered_with_the_near
 
 def test_models_without_a_recipe_get_the_papers_settings_from_its_sizes_on():
     small, large = settings_for(model_config("goldfinch-L12-D768")), settings_for(model_config("finch-L24-D2048"))
-    assert (small["context"], small["batch_size"]) == (1024, 64)
+    assert (small["sequence_length"], small["batch_size"]) == (1024, 64)
     assert (small["optimizer"]["learning_rate"], small["optimizer"]["final_learning_rate"]) == (6e-4, 2e-4)
-    assert large["context"] * large["batch_size"] == 128 * 1024
+    assert large["sequence_length"] * large["batch_size"] == 128 * 1024
     assert (large["optimizer"]["learning_rate"], large["optimizer"]["final_learning_rate"]) == (3e-4, 1e-4)
-    assert settings_for(model_config("goldfinch-L6-D256"))["context"] == 256
+    assert settings_for(model_config("goldfinch-L6-D256"))["sequence_length"] == 256

@@ -45,13 +45,13 @@ def test_a_run_learns_and_writes_everything_it_promises(settings, silent):
 
 
 def test_validation_is_the_mean_loss_of_the_whole_split_per_token_and_per_byte(settings, silent):
-    config = settings(steps=2, validation_tokens=0)
+    config = settings(steps=2, max_validation_tokens=0)
     result = Trainer(config, silent()).train()
     model = gf.load(config.output).model
     dataset = TokenDataset.open(Path(config.data[0]), "validation")
     nats, text_bytes = [], 0
     with torch.no_grad():
-        for window in sequential_windows(dataset, config.context, 1):
+        for window in sequential_windows(dataset, config.sequence_length, 1):
             nats.append(F.cross_entropy(model(window[:, :-1])[0][0], window[0, 1:], reduction="none"))
             text_bytes += int((window[0, 1:] < 256).sum())  # a byte each, but for the end of text
     nats = torch.cat(nats)
@@ -60,11 +60,11 @@ def test_validation_is_the_mean_loss_of_the_whole_split_per_token_and_per_byte(s
     assert result.bits_per_byte == pytest.approx(nats.sum().item() / text_bytes / 0.6931471805599453, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(settings, silent, tmp_path, precision):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(settings, silent, tmp_path, dtype):
     whole, parts = silent(), silent()
-    Trainer(settings(output=tmp_path / "whole", precision=precision), whole).train()
-    config = settings(output=tmp_path / "parts", precision=precision)
+    Trainer(settings(output=tmp_path / "whole", dtype=dtype), whole).train()
+    config = settings(output=tmp_path / "parts", dtype=dtype)
     with pytest.raises(Interrupted, match="--resume"):
         Trainer(config, StopAfter(3, parts)).train()
     Trainer(config, parts, resume=True).train()
@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_from_the_last_checkpoint_and_logs_each_step_once(s
 def test_a_run_by_the_clock_ends_in_time_at_its_final_learning_rate(settings, silent, monkeypatch):
     # A clock of our own, read once a step: each step takes three seconds on any machine.
     monkeypatch.setattr("goldfinch.training.trainer.time", SimpleNamespace(monotonic=itertools.count(0, 3).__next__))
-    config = settings(steps=10**6, minutes=0.5, sample_every=0, validate_every=10**6, save_every=10**6)
+    config = settings(steps=10**6, max_minutes=0.5, sample_every=0, validate_every=10**6, save_every=10**6)
     seen = silent()
     Trainer(config, seen).train()
     assert len(seen.losses) == 10
@@ -142,7 +142,7 @@ def test_an_overflow_is_named_by_the_module_where_it_appears(settings, silent):
             with torch.no_grad():
                 trainer._model.blocks[0].channel_mix.key.weight.fill_(1e30)
 
-    trainer = Trainer(settings(sample_every=0, most_skipped_steps=0), Grow(None, silent()))
+    trainer = Trainer(settings(sample_every=0, max_skipped_steps=0), Grow(None, silent()))
     with pytest.raises(Diverged, match=r"the output of blocks\.0\.channel_mix.*weights before this step are in"):
         trainer.train()
 
@@ -191,7 +191,7 @@ def test_too_many_spikes_in_a_row_stop_the_run_and_name_the_tensor(settings, sil
     with pytest.raises(
         Diverged, match=r"step 5: .*after 2 skipped steps; first bad tensor: the gradient of head\.weight"
     ):
-        trained_with_spikes(settings(most_skipped_steps=2, steps=8), {1, 3, 4, 5}, seen)
+        trained_with_spikes(settings(max_skipped_steps=2, steps=8), {1, 3, 4, 5}, seen)
     assert [loss is None for loss in seen.losses] == [True, False, True, True]
 
 
@@ -283,5 +283,5 @@ def test_data_of_a_larger_vocabulary_is_refused(settings, silent):
 
 
 def test_a_text_shorter_than_the_context_is_refused(settings, silent):
-    with pytest.raises(UserError, match="context"):
-        Trainer(settings(context=10**6), silent())
+    with pytest.raises(UserError, match="sequence-length"):
+        Trainer(settings(sequence_length=10**6), silent())

@@ -21,7 +21,7 @@ def two_sources(data, tmp_path):
 
 
 def test_several_sources_are_validated_together_and_by_name(settings, silent, two_sources):
-    config, seen = settings(data=two_sources, steps=2, validate_every=1, validation_tokens=100), silent()
+    config, seen = settings(data=two_sources, steps=2, validate_every=1, max_validation_tokens=100), silent()
     result = Trainer(config, seen).train()
     assert list(result.sources) == ["data", "numbers"]
     parts = result.sources.values()
@@ -50,7 +50,7 @@ def test_settings_of_one_folder_as_text_are_still_read(settings, silent):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_on_a_stream_and_a_folder_resumes_to_the_last_bit(settings, silent, stream, data, tmp_path, workers):
-    fields = {"data": (f"{stream}=2", f"{data}=1"), "workers": workers, "save_every": 100}
+    fields = {"data": (f"{stream}=2", f"{data}=1"), "num_workers": workers, "save_every": 100}
     whole, parts = silent(), silent()
     Trainer(settings(output=tmp_path / "whole", **fields), whole).train()
     config = settings(output=tmp_path / "parts", **fields)
@@ -71,7 +71,7 @@ def test_a_run_on_a_stream_that_goes_wrong_saves_the_state_before_the_bad_batch(
                 trainer._model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
 
     seen = silent()
-    trainer = Trainer(settings(data=(stream,), most_skipped_steps=0, save_every=100), Grow(None, seen))
+    trainer = Trainer(settings(data=(stream,), max_skipped_steps=0, save_every=100), Grow(None, seen))
     with pytest.raises(UserError, match=r"window \d+ of the stream.*the weights before this step are in"):
         trainer.train()
     resumed, whole = silent(), silent()

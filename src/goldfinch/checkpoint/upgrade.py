@@ -110,7 +110,7 @@ def new_parts(model: Decoder, base: ModelConfig) -> list[nn.Module]:
 
 
 def old_weights_slowly(base: ModelConfig, upgraded: ModelConfig, rate: float) -> tuple[str, ...]:
-    """Patterns for `OptimizerConfig.rates`: the base's weights learn `rate` times as fast as the new ones."""
+    """`OptimizerConfig.learning_rate_multipliers` that slow the weights of the base down, by `rate`."""
     model = Decoder.on_meta(upgraded)
     parts = set(new_parts(model, base))
     return f"*={rate:g}", *(f"{name}.*=1" for name, module in model.named_modules() if module in parts)

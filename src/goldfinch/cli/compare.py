@@ -144,7 +144,7 @@ def _entries(command: Compare, settings: list[str]) -> "list[Entry]":
 
 
 # What decides which tokens a step sees.
-_BATCHES = ("data", "context", "batch_size", "steps", "epochs", "minutes")
+_BATCHES = ("data", "sequence_length", "batch_size", "steps", "epochs", "max_minutes")
 
 
 def _check_same_batches(name: str, config: "TrainConfig", first: "TrainConfig") -> None:

@@ -14,7 +14,7 @@ def print_dry_run(title: str, config: TrainConfig, cluster: Cluster) -> None:
         ("  steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens"),
         ("FLOPs per step", f"{count(plan.flops_per_step)}FLOP"),
         ("days", f"{plan.days:.3g} ({_hours(plan.days)})"),
-        ("  on", f"{cluster.gpus:,} x {cluster.gpu_tflops:g} TFLOPS, {cluster.utilisation:.0%} of it used"),
+        ("  on", f"{cluster.num_gpus:,} x {cluster.gpu_tflops:g} TFLOPS, {cluster.utilisation:.0%} of it used"),
     ]
     parameters = [("parameters", f"{sum(plan.parameters.values()):,}")]
     parameters += [(f"  {name}", f"{number:,}") for name, number in plan.parameters.items()]
@@ -27,7 +27,7 @@ def _memory(plan: DryRun, config: TrainConfig) -> tuple[Rows, Rows]:
     fixed = [(f"  {name}", size(number)) for name, number in plan.fixed_bytes.items()]
     rows = [("memory of one device, at least", size(plan.total_bytes(chosen))), *fixed]
     other = [(f"with --{'no-' if chosen else ''}activation-checkpointing", size(plan.total_bytes(not chosen)))]
-    micro = f"{plan.micro_batch_size} x {config.context:,} tokens"
+    micro = f"{plan.micro_batch_size} x {config.sequence_length:,} tokens"
     for part, recomputed in ((rows, chosen), (other, not chosen)):
         activations = plan.recomputed_activations if recomputed else plan.activations
         part.append((f"  activations, {micro}", size(activations.kept)))

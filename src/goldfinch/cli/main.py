@@ -1,10 +1,13 @@
 """`goldfinch COMMAND`: runs one command, and prints errors that users can fix as one line."""
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
 
-from goldfinch import __version__
+from goldfinch import __version__, malloc
 from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean
 
@@ -34,7 +37,8 @@ def main() -> None:
 def run(args: list[str]) -> int:
     """Run the command that `args` name and return the exit code."""
     try:
-        _dispatch(args or ["--help"])
+        with _log_to_stderr():
+            _dispatch(args or ["--help"])
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
@@ -48,6 +52,25 @@ def run(args: list[str]) -> int:
     return 0
 
 
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"goldfinch: {record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Show what the library logs."""
+    logger, handler = logging.getLogger("goldfinch"), _StderrHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _dispatch(args: list[str]) -> None:
     name, *rest = args
     if name in ("-h", "--help"):
@@ -55,6 +78,7 @@ def _dispatch(args: list[str]) -> None:
     elif name in ("-V", "--version"):
         print(f"goldfinch {__version__}")
     elif name in COMMANDS:
+        malloc.tune()  # settings of the whole process are the command line's, not the library's
         importlib.import_module(f"goldfinch.cli.{name}").main(rest)
     else:
         raise UserError(f"unknown command {name!r}; {did_you_mean(name, list(COMMANDS))}")

@@ -77,7 +77,7 @@ class TrainingDisplay(_Display):
         self._bar.update(self._task, completed=self._done_before, step=step, visible=True)
         self._bar.start_task(self._task)
         verb = f"resuming after step {step:,} of" if step else "training"
-        tokens = config.batch_size * config.context
+        tokens = config.batch_size * config.sequence_length
         self._console.print(f"{verb} {steps:,} steps of {tokens:,} tokens each -> {config.output}")
         if config.compile:
             self._console.print("compiling the blocks in the first step ...")

@@ -26,10 +26,10 @@ class Quickstart:
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/quickstart")
     """Folder for everything: data, weights, metrics, samples."""
-    minutes: float = 3.3
-    """Longest time for the training steps; on a slow machine fewer are made."""
+    max_minutes: float = 3.3
+    """Maximum time for the training steps; slow machines make fewer steps."""
     seed: int = 0
-    """Of the initial weights and the order of the data."""
+    """Random seed for initialisation and data order."""
 
 
 def main(args: list[str]) -> None:
@@ -56,7 +56,7 @@ def main(args: list[str]) -> None:
         f'  goldfinch generate {run} "Call me Ishmael."\n'
         f"  goldfinch chat {run} --plain\n"
         f"  goldfinch info {run}\n"
-        f"  goldfinch train --resume {run} --steps {2 * config.steps} --minutes {2 * config.minutes:g}"
+        f"  goldfinch train --resume {run} --steps {2 * config.steps} --max-minutes {2 * config.max_minutes:g}"
     )
 
 
@@ -81,27 +81,27 @@ def _settings(command: Quickstart) -> "TrainConfig":
         data=(str(command.output / "data"),),
         output=command.output,
         steps=STEPS,
-        minutes=command.minutes,
-        context=256,
+        max_minutes=command.max_minutes,
+        sequence_length=256,
         batch_size=4,
         optimizer=OptimizerConfig(learning_rate=4e-3, final_learning_rate=2e-4, warmup_steps=30),
-        precision="fp32",
+        dtype="float32",
         device="cpu",
         seed=command.seed,
         validate_every=STEPS // 4,
-        validation_tokens=16384,
+        max_validation_tokens=16384,
         save_every=STEPS // 2,
         sample_every=STEPS // 4,
         sample_prompt=PROMPT,
-        sample_tokens=40,
+        sample_max_tokens=40,
     )
 
 
 def _parameters(config: "TrainConfig") -> str:
     from goldfinch.model.accounting import account
 
-    millions = account(config.model, config.context).parameters / 1e6
-    return f"{millions:.1f} million parameters, for {config.minutes:g} minutes at most"
+    millions = account(config.model, config.sequence_length).parameters / 1e6
+    return f"{millions:.1f} million parameters, for {config.max_minutes:g} minutes at most"
 
 
 def _write(run: Path) -> str:

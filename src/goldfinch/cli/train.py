@@ -47,8 +47,8 @@ class Train:
     resume: Path | None = None
     """Go on with this run from its newest checkpoint."""
     train_only: Literal["gold"] | None = None
-    """gold: train the GOLD layers, the last norm and the head, and freeze all below them; with --initial. Steps are
-    cheaper, and contexts that were saved before stay valid. Short for --optimizer.rates, and followed by those."""
+    """gold: train the GOLD layers, the last norm and the head, and freeze everything below; with --initial. Steps are
+    cheaper, and saved contexts stay valid. Sets --optimizer.learning-rate-multipliers; yours are added after these."""
     dry_run: bool = False
     """Do not train, but tell what the run would take: parameters, memory, FLOPs, days. Needs no data and no output."""
     cluster: Annotated[Cluster, tyro.conf.arg(name="")] = Cluster()
@@ -150,8 +150,10 @@ def resolve(args: list[str]) -> Train:
     train = parse(Train, "train", args, **options)
     if train.train_only == "gold":
         settings = train.settings
-        rates = gold_only(settings.model) + settings.optimizer.rates
-        settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, rates=rates))
+        rates = gold_only(settings.model) + settings.optimizer.learning_rate_multipliers
+        settings = dataclasses.replace(
+            settings, optimizer=dataclasses.replace(settings.optimizer, learning_rate_multipliers=rates)
+        )
         train = dataclasses.replace(train, settings=settings)
     return train
 

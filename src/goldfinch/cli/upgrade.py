@@ -72,9 +72,12 @@ class Upgrade:
         save_model_folder(self.output, config, model.state_dict(), tokenizer, overwrite=self.overwrite)
         kind = f"with the {tokenizer.name} tokenizer" if tokenizer is not None else "without a tokenizer"
         print(f"{self.output} is written, {kind}")
-        rates = shlex.join(old_weights_slowly(base.config, config, OLD_RATE))
+        multipliers = shlex.join(old_weights_slowly(base.config, config, OLD_RATE))
         folder = shlex.quote(str(self.output))
-        print(f"next: goldfinch train --initial {folder} --data DATA -o RUN --optimizer.rates {rates}")
+        print(
+            f"next: goldfinch train --initial {folder} --data DATA -o RUN "
+            f"--optimizer.learning-rate-multipliers {multipliers}"
+        )
 
     def _text(self, tokenizer: "Tokenizer | None") -> str | None:
         """What to compare the losses on; None where there is no tokenizer for it."""

@@ -48,7 +48,7 @@ class ShuffledWindows:
         if self._windows < 1:
             raise UserError(
                 f"{dataset.directory} has {len(dataset):,} tokens, but one window needs {length + 1:,}: "
-                "give a shorter --context or more text"
+                "give a shorter --sequence-length or more text"
             )
         self._dataset = dataset
         self._length = length

@@ -179,7 +179,7 @@ class _Worker:
                 process.wait(timeout=10)
             raise UserError(
                 f"a process that tokenises has ended (exit code {process.returncode}); "
-                "go on with --resume, or with --workers 0 if it comes again"
+                "go on with --resume, or with --num-workers 0 if it comes again"
             ) from error
 
     def kill(self) -> None:

@@ -157,7 +157,7 @@ def _measure(curve: Curve, parts: Sequence[Tensor], progress: Callable[[Curve, i
 
 def _trained_length(run: Path) -> int | None:
     try:
-        length = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get("context")
+        length = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get("sequence_length")
     except (OSError, json.JSONDecodeError):
         return None
     return length if isinstance(length, int) else None

@@ -4,14 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from goldfinch.config import ModelConfig
+from goldfinch.devices import canonical_dtype
 from goldfinch.errors import UserError
 from goldfinch.settings import from_plain
 from goldfinch.training.recipes import MINIPILE_TOKENS
 
-Precision = Literal["auto", "bf16", "fp32"]
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["quarter_cosine", "cosine", "wsd"]
 DecayShape = Literal["linear", "one_minus_sqrt"]
@@ -22,65 +22,65 @@ class OptimizerConfig:
     """The optimizer and its schedule; the defaults are the paper's (SPEC 8)."""
 
     kind: OptimizerKind = "adamw"
-    """adamw; muon: torch.optim.Muon for the matrices inside the blocks and W_KD and W_KU, AdamW for all else. Its
-    updates are scaled to the size of AdamW's, so that learning rate and weight decay mean the same."""
+    """adamw, or muon: torch.optim.Muon for the matrices inside the blocks and W_KD and W_KU, AdamW for the rest. Its
+    updates are scaled to the size of AdamW's, so that learning rate and weight decay keep their meaning."""
     learning_rate: float = 6e-4
-    """After the warm-up."""
+    """Peak learning rate, after warm-up."""
     final_learning_rate: float = 2e-4
-    """At the last step."""
+    """Learning rate at the last step."""
     schedule: Schedule = "quarter_cosine"
-    """How the learning rate gets from one to the other: quarter_cosine is the paper's; cosine, a half one; wsd stays at
-    the first until the last `decay_fraction` of the run (warm-up, stable, decay)."""
+    """How the learning rate decays: quarter_cosine is the paper's; cosine, the usual half cosine; wsd (warm-up, stable,
+    decay) stays at the peak until the last `decay_fraction` of the run."""
     decay_fraction: float = 0.2
-    """Part of the run, at its end, in which wsd lowers the learning rate."""
+    """Fraction of the run, at its end, in which wsd decays the learning rate."""
     decay_shape: DecayShape = "linear"
-    """How wsd lowers it: linear, or one_minus_sqrt, which falls fast at first."""
+    """Shape of the wsd decay: linear, or one_minus_sqrt, which falls fast at first."""
     warmup_steps: int = 10
     """Steps of linear warm-up."""
     warmup_start: float = 0.2
     """Fraction of the learning rate at the first step."""
     beta1: float = 0.9
-    """Decay of the gradient's running mean, AdamW's."""
+    """AdamW: decay of the running mean of the gradient."""
     beta2: float = 0.99
-    """Decay of the squared gradient's running mean, AdamW's."""
+    """AdamW: decay of the running mean of the squared gradient."""
     eps: float = 1e-8
-    """Added to the root of the squared gradient's mean, AdamW's."""
+    """AdamW: added to the denominator."""
     momentum: float = 0.95
-    """Decay of the gradient's running mean, Muon's."""
+    """Muon: decay of the running mean of the gradient."""
     weight_decay: float = 0.001
-    """On matrices only: not on loras, mixing vectors, norms, the bonus and the decay."""
-    decay_rate_multiplier: float = 2.0
-    """The recurrent layers' base decay learns this many times faster; `rates` come on top."""
-    rates: tuple[str, ...] = ()
-    """Learning rates of their own, as PATTERN=MULTIPLIER: `blocks.[0-7].*=0.1`, `head.*=2`. Patterns are shell-like, on
-    parameter names; of several that match, the last one counts. 0 freezes: such parameters have no gradient and no
-    optimizer state, and nothing below the lowest one that is trained is back-propagated through."""
-    clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Of matrices only: not of low-rank parts, mixing vectors, norms, the bonus and the decay."""
+    decay_learning_rate_multiplier: float = 2.0
+    """Multiplies the learning rate of the recurrent layers' base decay, besides `learning_rate_multipliers`."""
+    learning_rate_multipliers: tuple[str, ...] = ()
+    """PATTERN=MULTIPLIER, such as `blocks.[0-7].*=0.1` or `head.*=2`. Patterns are shell-like, on parameter names; of
+    several that match, the last one counts. 0 freezes: such parameters have no gradient and no optimizer state, and
+    nothing is back-propagated below the lowest one that is trained."""
+    max_gradient_norm: float = 1.0
+    """The gradient is scaled down to this norm where it is larger."""
 
     def __post_init__(self) -> None:
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"optimizer.decay_fraction must be above 0 and at most 1, not {self.decay_fraction}")
-        self.rate_multipliers()
+        self.parsed_multipliers()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
-        return dataclasses.asdict(self) | {"rates": list(self.rates)}
+        return dataclasses.asdict(self) | {"learning_rate_multipliers": list(self.learning_rate_multipliers)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OptimizerConfig":
         """Build from plain JSON types; see `goldfinch.settings.from_plain` for what is refused."""
         return from_plain(cls, values)
 
-    def rate_multipliers(self) -> list[tuple[str, float]]:
-        """`rates`, each as its pattern and its multiplier."""
-        return [_rate(text) for text in self.rates]
+    def parsed_multipliers(self) -> list[tuple[str, float]]:
+        """`learning_rate_multipliers`, each as its pattern and its number."""
+        return [_multiplier(text) for text in self.learning_rate_multipliers]
 
 
 def gold_only(model: ModelConfig) -> tuple[str, ...]:
-    """`OptimizerConfig.rates` that train the GOLD layers, the last norm and the head, and freeze everything below.
+    """`OptimizerConfig.learning_rate_multipliers` that train the GOLD layers, the last norm and the head only.
 
-    What a saved context depends on (embedding, recurrent layers, W_KD) stays as it is, to the bit.
+    What a saved context depends on (embedding, recurrent layers, W_KD) is frozen: it stays as it is, to the bit.
 
     Raises:
         UserError: there are no GOLD layers.
@@ -91,14 +91,16 @@ def gold_only(model: ModelConfig) -> tuple[str, ...]:
     return "*=0", *(f"blocks.{layer}.*=1" for layer in gold), "output_norm.*=1", "head.*=1"
 
 
-def _rate(text: str) -> tuple[str, float]:
+def _multiplier(text: str) -> tuple[str, float]:
     pattern, _, number = text.rpartition("=")
     try:
         multiplier = float(number)
     except ValueError:
         multiplier = math.nan
     if not (pattern and 0 <= multiplier < math.inf):
-        raise UserError(f"optimizer.rates must be PATTERN=MULTIPLIER, such as 'blocks.0.*=0.1', not {text!r}")
+        raise UserError(
+            f"optimizer.learning_rate_multipliers must be PATTERN=MULTIPLIER, such as 'blocks.0.*=0.1', not {text!r}"
+        )
     return pattern, multiplier
 
 
@@ -107,41 +109,41 @@ class TrainConfig:
     """One training run. Stored as `training.json` in its output folder, which `--config` reads again."""
 
     model: ModelConfig
-    """What to train."""
+    """The model to train."""
     initial: Path | None = None
-    """Folder of a model to start from these weights instead of random ones; the model and the tokenizer are its own. Of
-    its settings only model.rope may be changed: it holds no weights. Weights are trained in fp32, however stored."""
+    """Start from the weights of this model folder instead of random ones, with its model and tokenizer. Only
+    model.rope, which holds no weights, may be changed. Weights are trained in float32, however they are stored."""
     data: tuple[str, ...]
-    """Folder made by `goldfinch data prepare` or `data stream`. Several are mixed: FOLDER=WEIGHT ... gives each its
-    part of all windows, FOLDER ... without weights takes them in proportion to their tokens."""
+    """Folder from `goldfinch data prepare` or `data stream`. Several are mixed: FOLDER=WEIGHT ... gives each source its
+    share of the sequences; without weights, shares are proportional to the number of tokens."""
     output: Path
-    """Folder of the run: weights, checkpoints, metrics, samples."""
+    """Output folder: weights, checkpoints, metrics, samples."""
     steps: int = 0
-    """Optimizer steps; 0 for `epochs` passes over the data."""
+    """Number of optimizer steps; 0 to use `epochs`."""
     epochs: float = 1.0
-    """Passes over the training tokens, where `steps` is 0."""
-    minutes: float = 0.0
-    """Longest time for the steps; 0 for no limit. Where the clock is ahead of the steps, the schedule follows it, so
-    that the run ends at its final learning rate all the same; such a run does not repeat to the bit."""
-    context: int = 1024
-    """Tokens in one sequence."""
+    """Number of passes over the training data, if `steps` is 0."""
+    max_minutes: float = 0.0
+    """Maximum time for the steps; 0 for no limit. If time runs out before the steps do, the learning rate schedule
+    follows the clock, so that the run still ends at its final learning rate; such a run is not reproducible."""
+    sequence_length: int = 1024
+    """Tokens per sequence."""
     batch_size: int = 64
-    """Sequences in one optimizer step."""
+    """Sequences per optimizer step."""
     document_resets: bool = False
-    """Keep the documents of a sequence apart: recurrent state, token shift, key memory and attention begin anew at
-    each, and what predicts a document's first token from the one before it is no part of the loss, nor of the
-    validation loss. False: a sequence is one text, as in the paper."""
+    """Keep the documents of a sequence apart: recurrent state, token shift, key cache and attention start over at each
+    document, and the prediction of a document's first token from the document before it does not count in the loss.
+    False: a sequence is one text, as in the paper."""
     micro_batch_size: int = 0
-    """Sequences that go through the model at once in each process; 0 for all of its part of the batch. Gradients add up
-    to the same step."""
-    replicas: int = 1
+    """Sequences per forward pass in each process; 0 for its whole share of the batch. Gradients are accumulated to the
+    same step."""
+    num_replicas: int = 1
     """Groups of processes that each hold the whole model, spread within the group (HSDP); 1 spreads it over all
     processes. With several machines, as many groups as machines keep most traffic inside them."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its schedule."""
-    precision: Precision = "auto"
-    """bf16: autocast with fp32 weights; fp32; auto: bf16 where the hardware multiplies it natively.
-    A run stores which one it was."""
+    dtype: str = "auto"
+    """Dtype of matrix products: bfloat16 (autocast, with float32 weights) or float32; auto: bfloat16 where the hardware
+    supports it. A run records which one it used."""
     activation_checkpointing: bool = False
     """Keep only each block's inputs, and run the block again for its gradients: a twentieth of the activations, steps
     a sixth to a fifth slower, the same results to the bit."""
@@ -149,49 +151,67 @@ class TrainConfig:
     """Run blocks through torch.compile: steps of models with recurrent layers are about a fifth faster (CPU, fp32),
     those of Llama slower; after a minute or more of compiling, with other roundings. On CPUs it needs a C++ compiler.
     It pays in runs of more than some ten minutes."""
-    workers: int = 1
+    num_workers: int = 1
     """Processes that tokenise a stream (`goldfinch data stream`) ahead of the steps; 0: between the steps. The order of
     the data does not depend on it."""
     device: str = "auto"
-    """cpu, cuda, ...; auto: a GPU if there is one."""
+    """cpu, cuda or cuda:N; auto is a GPU if there is one."""
     seed: int = 0
-    """Of the initial weights and the order of the data."""
+    """Random seed for initialisation and data order."""
     validate_every: int = 200
     """Steps between validations; there is always one at the end."""
-    validation_tokens: int = 262_144
-    """Most tokens of a validation, from the start of the split; the last one reads all of it. 0 for all always."""
+    max_validation_tokens: int = 262_144
+    """Maximum tokens per validation, from the start of the split; the final one uses all of it. 0 for no limit."""
     save_every: int = 200
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay; older ones are removed once a newer one is whole."""
+    """Number of newest checkpoints to keep; older ones are removed once a newer one is complete."""
     keep_every: int = 0
-    """Checkpoints whose step is a multiple of this stay for ever; 0 for none."""
-    most_skipped_steps: int = 10
-    """A step whose loss or gradient is not finite changes nothing and is counted; after more than this many in a row
-    the run stops and names the first bad tensor. 0 to stop at once."""
+    """Checkpoints whose step is a multiple of this are never removed; 0 for none."""
+    max_skipped_steps: int = 10
+    """A step whose loss or gradient is NaN or infinite is skipped; after more than this many in a row the run stops and
+    names the first bad tensor. 0 to stop at once."""
     sample_every: int = 200
     """Steps between generated samples; 0 for none."""
     sample_prompt: str = ""
-    """What samples go on from; the first words of the validation text if empty."""
-    sample_tokens: int = 100
-    """Length of a sample."""
+    """Prompt of the samples; if empty, the first words of the validation text."""
+    sample_max_tokens: int = 100
+    """Maximum number of tokens of a sample."""
     update_sizes_every: int = 50
-    """Steps between measurements of how far a step moves each group of parameters; 0 for none."""
+    """Steps between measurements of the relative update size of each parameter group; 0 for none."""
     peak_tflops: float = 0.0
-    """What one device could reach, in TFLOPS, for the MFU in metrics.jsonl; 0: known for common GPUs, measured on
-    others and on CPUs."""
+    """Peak TFLOPS of one device, for the MFU in metrics.jsonl; 0: known for common GPUs, measured on other devices."""
     tensorboard: bool = False
-    """Write event files for TensorBoard, too, in the run's folder `tensorboard`."""
+    """Also write TensorBoard event files, in the run's folder `tensorboard`."""
     wandb: str = ""
-    """Send metrics to the project of this name at Weights & Biases, too."""
+    """Also send metrics to this Weights & Biases project."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("context", "batch_size", "replicas", "validate_every", "save_every", "keep_checkpoints")
-        for name in (*at_least_one, "sample_tokens"):
+        for name in ("output", "initial"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        if isinstance(self.data, str):
+            object.__setattr__(self, "data", (self.data,))
+        at_least_one = (
+            "sequence_length",
+            "batch_size",
+            "num_replicas",
+            "validate_every",
+            "save_every",
+            "keep_checkpoints",
+        )
+        for name in (*at_least_one, "sample_max_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        not_negative = ("steps", "minutes", "micro_batch_size", "validation_tokens", "keep_every", "most_skipped_steps")
-        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "workers", "seed"):
+        not_negative = (
+            "steps",
+            "max_minutes",
+            "micro_batch_size",
+            "max_validation_tokens",
+            "keep_every",
+            "max_skipped_steps",
+        )
+        for name in (*not_negative, "sample_every", "update_sizes_every", "peak_tflops", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name)}")
         if self.steps == 0 and not self.epochs > 0:
@@ -200,8 +220,9 @@ class TrainConfig:
             raise UserError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.precision not in get_args(Precision):
-            raise UserError(f"unknown precision {self.precision!r}; known: {', '.join(get_args(Precision))}")
+        object.__setattr__(self, "dtype", canonical_dtype(self.dtype))
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise UserError(f"cannot train in dtype {self.dtype!r}: use auto, bfloat16 or float32")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
@@ -218,20 +239,20 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a dry run reckons with."""
+    """The hardware and data that a dry run assumes."""
 
-    gpus: int = 8
-    """Devices, one process each."""
+    num_gpus: int = 8
+    """Number of devices, one process each."""
     gpu_tflops: float = 989.0
-    """Peak of one device in the precision of the run; 989 is an H100's in bf16."""
+    """Peak TFLOPS of one device in the dtype of the run; 989 is an H100 in bfloat16."""
     utilisation: float = 0.4
-    """Part of the peak that is reached (MFU)."""
+    """Fraction of the peak that is reached (MFU)."""
     tokens: int = MINIPILE_TOKENS
-    """Training tokens, where the run's length is given in epochs; the default is minipile's."""
+    """Training tokens, for runs whose length is given in epochs; the default is minipile."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise UserError(f"{field.name} must be above 0, not {getattr(self, field.name)}")
         if self.utilisation > 1:
-            raise UserError(f"utilisation is a part of the peak, at most 1, not {self.utilisation}")
+            raise UserError(f"utilisation must be at most 1, not {self.utilisation}")

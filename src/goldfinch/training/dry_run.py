@@ -52,36 +52,38 @@ class DryRun:
 
 
 def dry_run(config: TrainConfig, cluster: Cluster) -> DryRun:
-    """Work out what a run takes; nothing large is allocated, nothing is read.
+    """Compute what a run would take; nothing large is allocated, nothing is read.
 
-    `precision` "auto" counts as bf16, as on GPUs.
+    The dtype "auto" counts as bfloat16, as on GPUs.
 
     Raises:
         UserError: the batch cannot be shared out among the devices.
     """
-    share, left = divmod(config.batch_size, cluster.gpus)
+    share, left = divmod(config.batch_size, cluster.num_gpus)
     if left:
-        raise UserError(f"a batch of {config.batch_size} sequences cannot be shared by {cluster.gpus} GPUs: set --gpus")
-    if cluster.gpus % config.replicas:
-        raise UserError(f"replicas {config.replicas} must divide the number of GPUs, {cluster.gpus}")
+        raise UserError(
+            f"a batch of {config.batch_size} sequences cannot be shared by {cluster.num_gpus} GPUs: set --num-gpus"
+        )
+    if cluster.num_gpus % config.num_replicas:
+        raise UserError(f"num_replicas {config.num_replicas} must divide the number of GPUs, {cluster.num_gpus}")
     micro = min(config.micro_batch_size or share, share)
     micro_batches = math.ceil(share / micro)
-    tokens_per_step = config.batch_size * config.context
-    windows = max(1, (cluster.tokens - 1) // config.context)
+    tokens_per_step = config.batch_size * config.sequence_length
+    windows = max(1, (cluster.tokens - 1) // config.sequence_length)
     steps = config.steps or max(1, math.ceil(config.epochs * windows / config.batch_size))
-    flops = account(config.model, config.context).training_flops_per_token * tokens_per_step
-    seconds = steps * flops / (cluster.gpus * cluster.gpu_tflops * 1e12 * cluster.utilisation)
+    flops = account(config.model, config.sequence_length).training_flops_per_token * tokens_per_step
+    seconds = steps * flops / (cluster.num_gpus * cluster.gpu_tflops * 1e12 * cluster.utilisation)
 
-    bf16 = config.precision != "fp32"
+    bf16 = config.dtype != "float32"
 
     def activations(activation_checkpointing: bool) -> Activations:
         return measure_activations(
             config.model,
             config.optimizer,
             micro,
-            config.context,
+            config.sequence_length,
             autocast=bf16,
-            weights=torch.bfloat16 if bf16 and cluster.gpus > 1 else torch.float32,
+            weights=torch.bfloat16 if bf16 and cluster.num_gpus > 1 else torch.float32,
             activation_checkpointing=activation_checkpointing,
             document_resets=config.document_resets,
         )
@@ -97,7 +99,7 @@ def dry_run(config: TrainConfig, cluster: Cluster) -> DryRun:
         parameters=parameters_by_part(model),
         micro_batch_size=micro,
         micro_batches=micro_batches,
-        fixed_bytes=fixed_bytes(model, optimizer, cluster.gpus, micro_batches, bf16, config.replicas),
+        fixed_bytes=fixed_bytes(model, optimizer, cluster.num_gpus, micro_batches, bf16, config.num_replicas),
         activations=activations(False),
         recomputed_activations=activations(True),
     )
@@ -123,7 +125,7 @@ def parameters_by_part(model: Decoder) -> dict[str, int]:
 
 
 def fixed_bytes(
-    model: Decoder, optimizer: Optimizer, processes: int, micro_batches: int, bf16: bool, replicas: int = 1
+    model: Decoder, optimizer: Optimizer, processes: int, micro_batches: int, bf16: bool, num_replicas: int = 1
 ) -> dict[str, int]:
     """Bytes on one device that do not depend on the size of a micro-batch, by part: FSDP2 as in `parallel.parallelize`.
 
@@ -134,9 +136,9 @@ def fixed_bytes(
         micro_batches: of a step on one device; with several, weights stay gathered between them, and gradients are
             added up before they are spread.
         bf16: whether matrix products are.
-        replicas: groups of processes that each hold the whole model.
+        num_replicas: groups of processes that each hold the whole model.
     """
-    holders = processes // replicas
+    holders = processes // num_replicas
 
     def numbers(tensor: Tensor) -> int:
         """The largest part of a tensor that one process holds: whole rows."""

@@ -70,7 +70,7 @@ def measure_activations(
     config: ModelConfig,
     optimizer: OptimizerConfig,
     batch_size: int,
-    context: int,
+    sequence_length: int,
     *,
     autocast: bool,
     weights: torch.dtype = torch.float32,
@@ -86,13 +86,13 @@ def measure_activations(
         config: the model.
         optimizer: says which parameters are frozen.
         batch_size: sequences at once.
-        context: tokens in each.
+        sequence_length: tokens in each.
         autocast: matrix products in bf16; copies of fp32 weights in it are then activations, too.
         weights: their type; bf16 where they are gathered so from several processes.
         activation_checkpointing: as in `apply_block_plan`.
         document_resets: documents of a window are kept apart, which takes attention masks.
     """
-    freezes = not all(multiplier for _, multiplier in optimizer.rate_multipliers())
+    freezes = not all(multiplier for _, multiplier in optimizer.parsed_multipliers())
     runs = [(kind, len(list(run))) for kind, run in itertools.groupby(config.time_mixes)]
     measured_of_run = [length if freezes else min(length, 2) for _, length in runs]
     plan = tuple(kind for (kind, _), length in zip(runs, measured_of_run, strict=True) for _ in range(length))
@@ -100,7 +100,7 @@ def measure_activations(
         model = decoder_without_content(dataclasses.replace(config, time_mixes=plan), weights)
         if freezes:
             build_optimizer(model, optimizer)
-        ids = torch.zeros(batch_size, context + 1, dtype=torch.int64)
+        ids = torch.zeros(batch_size, sequence_length + 1, dtype=torch.int64)
         kept, peak, starts = watch_pass(model, ids, autocast, activation_checkpointing, 0 if document_resets else None)
     more = first = 0
     for (_, length), measured in zip(runs, measured_of_run, strict=True):

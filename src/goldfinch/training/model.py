@@ -24,7 +24,7 @@ def build_model(
     """
     model = _empty_model(config)
     apply_block_plan(model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)
-    mesh = processes.mesh(device, config.replicas)
+    mesh = processes.mesh(device, config.num_replicas)
     if mesh is not None:
         shard(model, mesh, dtype)
     model.to_empty(device=device)

@@ -30,7 +30,7 @@ KIND_SUMMARIES = {
     "gptalpha": "GPTAlpha with rotary positions",
     "llama": "the Llama-like baseline",
 }
-# Size -> context, sequences in a step, learning rate, final learning rate.
+# Size -> sequence length, sequences in a step, learning rate, final learning rate.
 _PAPER_SIZES = {"L12-D768": (1024, 64, 6e-4, 2e-4), "L24-D2048": (2048, 64, 3e-4, 1e-4)}
 # Channel-mix widths that give every kind 5.0 million parameters outside embedding and head.
 _ARENA_SIZE = "L6-D256"
@@ -80,18 +80,18 @@ def settings_for(model: ModelConfig) -> dict[str, Any]:
     rate below; plain data, as of `recipe`."""
     if model.width >= 768:
         settings = _paper("L24-D2048" if model.width >= 2048 else "L12-D768")
-        return {name: settings[name] for name in ("context", "batch_size", "optimizer")}
+        return {name: settings[name] for name in ("sequence_length", "batch_size", "optimizer")}
     rates = {"learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup_steps": 50}
-    return {"context": 256, "batch_size": 8, "optimizer": rates}
+    return {"sequence_length": 256, "batch_size": 8, "optimizer": rates}
 
 
 def _paper(size: str) -> dict[str, Any]:
-    context, batch_size, rate, final_rate = _PAPER_SIZES[size]
+    sequence_length, batch_size, rate, final_rate = _PAPER_SIZES[size]
     return {
         "epochs": 1.0,
-        "context": context,
+        "sequence_length": sequence_length,
         "batch_size": batch_size,
-        "precision": "bf16",
+        "dtype": "bfloat16",
         "optimizer": {
             "kind": "adamw",
             "learning_rate": rate,
@@ -103,8 +103,8 @@ def _paper(size: str) -> dict[str, Any]:
             "beta2": 0.99,
             "eps": 1e-8,
             "weight_decay": 0.001,
-            "decay_rate_multiplier": 2.0,
-            "clip": 1.0,
+            "decay_learning_rate_multiplier": 2.0,
+            "max_gradient_norm": 1.0,
         },
     }
 
@@ -113,10 +113,10 @@ def _arena() -> dict[str, Any]:
     """4.0 million tokens."""
     return {
         "steps": 980,
-        "context": 512,
+        "sequence_length": 512,
         "batch_size": 8,
         "micro_batch_size": 4,
-        "precision": "fp32",
+        "dtype": "float32",
         "optimizer": {
             "learning_rate": 3e-3,
             "final_learning_rate": 3e-4,
@@ -124,7 +124,7 @@ def _arena() -> dict[str, Any]:
             "warmup_steps": 50,
         },
         "validate_every": 245,
-        "validation_tokens": 65_536,
+        "max_validation_tokens": 65_536,
         "save_every": 70,
         "sample_every": 0,
     }

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goldfinch import malloc
+from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.divergence import Diverged, all_finite, first_bad_tensor
+from goldfinch.training.expected_warnings import ignore_expected_warnings
 from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
@@ -25,7 +26,7 @@ from goldfinch.training.optimizer.schedule import learning_rate
 from goldfinch.training.optimizer.update_sizes import UpdateSizes
 from goldfinch.training.parallel.parallelize import full_weights, gather_model, reshard
 from goldfinch.training.parallel.processes import SINGLE_PROCESS, Processes
-from goldfinch.training.reporter import Reporter
+from goldfinch.training.reporter import LogReporter, Reporter
 from goldfinch.training.run.checkpoint import (
     Checkpoints,
     Progress,
@@ -41,34 +42,50 @@ from goldfinch.training.run.trackers import check_trackers, open_trackers
 
 
 class Trainer:
-    """One run, from its settings to its final weights.
+    """One training run, from its settings to its final weights.
+
+    >>> config = gf.TrainConfig(
+    ...     model=gf.build("goldfinch-L3-D64", vocab_size=257).config,
+    ...     data="data/books",              # from `goldfinch data prepare`
+    ...     output="runs/books",
+    ...     steps=2,
+    ...     batch_size=2,
+    ...     sequence_length=64,
+    ... )
+    >>> gf.Trainer(config).train().bits_per_byte > 0
+    True
+    >>> gf.load("runs/books").config == config.model
+    True
 
     Args:
         config: the settings.
-        reporter: is told of every step.
-        resume: go on from the newest whole checkpoint in `config.output`; otherwise the folder must hold no run.
+        reporter: called at every step; None logs to the logger "goldfinch".
+        resume: continue from the newest complete checkpoint in `config.output`; otherwise the folder must hold no run.
         processes: those that train together, from `join_processes`; each makes a trainer with the same settings.
 
     Raises:
-        UserError: the data, the tokenizer and the model do not fit, or the folder is not as it should be.
+        UserError: data, tokenizer and model do not fit together, or the folder cannot be used.
     """
 
     def __init__(
-        self, config: TrainConfig, reporter: Reporter, resume: bool = False, processes: Processes = SINGLE_PROCESS
+        self,
+        config: TrainConfig,
+        reporter: Reporter | None = None,
+        resume: bool = False,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        malloc.tune()
         self._processes = processes
-        self._reporter = reporter
+        self._reporter = reporter or LogReporter()
         self._run = config.output
         with processes.fail_together():
             self._device = processes.device(config.device)
             self._dtype = resolve_dtype(config, self._device)
-            # Stored resolved: a run goes on in the precision that it began with, whatever machine it moves to.
-            config = dataclasses.replace(config, precision="bf16" if self._dtype == torch.bfloat16 else "fp32")
+            # Recorded as resolved: a run resumes in the dtype that it began with, whatever machine it moves to.
+            config = dataclasses.replace(config, dtype=dtype_name(self._dtype))
             self._config = config
-            if processes.world_size % config.replicas:
+            if processes.world_size % config.num_replicas:
                 raise UserError(
-                    f"replicas {config.replicas} must divide the number of processes, {processes.world_size}"
+                    f"num_replicas {config.num_replicas} must divide the number of processes, {processes.world_size}"
                 )
             self._data = RunData(config, processes)
             if not resume:
@@ -98,7 +115,8 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         model, optimizer = self._model, self._optimizer
-        self._progress, data = self._checkpoints.load(checkpoint, self._parameters, model, optimizer)
+        with ignore_expected_warnings():
+            self._progress, data = self._checkpoints.load(checkpoint, self._parameters, model, optimizer)
         with self._processes.fail_together():
             self._data.batches.load_state(self._progress.step, data)
 
@@ -122,15 +140,16 @@ class Trainer:
         """
         if self._processes.is_main:
             self._reporter.start(self._config, self._progress.step, self._data.steps)
-        try:
-            with stop_signals() as stop:
-                self._loop(stop)
-            return self._validate(0)
-        finally:
-            self._data.batches.close()
-            if self._metrics is not None:
-                self._metrics.close()
-            self._checkpoints.wait()
+        with ignore_expected_warnings():
+            try:
+                with stop_signals() as stop:
+                    self._loop(stop)
+                return self._validate(0)
+            finally:
+                self._data.batches.close()
+                if self._metrics is not None:
+                    self._metrics.close()
+                self._checkpoints.wait()
 
     def _loop(self, stop: threading.Event) -> None:
         config = self._config
@@ -144,7 +163,7 @@ class Trainer:
             if validating or saving or sampling:
                 self._check_weights()
             if validating:
-                self._validate(config.validation_tokens)
+                self._validate(config.max_validation_tokens)
             if saving:
                 self._save()
             if sampling:
@@ -163,7 +182,7 @@ class Trainer:
     def _done(self) -> float:
         """Part of the run that is done: of its steps, or of its time where that is ahead."""
         by_steps = self._progress.step / self._data.steps
-        by_clock = self._progress.seconds / (60 * self._config.minutes) if self._config.minutes else 0.0
+        by_clock = self._progress.seconds / (60 * self._config.max_minutes) if self._config.max_minutes else 0.0
         return min(max(by_steps, by_clock), 1.0)
 
     def _step(self, stop: threading.Event) -> bool:
@@ -175,7 +194,7 @@ class Trainer:
         loss = accumulate(
             self._model, windows, config.micro_batch_size, self._processes, self._autocast(), self._data.reset_after
         )
-        norm = clip_gradient(self._parameters.values(), config.optimizer.clip)
+        norm = clip_gradient(self._parameters.values(), config.optimizer.max_gradient_norm)
         # All that processes must agree on in a step, told at once; the time is the main one's.
         now = time.monotonic()
         loss, stops, seconds = self._processes.all_reduce_sum(
@@ -190,7 +209,7 @@ class Trainer:
             self._check_skip(windows, loss, norm)
         self._optimizer.zero_grad()
         self._progress = self._progress.after(seconds, skipped=not finite)
-        tokens = config.batch_size * config.context
+        tokens = config.batch_size * config.sequence_length
         self._report_step(
             {
                 "step": step + 1,
@@ -234,7 +253,7 @@ class Trainer:
     def _check_skip(self, windows: Tensor, loss: float, norm: float) -> None:
         """Raise Diverged where a step that is not finite is one too many, or the weights are not finite either."""
         sound = all_finite(self._parameters.values(), self._processes)
-        if sound and self._progress.skipped_in_a_row < self._config.most_skipped_steps:
+        if sound and self._progress.skipped_in_a_row < self._config.max_skipped_steps:
             return
         step = self._progress.step
         with self._autocast():
@@ -274,7 +293,7 @@ class Trainer:
         reshard(self._model)
         self._record(
             step=step,
-            tokens=step * config.batch_size * config.context,
+            tokens=step * config.batch_size * config.sequence_length,
             validation_loss=result.loss,
             bits_per_byte=result.bits_per_byte,
             loss_by_position=[dataclasses.asdict(part) for part in result.by_position],
@@ -295,7 +314,7 @@ class Trainer:
         lm = LanguageModel(model, self._data.tokenizer)
         prompt = config.sample_prompt or self._data.first_words()
         with self._autocast():
-            written = lm.generate(prompt, max_tokens=config.sample_tokens, temperature=0.8, top_p=0.9, seed=step)
+            written = lm.generate(prompt, max_tokens=config.sample_max_tokens, temperature=0.8, top_p=0.9, seed=step)
             text = prompt + written.text
         append_sample(self._run, step, text)
         self._reporter.sample(step, text)
@@ -313,5 +332,5 @@ class Trainer:
 def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The type of matrix products: float32, or bfloat16 under autocast."""
     bf16_is_native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_native)
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and bf16_is_native)
     return torch.bfloat16 if bf16 else torch.float32

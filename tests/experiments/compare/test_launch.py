@@ -26,8 +26,8 @@ def command(data, tmp_path):
     """command(*flags, steps) -> arguments that train two kinds with two seeds in tmp_path/out."""
 
     def make(*flags, steps=40):
-        settings = {"steps": steps, "context": 16, "batch-size": 2, "sample-every": 0, "validate-every": 20}
-        settings |= {"non-embedding-parameters": 200_000, "seeds": 2, "precision": "fp32", "device": "cpu"}
+        settings = {"steps": steps, "sequence_length": 16, "batch-size": 2, "sample-every": 0, "validate-every": 20}
+        settings |= {"non-embedding-parameters": 200_000, "seeds": 2, "dtype": "float32", "device": "cpu"}
         pairs = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         return ["compare", *KINDS, "--data", str(data), "-o", str(tmp_path / "out"), *pairs, *flags]
 
@@ -83,7 +83,7 @@ def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, 
     written = [(each.folder / "metrics.jsonl").stat().st_mtime_ns for each in runs]
     settings = json.loads((first[0] / "training.json").read_text())
     # As runs of before there were these, and several sources of data.
-    del settings["optimizer"]["kind"], settings["optimizer"]["rates"]
+    del settings["optimizer"]["kind"], settings["optimizer"]["learning_rate_multipliers"]
     (settings["data"],) = settings["data"]
     (first[0] / "training.json").write_text(json.dumps(settings))
     assert run(command(steps=steps)) == 0
@@ -124,7 +124,10 @@ def test_no_two_processes_train_one_run(command, tmp_path, capsys):
         (["goldfinch-L3-D64"], "say where the runs go"),
         (["goldfish-L3-D64", "-o", "out", "--data", "DATA"], "did you mean goldfinch"),
         (["finch-L3-D64", "finch-L3-D64", "-o", "out", "--data", "DATA"], "a model is named twice"),
-        (["finch-L3-D64", "finch-L3-D768", "-o", "out", "--data", "DATA", MATCH, "0"], "would train with context 1024"),
+        (
+            ["finch-L3-D64", "finch-L3-D768", "-o", "out", "--data", "DATA", MATCH, "0"],
+            "would train with sequence_length 1024",
+        ),
         (["finch-L3-D64", "-o", "out", "--data", "DATA", "--seed", "3"], "give --seeds"),
         (["finch-L3-D64", "-o", "out", "--data", "DATA", "--stepz", "3"], "stepz"),
         (["finch-L3-D64", "-o", "out"], "data"),
@@ -147,7 +150,7 @@ def test_a_run_of_another_version_is_gone_on_with_unless_a_setting_differs(comma
     (entry,) = compare._entries(*compare._parse(args))
     config = resolve(list(entry.begin)).settings
     content = json.loads(json.dumps(config.to_dict())) | {"from_the_future": 1}
-    del content["optimizer"]["clip"]
+    del content["optimizer"]["max_gradient_norm"]
     entry.folder.mkdir(parents=True)
     (entry.folder / "training.json").write_text(json.dumps(content))
     compare._entries(*compare._parse(args))

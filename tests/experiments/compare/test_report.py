@@ -91,10 +91,10 @@ def test_a_report_has_every_model_every_figure_and_both_plots(finished_run, tmp_
 
 def test_a_setting_that_is_newer_than_a_run_is_no_difference(finished_run, tmp_path):
     new = OptimizerConfig(learning_rate=2e-3).to_dict()
-    old = {name: value for name, value in new.items() if name not in ("kind", "rates")}
+    old = {name: value for name, value in new.items() if name not in ("kind", "learning_rate_multipliers")}
     finished_run("old", 0, "llama-L3-D64", [2.0], optimizer=old, data="here")
     finished_run("new", 0, "goldfinch-L3-D64", [2.0], optimizer=new, data=["here"])
-    finished_run("other", 0, "finch-L3-D64", [2.0], optimizer=new | {"clip": 2.0}, data=["here"])
+    finished_run("other", 0, "finch-L3-D64", [2.0], optimizer=new | {"max_gradient_norm": 2.0}, data=["here"])
     runs = {run.name: run for run in find_runs(tmp_path / "runs")}
     shared, differing = common_settings([runs["old"], runs["new"]])
     assert not differing

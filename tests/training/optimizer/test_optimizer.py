@@ -56,7 +56,7 @@ def test_matrices_decay_and_the_base_decay_learns_twice_as_fast(small_config):
 def test_rates_multiply_learning_rates_by_pattern_and_the_last_match_counts(small_config):
     model = Decoder(small_config("finch_c2", "gold"))
     rates = ("blocks.*=0.5", "blocks.1.*=0.25", "*.decay.base=0.1", "head.weight=3")
-    optimizer = build_optimizer(model, OptimizerConfig(rates=rates))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate_multipliers=rates))
     set_learning_rate(optimizer, 1.0)
     rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     rate_of = {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
@@ -73,7 +73,7 @@ def test_a_rate_of_0_freezes_and_nothing_below_is_back_propagated_through(small_
     initialize(model, 0)
     model.blocks[1].time_mix.output.weight.data.normal_()
     rates = ("*=0", "blocks.1.*=1", "output_norm.*=1", "head.*=1")
-    optimizer = build_optimizer(model, OptimizerConfig(rates=rates))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate_multipliers=rates))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     recorded = []
     model.blocks[0].register_forward_hook(lambda module, inputs, output: recorded.append(output[0].requires_grad))
@@ -104,7 +104,7 @@ def test_a_rate_of_0_freezes_and_nothing_below_is_back_propagated_through(small_
 )
 def test_rates_that_cannot_be_meant_are_refused(rate, message, small_config):
     with pytest.raises(UserError, match=message):
-        build_optimizer(Decoder(small_config("finch", "finch")), OptimizerConfig(rates=(rate,)))
+        build_optimizer(Decoder(small_config("finch", "finch")), OptimizerConfig(learning_rate_multipliers=(rate,)))
 
 
 def test_learning_rate_is_a_quarter_cosine_after_ten_steps_of_warm_up():
@@ -142,7 +142,7 @@ def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):
         model=model_config("goldfinch_rope-L3-D128", 300),
         data=(str(tmp_path),),
         output=tmp_path / "run",
-        optimizer=OptimizerConfig(rates=("head.*=2",)),
+        optimizer=OptimizerConfig(learning_rate_multipliers=("head.*=2",)),
     )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()

@@ -107,10 +107,10 @@ def test_two_processes_learn_the_same_as_one_and_the_first_alone_speaks(train, w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "replicas"), [(4, 1), (4, 2), (2, 2)])
-def test_so_do_four_and_groups_that_each_hold_the_whole_model(count, replicas, train, whole_run, tmp_path):
+@pytest.mark.parametrize(("count", "num_replicas"), [(4, 1), (4, 2), (2, 2)])
+def test_so_do_four_and_groups_that_each_hold_the_whole_model(count, num_replicas, train, whole_run, tmp_path):
     run = tmp_path / "run"
-    assert_ended_well(train(count, run, replicas=replicas, activation_checkpointing=True))
+    assert_ended_well(train(count, run, num_replicas=num_replicas, activation_checkpointing=True))
     assert_same_run(run, whole_run(1), **TIGHT)
 
 
@@ -127,7 +127,7 @@ def test_two_processes_divide_by_the_targets_of_both_where_documents_are_kept_ap
 @pytest.mark.slow
 def test_two_processes_in_bf16_come_near_to_one(train, tmp_path):
     for count in (1, 2):
-        assert_ended_well(train(count, tmp_path / f"run-{count}", precision="bf16"))
+        assert_ended_well(train(count, tmp_path / f"run-{count}", dtype="bfloat16"))
     torch.testing.assert_close(losses(tmp_path / "run-2"), losses(tmp_path / "run-1"), rtol=0.01, atol=0)
 
 
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_in_one_process_is_skipped_in_all(train, tmp_p
     ],
 )
 def test_what_breaks_in_the_part_of_one_process_is_named(breaks, culprit, saved, train, tmp_path):
-    ended = train(2, tmp_path / "run", several.AtStep(3, 1, breaks), most_skipped_steps=0)
+    ended = train(2, tmp_path / "run", several.AtStep(3, 1, breaks), max_skipped_steps=0)
     assert ended.exit_codes == [2, 2], ended.printed
     assert_said_once(ended, f"first bad tensor: {culprit}")
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == saved
@@ -217,8 +217,8 @@ def test_what_breaks_in_the_part_of_one_process_is_named(breaks, culprit, saved,
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"batch_size": 3}, "batch_size 3 cannot be shared"), ({"replicas": 3}, "replicas 3 must divide")],
-    ids=["batch", "replicas"],
+    [({"batch_size": 3}, "batch_size 3 cannot be shared"), ({"num_replicas": 3}, "num_replicas 3 must divide")],
+    ids=["batch", "num_replicas"],
 )
 def test_settings_that_do_not_suit_the_processes_are_refused_once(fields, message, train, tmp_path):
     ended = train(2, tmp_path / "run", **fields)

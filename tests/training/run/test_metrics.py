@@ -33,7 +33,9 @@ def test_a_steps_record_says_how_fast_how_far_and_at_which_rate(settings, silent
 
 def test_update_sizes_are_the_changes_rms_over_the_weights(small_config, small_model):
     model = small_model(small_config("finch_c2", "gold"), torch.float32).requires_grad_(True)
-    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0, rates=("head.*=0.5", "embedding.*=0")))
+    optimizer = build_optimizer(
+        model, OptimizerConfig(weight_decay=0, learning_rate_multipliers=("head.*=0.5", "embedding.*=0"))
+    )
     set_learning_rate(optimizer, 1e-2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
@@ -75,7 +77,7 @@ def test_peaks_are_known_measured_or_given(settings):
 
 
 def test_a_run_with_frozen_parameters_claims_no_mfu(settings):
-    frozen = settings(optimizer=OptimizerConfig(rates=("blocks.0.*=0",)))
+    frozen = settings(optimizer=OptimizerConfig(learning_rate_multipliers=("blocks.0.*=0",)))
     assert Throughput(frozen, torch.device("cpu"), torch.float32).of_step(1.0).keys() == {"tokens_per_second"}
 
 

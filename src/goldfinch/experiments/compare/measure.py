@@ -85,7 +85,7 @@ def label(run: Run) -> str:
 
 def measure(run: Run, data: tuple[str, ...]) -> Measurement:
     """Measure one run's final weights; `data` as in `measure_runs`."""
-    length = run.settings["context"]
+    length = run.settings["sequence_length"]
     windows = _validation_windows(run, data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     losses = loss_by_position(load_model(run.folder, torch.float32, device).eval(), windows, length)
@@ -124,7 +124,7 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> list[Tensor]:
         "model": run.model.to_dict(),
         "data": list(data) or run.settings["data"],
         "output": str(run.folder),
-        "context": run.settings["context"],
+        "sequence_length": run.settings["sequence_length"],
         "batch_size": WINDOWS_AT_ONCE,
         "steps": 1,
     }
@@ -135,7 +135,7 @@ def _validation_windows(run: Run, data: tuple[str, ...]) -> list[Tensor]:
             raise
         raise UserError(f"{run.folder}: {error}; if its data has moved, give --data") from error
     rows = [row for part in itertools.chain.from_iterable(sources.values()) for row in part]
-    most = max(1, POSITION_TOKENS // run.settings["context"])
+    most = max(1, POSITION_TOKENS // run.settings["sequence_length"])
     chosen = [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
     length = max(map(len, chosen))
     whole = [row for row in chosen if len(row) == length]  # without the rest at the end of each source

@@ -76,16 +76,18 @@ def _markdown(runs: Sequence[Run], models: Sequence[Row]) -> str:
 def _settings(runs: Sequence[Run]) -> str:
     shared, differing = common_settings(runs)
     lines = []
-    if "context" in shared and "batch_size" in shared:
-        tokens = shared["context"] * shared["batch_size"]
+    if "sequence_length" in shared and "batch_size" in shared:
+        tokens = shared["sequence_length"] * shared["batch_size"]
         steps = f"{shared['steps']:,} steps" if shared.get("steps") else f"{shared.get('epochs', '?')} epochs"
         total = f", {shared['steps'] * tokens:,} tokens in all" if shared.get("steps") else ""
-        lines.append(f"Each run: {steps} of {shared['batch_size']} windows of {shared['context']:,} tokens{total}.")
+        lines.append(
+            f"Each run: {steps} of {shared['batch_size']} windows of {shared['sequence_length']:,} tokens{total}."
+        )
     if isinstance(shared.get("optimizer"), dict):
         optimizer = shared["optimizer"]
         lines.append(
             f"Learning rate {optimizer.get('learning_rate')} to {optimizer.get('final_learning_rate')}, "
-            f"{shared.get('precision', '?')}."
+            f"{shared.get('dtype', '?')}."
         )
     skipped = {label(run): run.steps[-1].get("skipped_steps", 0) for run in runs if run.steps}
     lines += [f"{name} skipped {count} steps that were not finite." for name, count in skipped.items() if count]

@@ -143,7 +143,17 @@ def beside_paper(models: Sequence[Row]) -> BesidePaper | None:
 
 def common_settings(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Settings that decide a result and that all runs share, and those in which they differ, with the values met."""
-    names = ("data", "context", "batch_size", "steps", "epochs", "minutes", "precision", "document_resets", "optimizer")
+    names = (
+        "data",
+        "sequence_length",
+        "batch_size",
+        "steps",
+        "epochs",
+        "max_minutes",
+        "dtype",
+        "document_resets",
+        "optimizer",
+    )
     shared: dict[str, Any] = {}
     differing: dict[str, list[Any]] = {}
     for name in names:

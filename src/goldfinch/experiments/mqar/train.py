@@ -93,7 +93,7 @@ def train_cell(cell: MqarCell) -> MqarResult:
         set_learning_rate(optimizer, learning_rate(step, step / cell.steps, rates))
         loss = F.cross_entropy(query_logits(model, batch), batch.values.flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), rates.max_gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
         step += 1

@@ -13,8 +13,8 @@ this file keeps away from:
 """
 
 import functools
+import logging
 import os
-import sys
 from types import ModuleType
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from goldfinch.errors import UserError
 
+_LOGGER = logging.getLogger("goldfinch")
 REMEDY = "pip install 'goldfinch[cuda]'"
 # e^-20 = 2e-9 of the state is less than fp32 rounds away (6e-8), and a sum over a chunk of 64 of them is exact to 1e-4;
 # of -88, where e^x leaves fp32, only to 5e-4. docs/numerics.md has what each bound costs.
@@ -45,7 +46,7 @@ def library() -> ModuleType | None:
     try:
         from fla.ops import rwkv6
     except ImportError as error:
-        print(f"goldfinch: WKV6 runs in PyTorch on this GPU, slower ({error}); {REMEDY} mends it", file=sys.stderr)
+        _LOGGER.warning("WKV6 runs in PyTorch on this GPU, which is slower (%s); to fix it: %s", error, REMEDY)
         return None
     if torch.get_float32_matmul_precision() == "highest":
         os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")

@@ -53,36 +53,38 @@ def _group(module: nn.Module, name: str) -> Group:
     raise KeyError(f"{type(module).__name__}.{name} has no role: add it to parameter_roles")
 
 
-def rate_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str, float]:
-    """What `config.rates` makes of each parameter's learning rate; 0 for what is frozen.
+def resolve_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[str, float]:
+    """Parameter name -> multiplier of its learning rate, from `config.learning_rate_multipliers`; 0 is frozen.
 
     Raises:
         UserError: a pattern matches no parameter, or nothing is left to train.
     """
     multipliers = dict.fromkeys(names, 1.0)
-    for pattern, multiplier in config.rate_multipliers():
+    for pattern, multiplier in config.parsed_multipliers():
         matching = [name for name in multipliers if fnmatchcase(name, pattern)]
         if not matching:
             (nearest,) = difflib.get_close_matches(pattern, [*multipliers], n=1, cutoff=0)
-            raise UserError(f"optimizer.rates: no parameter matches {pattern!r}; the nearest is {nearest}")
+            raise UserError(
+                f"optimizer.learning_rate_multipliers: no parameter matches {pattern!r}; the nearest is {nearest}"
+            )
         multipliers.update(dict.fromkeys(matching, multiplier))
     if not any(multipliers.values()):
-        raise UserError("optimizer.rates freeze every parameter: nothing is left to train")
+        raise UserError("optimizer.learning_rate_multipliers freeze every parameter: nothing is left to train")
     return multipliers
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The optimizer that `config.kind` names, over named groups; `set_learning_rate` gives each step its rate.
 
-    Parameters that `config.rates` freezes stop requiring gradients and are in no group.
+    Parameters that `config.learning_rate_multipliers` freezes stop requiring gradients and are in no group.
 
     Raises:
-        UserError: `config.rates` match nothing, or freeze everything.
+        UserError: `config.learning_rate_multipliers` match nothing, or freeze everything.
     """
     adamw: dict[str, dict[str, Any]] = {}
     muon: dict[str, dict[str, Any]] = {}
     groups = parameter_groups(model)
-    multipliers = rate_multipliers([name for group in groups.values() for name in group], config)
+    multipliers = resolve_multipliers([name for group in groups.values() for name in group], config)
     for group, parameters in groups.items():
         for name, parameter in parameters.items():
             multiplier = multipliers[name]
@@ -95,7 +97,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
                 "name": label,
                 "params": [],
                 "weight_decay": config.weight_decay if group == "matrix" else 0.0,
-                "rate_multiplier": multiplier * (config.decay_rate_multiplier if group == "decay" else 1.0),
+                "rate_multiplier": multiplier * (config.decay_learning_rate_multiplier if group == "decay" else 1.0),
             }
             (muon if by_muon else adamw).setdefault(label, new)["params"].append(parameter)
     parts: list[Optimizer] = []

@@ -4,7 +4,6 @@ The model knows nothing of training. What a run does to it is applied here, from
 their names, so weights and checkpoints fit either way.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -76,10 +75,8 @@ def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> 
 def _compile(forward: Forward) -> Forward:
     """The function rather than each module: torch.compile then reuses its code for every block of the same kind."""
     # Late: it takes two seconds.
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
-    # Variants of one function are counted over the whole process, and from the ninth on refused.
-    torch.compiler.reset()
     # What it does, looking for a compiler and building, cannot be traced.
     torch.compiler.assume_constant_result(cpu.available)
     compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
@@ -90,6 +87,11 @@ def _compile(forward: Forward) -> Forward:
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().partition("\n")[0]
             raise UserError(f"torch.compile does not work here ({reason}): train with --no-compile") from error
+        except FailOnRecompileLimitHit as error:
+            raise UserError(
+                "this process has compiled as many variants of the blocks as torch.compile allows: call "
+                "torch.compiler.reset() before the next run, or train with compile=False"
+            ) from error
 
     return run
 
@@ -103,8 +105,6 @@ def shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         dtype: of matrix products. Weights are gathered in it; the parts that are kept, and gradients on their way, are
             fp32.
     """
-    # Blocks return states too, some of them views. Nothing changes them in place.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     gathered = None if dtype == torch.float32 else dtype
     # Activations stay as autocast makes them, as in a run of one process: the residual stream in fp32.
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -59,17 +59,17 @@ class Processes:
             )
         return torch.device("cuda", self.local_rank)
 
-    def mesh(self, device: torch.device, replicas: int) -> DeviceMesh | None:
-        """How the model is spread: over all processes, or over each of `replicas` equal groups of them (HSDP).
+    def mesh(self, device: torch.device, num_replicas: int) -> DeviceMesh | None:
+        """How the model is spread: over all processes, or over each of `num_replicas` equal groups of them (HSDP).
 
         Returns:
             The mesh ("replicate", "shard"), or ("shard",) for one replica; None in a run of one process.
         """
         if self.world_size == 1:
             return None
-        if replicas == 1:
+        if num_replicas == 1:
             return init_device_mesh(device.type, (self.world_size,), mesh_dim_names=("shard",))
-        shape = (replicas, self.world_size // replicas)
+        shape = (num_replicas, self.world_size // num_replicas)
         return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
     def all_reduce_sum(self, *values: float) -> list[float]:

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -104,7 +103,6 @@ class Checkpoints:
             save_weights(self._run, weights)
 
         writer = CheckpointWriter(path, self._processes.rank, dataclasses.asdict(progress), committed)
-        _quiet_about_one_process()
         tensors = _tensors(parameters, optimizer) | {_DATA + name: tensor for name, tensor in data.items()}
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
@@ -151,7 +149,6 @@ class Checkpoints:
                     key: _like(tensor, parameter) for key, tensor in _below(f"{_OPTIMIZER}{name}/", stored).items()
                 }
             data = {name: torch.empty_like(tensor, device="cpu") for name, tensor in _below(_DATA, stored).items()}
-        _quiet_about_one_process()
         tensors = _tensors(parameters, optimizer) | {_DATA + name: tensor for name, tensor in data.items()}
         dcp.load(tensors, storage_reader=CheckpointReader(path, index), process_group=self._group)
         return progress, data
@@ -201,11 +198,6 @@ def remove_unfinished(run: Path) -> None:
     """Remove what a save that was broken off has left behind."""
     for path in (run / FOLDER).glob(".step-*.tmp"):
         shutil.rmtree(path)
-
-
-def _quiet_about_one_process() -> None:
-    """PyTorch warns whenever there is no process group; for all threads, as it does so in one of its own."""
-    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 def _read_whole(path: Path) -> Index:

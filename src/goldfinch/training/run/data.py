@@ -22,7 +22,7 @@ class RunData:
         processes: each gets its part of every training batch.
 
     Raises:
-        UserError: the data does not fit the model, the context or the number of processes.
+        UserError: the data does not fit the model, the sequence length or the number of processes.
     """
 
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
@@ -30,7 +30,7 @@ class RunData:
             raise UserError(
                 f"batch_size {config.batch_size} cannot be shared out evenly among {processes.world_size} processes"
             )
-        self._context = config.context
+        self._sequence_length = config.sequence_length
         data = TrainingData.open(config.data)
         self.tokenizer = data.tokenizer
         """Of all the text."""
@@ -40,12 +40,12 @@ class RunData:
         self.reset_after = self.tokenizer.end_of_text if config.document_resets else None
         """The id that ends documents, where they are kept apart."""
         self.batches = data.batches(
-            config.context,
+            config.sequence_length,
             config.batch_size,
             config.seed,
             rank=processes.rank,
             world_size=processes.world_size,
-            workers=config.workers,
+            workers=config.num_workers,
         )
         """This process's part of every training batch."""
         self.steps = config.steps or _steps_of_epochs(config, self.batches.windows)
@@ -61,7 +61,7 @@ class RunData:
         total = sum(map(len, self._validation.values()))
         return {
             name: sequential_windows(
-                dataset, self._context, self._at_once, -(-most_tokens * len(dataset) // total) or None
+                dataset, self._sequence_length, self._at_once, -(-most_tokens * len(dataset) // total) or None
             )
             for name, dataset in self._validation.items()
         }

@@ -47,10 +47,10 @@ class Throughput:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, dtype: torch.dtype, devices: int = 1) -> None:
-        self._tokens = config.batch_size * config.context
-        self._step_flops = account(config.model, config.context).training_flops_per_token * self._tokens
+        self._tokens = config.batch_size * config.sequence_length
+        self._step_flops = account(config.model, config.sequence_length).training_flops_per_token * self._tokens
         self._peak = 0.0
-        if all(multiplier for _, multiplier in config.optimizer.rate_multipliers()):
+        if all(multiplier for _, multiplier in config.optimizer.parsed_multipliers()):
             self._peak = devices * (1e12 * config.peak_tflops or peak_flops(device, dtype))
 
     def of_step(self, seconds: float) -> dict[str, float]:
