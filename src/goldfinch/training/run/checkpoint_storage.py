@@ -94,12 +94,14 @@ class CheckpointWriter(StorageWriter):
         """Write this process's file, down to the disk."""
         tensors, results = {}, []
         for item in plan.items:
-            assert item.tensor_data is not None, f"{item.index} is no tensor"
+            if item.tensor_data is None:
+                raise ValueError(f"{item.index} is not a tensor")
             shape = list(item.tensor_data.chunk.sizes)
             if 0 in shape:
                 continue  # fewer rows than processes
             name, offset = item.index.fqn, list(item.tensor_data.chunk.offsets)
-            assert name not in tensors, f"two parts of {name} in one process"
+            if name in tensors:
+                raise ValueError(f"{name} has two parts in one process")
             data = planner.resolve_data(item)
             assert isinstance(data, torch.Tensor)
             tensors[name] = data.detach().cpu()
