@@ -22,15 +22,15 @@ BASELINE = "goldfinch"
 
 def main() -> None:
     """Parse, measure, print."""
-    kinds = [name.rpartition("-")[2] for name in recipe_names() if name.startswith("arena/")]
+    kinds = [name.rpartition("-")[2] for name in recipe_names() if name.startswith("compare/")]
     parser = arguments(__doc__, rounds=7)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    taken = interleave({kind: partial(seconds, arena_step(options, kind)) for kind in options.kinds}, options.rounds)
-    settings = recipe(f"arena/L6-D256-{BASELINE}")
+    taken = interleave({kind: partial(seconds, compare_step(options, kind)) for kind in options.kinds}, options.rounds)
+    settings = recipe(f"compare/L6-D256-{BASELINE}")
     tokens = settings["batch_size"] * settings["sequence_length"]
     baseline = taken.get(BASELINE)
     rows = [
@@ -41,16 +41,16 @@ def main() -> None:
         ]
         for kind, samples in sorted(taken.items(), key=lambda item: item[1].median)
     ]
-    title = f"arena/L6-D256, {settings['batch_size']} x {settings['context']} tokens a step, fp32"
+    title = f"compare/L6-D256, {settings['batch_size']} x {settings['context']} tokens a step, fp32"
     if options.png:
         speeds = {kind: [tokens / one for one in samples.seconds] for kind, samples in taken.items()}
         plot(options.png, title, ("", "tokens/s"), {"training": speeds}, tick=str)
     report(title, ["kind", "tokens/s", f"times {BASELINE}"], rows, options.json)
 
 
-def arena_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
+def compare_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
     """Steps of one kind, as its recipe makes them."""
-    settings = recipe(f"arena/L6-D256-{kind}", options.vocab_size)
+    settings = recipe(f"compare/L6-D256-{kind}", options.vocab_size)
     model = Decoder(ModelConfig.from_dict(settings["model"]))
     windows = random_windows(settings["batch_size"], settings["sequence_length"], options.vocab_size)
     return make_step(

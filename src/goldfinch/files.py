@@ -1,15 +1,19 @@
-"""Writing files so that a reader sees the old content or the new one, never half of either."""
+"""Reading and writing files. Writes are atomic: a reader sees the old content or the new one, never half of either."""
 
 import contextlib
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from goldfinch.errors import UserError
 
 
 def sync(path: Path) -> None:
-    """Put a file's content, or a directory's names, on the disk before anything depends on them."""
+    """Flush a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,9 +23,9 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, sync it and rename it to `path`.
+    """Yield a temporary path next to `path`; when the block succeeds, sync it and rename it to `path`.
 
-    When the block raises, the temporary file is removed and `path` is as it was.
+    When the block raises, the temporary file is removed and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -29,7 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     mode = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(mode)  # some writers make the file anew, for its owner alone
+        temporary.chmod(mode)  # some writers create a new file, readable by its owner only
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -39,10 +43,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Give a new directory beside `path`; when the block ends well, sync all that is in it and rename it to `path`.
+    """Yield a new directory next to `path`; when the block succeeds, sync its contents and rename it to `path`.
 
-    When the block raises, the new directory is removed and `path` is as it was. With `replace`, a `path` that exists
-    stays until the new one is whole and then makes place for it: two renames, as the system knows no single one.
+    When the block raises, the new directory is removed and `path` is unchanged. With `replace`, an existing
+    `path` stays until the new one is complete and is then swapped for it, by two renames.
 
     Raises:
         FileExistsError: `path` exists, without `replace`.
@@ -69,11 +73,25 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, all or nothing."""
+    """Write `text` to `path` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"{path} is not valid JSON: {one_line(error)}") from error
+
+
 def one_line(error: BaseException) -> str:
-    """The message of an error, which may be of several lines, on one."""
+    """The message of an error on one line."""
     return " ".join(str(error).split())

@@ -94,7 +94,7 @@ def test_flags_override_files_and_files_override_the_preset(corpus, trained, tmp
 def test_a_recipe_brings_its_settings_and_flags_override_them(corpus, tmp_path, capsys):
     assert run(["train", "--recipe", "list"]) == 0
     assert "paper/L24-D2048-goldfinch " in capsys.readouterr().out
-    args = ["train", "--recipe", "arena/L6-D256-llama", "--data", str(corpus / "data"), "-o", str(tmp_path / "run")]
+    args = ["train", "--recipe", "compare/L6-D256-llama", "--data", str(corpus / "data"), "-o", str(tmp_path / "run")]
     assert run([*args, *SMALL, "--micro-batch-size", "0", "--optimizer.schedule", "wsd"]) == 0
     stored = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (stored["model"]["vocab_size"], stored["model"]["channel_width"]) == (257, 744)
@@ -169,9 +169,9 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "--data", data, "-o", out, "--steps", "many"): "--steps",
         ("train", "--data", data): "--output",
         ("train", "--dry-run", "--num-gpus", 3): "cannot be shared by 3",
-        ("train", "--recipe", "arena/L6-D256-lama", "--data", data, "-o", out): "did you mean arena/L6-D256-llama",
-        ("train", "finch-L1-D64", "--recipe", "arena/L6-D256-llama", "--data", data, "-o", out): "give one of them",
-        ("train", "--resume", trained, "--recipe", "arena/L6-D256-llama"): "leave --recipe out",
+        ("train", "--recipe", "compare/L6-D256-lama", "--data", data, "-o", out): "did you mean compare/L6-D256-llama",
+        ("train", "finch-L1-D64", "--recipe", "compare/L6-D256-llama", "--data", data, "-o", out): "give one of them",
+        ("train", "--resume", trained, "--recipe", "compare/L6-D256-llama"): "leave --recipe out",
         (
             "train",
             "finch-L1-D64",

@@ -10,6 +10,8 @@ from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
+from goldfinch.training.config import TrainConfig
+from goldfinch.training.run.folder import write_settings
 
 
 @pytest.fixture
@@ -26,18 +28,13 @@ def finished_run(tmp_path, data):
         model = Decoder(config)
         initialize(model, seed)
         save_weights(folder, model.state_dict())
-        steps = steps or len(losses)
-        content = {
-            "data": str(data),
-            "sequence_length": 16,
-            "batch_size": 2,
-            "steps": steps,
-            "from_the_future": 1,
-        } | settings
-        (folder / "training.json").write_text(json.dumps(content))
+        fields = {"sequence_length": 16, "batch_size": 2, "steps": steps or len(losses)}
+        values = {"model": config.to_dict(), "data": str(data), "output": str(folder)} | fields | settings
+        write_settings(TrainConfig.from_dict(values))
         records = [{"step": n, "tokens": 32 * n, "loss": loss} for n, loss in enumerate(losses, start=1)]
         last = {"step": len(losses), "tokens": 32 * len(losses), "validation_loss": losses[-1]}
-        records.append(last | {"bits_per_byte": losses[-1] / 2})
+        position_loss = {"first": 1, "last": 16, "loss": losses[-1], "tokens": 100}
+        records.append(last | {"bits_per_byte": losses[-1] / 2, "loss_by_position": [position_loss]})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         return folder
 

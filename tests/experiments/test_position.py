@@ -14,8 +14,8 @@ from goldfinch.cli.main import run
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.experiments import loss_by_position as position
-from goldfinch.experiments.loss_by_position import linear, logarithmic, loss_by_position, token_losses
-from goldfinch.experiments.position import windows
+from goldfinch.experiments.loss_by_position import linear_bins, logarithmic_bins, loss_by_position, token_losses
+from goldfinch.experiments.position import split_windows
 from goldfinch.model import Decoder
 from goldfinch.ops import cross_entropy
 from goldfinch.presets import model_config
@@ -30,7 +30,7 @@ def direct(model, ids):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_losses_in_chunks_are_those_of_the_whole_forward(name, model_of, text, monkeypatch):
-    monkeypatch.setattr(position, "CHUNK", 7)
+    monkeypatch.setattr(position, "CHUNK_SIZE", 7)
     monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 41 * 3)
     model = model_of(name)
     ids = torch.stack([text(25, seed) for seed in (0, 1)])
@@ -52,12 +52,12 @@ def test_means_are_over_the_windows_that_reach_so_far(model_of, text):
 
 @given(st.integers(1, 70_000))
 def test_bins_rise_and_reach_to_the_end(length):
-    for lasts in (logarithmic(length), linear(length)):
+    for lasts in (logarithmic_bins(length), linear_bins(length)):
         assert lasts == sorted(set(lasts))
         assert lasts[0] >= 1
         assert lasts[-1] == length
-    assert logarithmic(length)[:-1] == [2**power for power in range(20) if 2**power < length]
-    assert len(linear(length)) == min(length, 16)
+    assert logarithmic_bins(length)[:-1] == [2**power for power in range(20) if 2**power < length]
+    assert len(linear_bins(length)) == min(length, 16)
 
 
 @given(st.integers(2, 60), st.integers(1, 59))
@@ -65,8 +65,8 @@ def test_every_token_is_a_target_once_but_the_first_and_the_rest(tokens, length)
     ids = torch.arange(tokens)
     if tokens <= length:
         return
-    parts = windows(ids, length)
-    assert [part.tolist() for part in windows(ids, length, 2)] == [part.tolist() for part in parts[:2]]
+    parts = split_windows(ids, length)
+    assert [part.tolist() for part in split_windows(ids, length, 2)] == [part.tolist() for part in parts[:2]]
     targets = torch.cat([part[0, 1:] for part in parts])
     assert targets.tolist() == list(range(1, (tokens - 1) // length * length + 1))
     assert all(part.shape == (1, length + 1) for part in parts)
@@ -92,7 +92,8 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
     capsys.readouterr()
     ids = torch.tensor(ByteTokenizer().encode(TEXT))
     expected = {
-        name: torch.cat([direct(model, part) for part in windows(ids, 64)]).mean(0) for name, model in models.items()
+        name: torch.cat([direct(model, part) for part in split_windows(ids, 64)]).mean(0)
+        for name, model in models.items()
     }
     lines = (tmp_path / "out" / "results.md").read_text().splitlines()
     headings = lines[lines.index("| --- | ---: | ---: | ---: |") - 1].strip("| ").split(" | ")
@@ -104,9 +105,9 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
     assert not torch.allclose(expected["llama"], expected["llama, rescale=4, rebase=2"], atol=1e-3)
     assert (tmp_path / "out" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
     assert run(args) == 0  # all curves are known
-    assert "windows read" not in capsys.readouterr().out
-    assert run([*args, "--windows", "1"]) == 0
-    assert capsys.readouterr().out.count("1 of 1 windows read") == 3
+    assert "windows read" not in capsys.readouterr().err
+    assert run([*args, "--max-windows", "1"]) == 0
+    assert capsys.readouterr().err.count("1 of 1 windows read") == 3
 
 
 @pytest.mark.parametrize(
@@ -115,11 +116,11 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
         (["--length", "5000"], "the text has .* tokens, one window needs 5,001"),
         (["--rope", "rescale=2"], "no model here has any"),
         (["--rope", "rescale=0"], "must be above 0"),
-        (["--rope", "none"], "only rescale and rebase interpolate"),
+        (["--rope", "none"], "give rescale or rebase"),
         (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
     ],
 )
-def test_mistakes_are_told_in_one_line(flags, message, reading_model, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line(flags, message, reading_model, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     reading_model(tmp_path / "finch", model_config("finch-L3-D64", 257))
     start = ["experiment", "position", str(tmp_path / "finch"), "-o", str(tmp_path / "out"), "--length", "64"]

@@ -131,7 +131,7 @@ def test_several_processes_share_whole_rows(small_config):
 
 
 def test_steps_flops_and_days_follow_from_the_settings():
-    values = recipe("arena/L6-D256-goldfinch", 4096) | {"data": "data", "output": "run"}
+    values = recipe("compare/L6-D256-goldfinch", 4096) | {"data": "data", "output": "run"}
     config = TrainConfig.from_dict(values | {"steps": 0, "epochs": 2.0})
     cluster = Cluster(num_gpus=2, gpu_tflops=10, utilisation=0.5, tokens=1_000_001)
     plan = dry_run(config, cluster)

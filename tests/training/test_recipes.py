@@ -89,7 +89,7 @@ def test_the_papers_recipes_have_the_papers_numbers():
 
 
 def test_the_arenas_models_have_five_million_parameters_outside_embedding_and_head():
-    names = [name for name in recipe_names() if name.startswith("arena/")]
+    names = [name for name in recipe_names() if name.startswith("compare/")]
     assert len(names) == 9
     for name in names:
         config = TrainConfig.from_dict({**recipe(name, 4096), "data": "data", "output": "run"})
@@ -102,8 +102,8 @@ def test_the_arenas_models_have_five_million_parameters_outside_embedding_and_he
 def test_every_recipe_says_what_it_is_and_a_wrong_name_is_answered_with_the_nearest():
     assert set(KINDS) == {name.rpartition("-")[2] for name in recipe_names()}
     assert all(recipe_summary(name) for name in recipe_names())
-    with pytest.raises(UserError, match="did you mean arena/L6-D256-goldfinch_rope"):
-        recipe("arena/L6-D256-goldfinch_rop")
+    with pytest.raises(UserError, match="did you mean compare/L6-D256-goldfinch_rope"):
+        recipe("compare/L6-D256-goldfinch_rop")
     with pytest.raises(UserError, match="--recipe list"):
         recipe("zzz")
 

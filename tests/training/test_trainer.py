@@ -272,7 +272,7 @@ def test_a_run_is_never_overwritten(settings, silent):
     with pytest.raises(UserError, match="--resume"):
         Trainer(settings(), silent())
     (settings().output / "training.json").unlink()
-    with pytest.raises(UserError, match=r"config\.json is in the way"):
+    with pytest.raises(UserError, match=r"config\.json exists"):
         Trainer(settings(), silent())
 
 

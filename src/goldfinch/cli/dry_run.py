@@ -1,38 +1,45 @@
 """`goldfinch train --dry-run`: what a run would take, as a table."""
 
+import dataclasses
+import json
+
 from goldfinch.cli.tables import Rows, print_table
 from goldfinch.cli.units import count, size
 from goldfinch.training.config import Cluster, TrainConfig
 from goldfinch.training.dry_run import DryRun, dry_run
 
 
-def print_dry_run(title: str, config: TrainConfig, cluster: Cluster) -> None:
-    """Work it out and print it."""
+def print_dry_run(title: str, config: TrainConfig, cluster: Cluster, as_json: bool = False) -> None:
+    """Compute what the run would take and print it."""
     plan = dry_run(config, cluster)
+    if as_json:
+        total = plan.total_bytes(config.activation_checkpointing)
+        print(json.dumps(dataclasses.asdict(plan) | {"device_bytes": total}, indent=1))
+        return
     run = [
         ("tokens", f"{plan.steps * plan.tokens_per_step:,}"),
         ("  steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens"),
         ("FLOPs per step", f"{count(plan.flops_per_step)}FLOP"),
         ("days", f"{plan.days:.3g} ({_hours(plan.days)})"),
-        ("  on", f"{cluster.num_gpus:,} x {cluster.gpu_tflops:g} TFLOPS, {cluster.utilisation:.0%} of it used"),
+        ("  on", f"{cluster.num_gpus:,} x {cluster.gpu_tflops:g} TFLOPS, at {cluster.utilisation:.0%} utilisation"),
     ]
     parameters = [("parameters", f"{sum(plan.parameters.values()):,}")]
     parameters += [(f"  {name}", f"{number:,}") for name, number in plan.parameters.items()]
-    print_table(f"{title}: a dry run", (run, parameters, *_memory(plan, config)))
+    print_table(f"{title}: dry run", (run, parameters, *_memory(plan, config)))
 
 
 def _memory(plan: DryRun, config: TrainConfig) -> tuple[Rows, Rows]:
-    """Of the run as it is, and with the other choice of activation checkpointing."""
+    """Memory of the run, and with the other choice of activation checkpointing."""
     chosen = config.activation_checkpointing
     fixed = [(f"  {name}", size(number)) for name, number in plan.fixed_bytes.items()]
-    rows = [("memory of one device, at least", size(plan.total_bytes(chosen))), *fixed]
+    rows = [("memory per device, at least", size(plan.total_bytes(chosen))), *fixed]
     other = [(f"with --{'no-' if chosen else ''}activation-checkpointing", size(plan.total_bytes(not chosen)))]
     micro = f"{plan.micro_batch_size} x {config.sequence_length:,} tokens"
     for part, recomputed in ((rows, chosen), (other, not chosen)):
         activations = plan.recomputed_activations if recomputed else plan.activations
         part.append((f"  activations, {micro}", size(activations.kept)))
-        part.append(("  work: logits, gradients on their way", size(activations.working)))
-    rows.append((f"micro-batches of {micro}", f"{plan.micro_batches} a step"))
+        part.append(("  working memory: logits, gradients", size(activations.working)))
+    rows.append((f"micro-batches of {micro}", f"{plan.micro_batches} per step"))
     return rows, other
 
 

@@ -11,7 +11,7 @@ from goldfinch.model import Decoder
 from goldfinch.ops.cross_entropy import linear_cross_entropy_per_token
 from goldfinch.training.loss import PositionLoss
 
-CHUNK = 1024
+CHUNK_SIZE = 1024
 """Tokens that go through the model at once, the state carried on: bounds the memory of long windows."""
 
 
@@ -35,12 +35,12 @@ class LossByPosition:
         return result
 
 
-def logarithmic(length: int) -> list[int]:
+def logarithmic_bins(length: int) -> list[int]:
     """Ends of bins that double: 1, 2, 4, 8 ... and `length`, so that the bins are 1, 2, 3-4, 5-8, 9-16 ..."""
     return [*(1 << power for power in range((length - 1).bit_length())), length]
 
 
-def linear(length: int, count: int = 16) -> list[int]:
+def linear_bins(length: int, count: int = 16) -> list[int]:
     """Ends of `count` bins of the same size, or of fewer with one position each."""
     return sorted({-(-length * index // count) for index in range(1, count + 1)})
 
@@ -49,7 +49,7 @@ def linear(length: int, count: int = 16) -> list[int]:
 def token_losses(model: Decoder, windows: Tensor) -> Tensor:
     """The loss of each token of windows that start from an empty state: (B, T + 1) int64 -> (B, T) nats."""
     state, losses = None, []
-    for ids, targets in zip(windows[:, :-1].split(CHUNK, 1), windows[:, 1:].split(CHUNK, 1), strict=True):
+    for ids, targets in zip(windows[:, :-1].split(CHUNK_SIZE, 1), windows[:, 1:].split(CHUNK_SIZE, 1), strict=True):
         hidden, state = model.hidden(ids, state)
         flat = linear_cross_entropy_per_token(hidden.flatten(0, 1), model.head.weight, targets.flatten())
         losses.append(flat.view_as(targets))

@@ -13,13 +13,13 @@ from torch import Tensor
 from goldfinch.checkpoint.model_folder import WEIGHTS, load_model, read_config, read_tokenizer
 from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
-from goldfinch.experiments.loss_by_position import linear, logarithmic, loss_by_position
+from goldfinch.experiments.loss_by_position import linear_bins, logarithmic_bins, loss_by_position
 from goldfinch.experiments.markdown import markdown_table
-from goldfinch.files import write_text
+from goldfinch.files import read_json, write_text
 from goldfinch.plots import draw
 from goldfinch.settings import from_plain
 from goldfinch.training.loss import PositionLoss
-from goldfinch.training.run.folder import SETTINGS
+from goldfinch.training.run.folder import SETTINGS, read_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CURVES, RESULTS, PLOT = "curves.json", "results.md", "loss_by_position.png"
 
 
-# The fields of a curve that say what was measured; the others are what came out.
+# The fields of a curve that say what was measured; the others are results.
 _IDENTITY = ("run", "weights", "text", "length", "rope", "windows")
 
 
@@ -44,32 +44,32 @@ class Curve:
     length: int
     """T, tokens in a window."""
     rope: RopeConfig | None
-    """Rotary positions that it was read with."""
+    """Rotary positions of the model."""
     windows: int
-    """How many were read, from the start of the text."""
+    """Number of windows, from the start of the text."""
     trained_length: int | None = None
-    """Tokens in a window of its training, if the folder says so."""
+    """Sequence length that it was trained with, if known."""
     logarithmic: tuple[PositionLoss, ...] = ()
-    """In bins that double."""
+    """Losses in bins whose size doubles."""
     linear: tuple[PositionLoss, ...] = ()
-    """In bins of the same size."""
+    """Losses in bins of equal size."""
 
     @property
     def name(self) -> str:
-        """The folder, and what interpolates its positions."""
+        """The folder, and how its positions are interpolated."""
         if self.rope is None or (self.rope.rescale, self.rope.rebase) == (1.0, 1.0):
             return self.run
         changed = [f"{field}={getattr(self.rope, field):g}" for field in ("rescale", "rebase")]
         return f"{self.run}, {', '.join(text for text in changed if not text.endswith('=1'))}"
 
 
-def windows(ids: Tensor, length: int, most: int = 0) -> list[Tensor]:
-    """A text in whole windows that share one token each: (n,) int64 -> (1, length + 1) each; the rest is left out.
+def split_windows(ids: Tensor, length: int, max_windows: int = 0) -> list[Tensor]:
+    """Cut a text into windows that overlap by one token: (n,) int64 -> (1, length + 1) each; the rest is left out.
 
     Args:
         ids: of the text.
         length: T.
-        most: no more than so many; 0 for all.
+        max_windows: maximum number of windows; 0 for all.
 
     Raises:
         UserError: the text is shorter than one window.
@@ -77,7 +77,7 @@ def windows(ids: Tensor, length: int, most: int = 0) -> list[Tensor]:
     count = (len(ids) - 1) // length
     if count < 1:
         raise UserError(f"the text has {len(ids):,} tokens, one window needs {length + 1:,}: give a shorter --length")
-    count = min(count, most or count)
+    count = min(count, max_windows or count)
     return [ids[None, start : start + length + 1] for start in range(0, count * length, length)]
 
 
@@ -85,21 +85,21 @@ def measure_curves(
     runs: Sequence[Path],
     text: str,
     length: int,
-    most_windows: int,
+    max_windows: int,
     interpolations: Sequence[RopeConfig],
     output: Path,
     progress: Callable[[Curve, int, int], None],
 ) -> list[Curve]:
-    """Read the text with every model, as it was trained and, where it has rotary positions, with each interpolation.
+    """Read the text with every model: as trained and, if it has rotary positions, with each interpolation.
 
     Args:
         runs: folders of models.
         text: in windows of `length` tokens, each from an empty state.
         length: T, at least 1.
-        most_windows: no more than so many, from the start of the text; 0 for all.
+        max_windows: maximum number of windows, from the start of the text; 0 for all.
         interpolations: `rescale` and `rebase` that replace those of a model.
-        output: its curves.json remembers what is measured.
-        progress: told (curve, windows done, all windows).
+        output: folder whose curves.json keeps what was measured.
+        progress: called with (curve, windows done, number of windows).
 
     Raises:
         UserError: a folder holds no model or no tokenizer, the text is too short, or there are interpolations and no
@@ -115,9 +115,9 @@ def measure_curves(
     for run, config in zip(runs, configs, strict=True):
         tokenizer = read_tokenizer(run, config)
         if tokenizer is None:
-            raise UserError(f"{run} has no tokenizer: it cannot read a text")
+            raise UserError(f"{run} has no tokenizer, so it cannot read a text")
         weights_hash = _sha256(run / WEIGHTS)
-        parts = windows(torch.tensor(tokenizer.encode(text)), length, most_windows)
+        parts = split_windows(torch.tensor(tokenizer.encode(text)), length, max_windows)
         own = config.rope
         ropes = [own]
         if own is not None:
@@ -140,27 +140,23 @@ def _measure(curve: Curve, parts: Sequence[Tensor], progress: Callable[[Curve, i
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(run, torch.float32, device, curve.rope).eval()
 
-    def told() -> Iterator[Tensor]:
+    def parts_with_progress() -> Iterator[Tensor]:
         for number, part in enumerate(parts):
             progress(curve, number, len(parts))
             yield part
 
-    losses = loss_by_position(model, told(), length)
+    losses = loss_by_position(model, parts_with_progress(), length)
     progress(curve, len(parts), len(parts))
     return dataclasses.replace(
         curve,
         trained_length=_trained_length(run),
-        logarithmic=tuple(losses.bins(logarithmic(length))),
-        linear=tuple(losses.bins(linear(length))),
+        logarithmic=tuple(losses.bins(logarithmic_bins(length))),
+        linear=tuple(losses.bins(linear_bins(length))),
     )
 
 
 def _trained_length(run: Path) -> int | None:
-    try:
-        length = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get("sequence_length")
-    except (OSError, json.JSONDecodeError):
-        return None
-    return length if isinstance(length, int) else None
+    return read_settings(run).sequence_length if (run / SETTINGS).exists() else None
 
 
 def _same(first: Curve, second: Curve) -> bool:
@@ -179,9 +175,9 @@ def _read(path: Path) -> list[Curve]:
     if not path.exists():
         return []
     try:
-        return [from_plain(Curve, content) for content in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, UserError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it to measure again") from error
+        return [from_plain(Curve, content) for content in read_json(path)]
+    except (TypeError, UserError) as error:
+        raise UserError(f"{error}; remove {path} to measure again") from error
 
 
 def write_position_report(curves: Sequence[Curve], text_name: str, output: Path) -> None:
@@ -197,10 +193,10 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
     numbers = " or ".join(map(str, sorted(counts)))
     explanation = [
         f"{text_name} in {numbers} windows of {curves[0].length:,} tokens, each read from an empty state.",
-        "Nats per token, mean over the windows and over the tokens of a bin.",
+        "Nats per token, averaged over windows and over the tokens of a bin.",
     ]
     if trained:
-        explanation.append(f"Tokens in a window of the training: {', '.join(sorted(trained))}.")
+        explanation.append(f"Sequence length of the training: {', '.join(sorted(trained))}.")
     if len(counts) > 1:
         explanation.append("**The models have different tokenizers: their losses cannot be compared.**")
     parts = [
@@ -219,7 +215,7 @@ def _positions(part: PositionLoss) -> str:
 
 
 def _short_names(curves: Sequence[Curve]) -> list[str]:
-    """Names without the folders that all runs lie in."""
+    """Names without the folders that all runs share."""
     parts = [Path(curve.run).parts for curve in curves]
     common = 0
     while len({part[:-1][: common + 1] for part in parts}) == 1 and common + 1 < min(map(len, parts)):
@@ -231,8 +227,8 @@ def _short_names(curves: Sequence[Curve]) -> list[str]:
 
 def _plot(axes: "Axes", names: Sequence[str], curves: Sequence[Curve]) -> None:
     for name, curve in zip(names, curves, strict=True):
-        places = [(each.first + each.last) / 2 for each in curve.logarithmic]
-        axes.plot(places, [each.loss for each in curve.logarithmic], "o-", label=name)
+        positions = [(each.first + each.last) / 2 for each in curve.logarithmic]
+        axes.plot(positions, [each.loss for each in curve.logarithmic], "o-", label=name)
     for length in sorted({curve.trained_length for curve in curves if curve.trained_length}):
         axes.axvline(length, color="0.6", linestyle=":", label=f"trained on {length:,}")
     axes.set_xscale("log", base=2)

@@ -1,7 +1,7 @@
 """Whole training runs by name, as plain data: what `TrainConfig.from_dict` takes, but for the data and the output.
 
 `paper/SIZE-KIND`: every row of the paper's tables, both sizes, trained as it trained them (SPEC 8).
-`arena/L6-D256-KIND`: the same architectures with 5.0 million parameters outside embedding and head, small enough for
+`compare/L6-D256-KIND`: the same architectures with 5.0 million parameters outside embedding and head, small enough for
 two CPU cores: docs/results.md compares them.
 """
 
@@ -33,8 +33,8 @@ KIND_SUMMARIES = {
 # Size -> sequence length, sequences in a step, learning rate, final learning rate.
 _PAPER_SIZES = {"L12-D768": (1024, 64, 6e-4, 2e-4), "L24-D2048": (2048, 64, 3e-4, 1e-4)}
 # Channel-mix widths that give every kind 5.0 million parameters outside embedding and head.
-_ARENA_SIZE = "L6-D256"
-_ARENA_WIDTHS = {
+_COMPARE_SIZE = "L6-D256"
+_COMPARE_WIDTHS = {
     "goldfinch": 776,
     "goldfinch_sixth": 720,
     "goldfinch_rope": 776,
@@ -50,7 +50,7 @@ _ARENA_WIDTHS = {
 def recipe_names() -> list[str]:
     """All recipes, the paper's first."""
     paper = [f"paper/{size}-{kind}" for size in _PAPER_SIZES for kind in KINDS]
-    return paper + [f"arena/{_ARENA_SIZE}-{kind}" for kind in _ARENA_WIDTHS]
+    return paper + [f"compare/{_COMPARE_SIZE}-{kind}" for kind in _COMPARE_WIDTHS]
 
 
 def recipe_summary(name: str) -> str:
@@ -63,7 +63,7 @@ def recipe(name: str, vocab_size: int | None = None) -> dict[str, Any]:
 
     Args:
         name: one of `recipe_names()`.
-        vocab_size: of the data, which arena recipes take over; the paper's keep theirs, 65536.
+        vocab_size: of the data, which compare/ recipes take over; the paper's keep theirs, 65536.
 
     Raises:
         UserError: there is no such recipe.
@@ -72,7 +72,7 @@ def recipe(name: str, vocab_size: int | None = None) -> dict[str, Any]:
     if family == "paper":
         return {"model": model_config(f"{kind}-{size}").to_dict(), **_paper(size)}
     model = model_config(f"{kind}-{size}", vocab_size or WORLD_VOCABULARY)
-    return {"model": model.to_dict() | {"channel_width": _ARENA_WIDTHS[kind]}, **_arena()}
+    return {"model": model.to_dict() | {"channel_width": _COMPARE_WIDTHS[kind]}, **_compare()}
 
 
 def settings_for(model: ModelConfig) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _paper(size: str) -> dict[str, Any]:
     }
 
 
-def _arena() -> dict[str, Any]:
+def _compare() -> dict[str, Any]:
     """4.0 million tokens."""
     return {
         "steps": 980,

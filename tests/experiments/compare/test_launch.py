@@ -1,4 +1,4 @@
-"""`goldfinch compare` trains: real processes, stopped and gone on with."""
+"""`goldfinch compare` trains: real processes, stopped and resumed."""
 
 import fcntl
 import json
@@ -9,12 +9,13 @@ import time
 
 import pytest
 
-from goldfinch.cli import compare
+from goldfinch.cli.arguments import parse_known
+from goldfinch.cli.compare import Compare
 from goldfinch.cli.main import run
 from goldfinch.cli.train import resolve
 from goldfinch.errors import UserError
-from goldfinch.experiments.compare import launch as arena
-from goldfinch.experiments.compare.launch import Entry, Status, seconds_left
+from goldfinch.experiments.compare import launch
+from goldfinch.experiments.compare.launch import RunSpec, Status, seconds_left
 from goldfinch.experiments.compare.runs import Progress, find_runs, read_progress
 
 MATCH = "--non-embedding-parameters"
@@ -27,7 +28,7 @@ def command(data, tmp_path):
 
     def make(*flags, steps=40):
         settings = {"steps": steps, "sequence_length": 16, "batch-size": 2, "sample-every": 0, "validate-every": 20}
-        settings |= {"non-embedding-parameters": 200_000, "seeds": 2, "dtype": "float32", "device": "cpu"}
+        settings |= {"non-embedding-parameters": 200_000, "num-seeds": 2, "dtype": "float32", "device": "cpu"}
         pairs = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         return ["compare", *KINDS, "--data", str(data), "-o", str(tmp_path / "out"), *pairs, *flags]
 
@@ -37,7 +38,7 @@ def command(data, tmp_path):
 @pytest.fixture(autouse=True)
 def one_thread_each(monkeypatch):
     """So small a model gains nothing by more, and loses much where the cores are shared."""
-    monkeypatch.setattr(arena, "_cores", lambda: 2)
+    monkeypatch.setattr(launch, "_cores", lambda: 2)
 
 
 def losses(folder):
@@ -46,7 +47,7 @@ def losses(folder):
 
 
 @pytest.mark.slow
-def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, tmp_path, capsys):
+def test_what_was_stopped_is_resumed_and_what_is_finished_is_not_repeated(command, tmp_path, capsys):
     steps = 60
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -62,7 +63,7 @@ def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, 
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=100)
     assert process.returncode == 130, shown
-    assert "the same command goes on" in shown
+    assert "the same command resumes them" in shown
     stopped = [read_progress(folder).step for folder in first]
     assert all(step > 0 for step in stopped)
     assert min(stopped) < steps
@@ -78,30 +79,25 @@ def test_what_was_stopped_goes_on_and_what_is_finished_is_not_repeated(command, 
         assert each.model.channel_width % 8 == 0
         assert each.final is not None
     for folder, old in zip(first, before, strict=True):
-        assert losses(folder)[: len(old)] == old  # they were gone on with, not begun again
+        assert losses(folder)[: len(old)] == old  # they were resumed, not started again
 
     written = [(each.folder / "metrics.jsonl").stat().st_mtime_ns for each in runs]
-    settings = json.loads((first[0] / "training.json").read_text())
-    # As runs of before there were these, and several sources of data.
-    del settings["optimizer"]["kind"], settings["optimizer"]["learning_rate_multipliers"]
-    (settings["data"],) = settings["data"]
-    (first[0] / "training.json").write_text(json.dumps(settings))
     assert run(command(steps=steps)) == 0
     assert [(each.folder / "metrics.jsonl").stat().st_mtime_ns for each in runs] == written
 
     assert run(command("--learning-rate", "1", steps=steps)) == 2  # as `goldfinch train` would refuse it
     assert run(command("--optimizer.learning-rate", "1e-3", steps=steps)) == 2
-    assert "was begun with optimizer.learning_rate 0.003, not 0.001" in capsys.readouterr().err
+    assert "was started with optimizer.learning_rate 0.003, not 0.001" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(command, tmp_path, capsys):
+def test_a_run_that_fails_is_reported_and_the_others_continue(command, tmp_path, capsys):
     in_the_way = tmp_path / "out" / KINDS[0] / "seed-0"
     in_the_way.mkdir(parents=True)
     (in_the_way / "model.safetensors").write_text("mine")
-    assert run(command("--seeds", "1", steps=2)) == 2
+    assert run(command("--num-seeds", "1", steps=2)) == 2
     shown = capsys.readouterr()
     assert f"{KINDS[0]}, seed 0 failed" in shown.out
-    assert "is in the way: choose another output folder" in shown.out
+    assert "exists: choose another output folder" in shown.out
     assert f"{KINDS[1]}, seed 0 finished: step 2 of 2" in shown.out
     assert "1 of 2 runs failed" in shown.err
     assert (in_the_way / "model.safetensors").read_text() == "mine"
@@ -121,14 +117,14 @@ def test_no_two_processes_train_one_run(command, tmp_path, capsys):
     ("args", "message"),
     [
         ([], "name the models to train"),
-        (["goldfinch-L3-D64"], "say where the runs go"),
+        (["goldfinch-L3-D64"], "name the output folder"),
         (["goldfish-L3-D64", "-o", "out", "--data", "DATA"], "did you mean goldfinch"),
         (["finch-L3-D64", "finch-L3-D64", "-o", "out", "--data", "DATA"], "a model is named twice"),
         (
             ["finch-L3-D64", "finch-L3-D768", "-o", "out", "--data", "DATA", MATCH, "0"],
             "would train with sequence_length 1024",
         ),
-        (["finch-L3-D64", "-o", "out", "--data", "DATA", "--seed", "3"], "give --seeds"),
+        (["finch-L3-D64", "-o", "out", "--data", "DATA", "--seed", "3"], "give --num-seeds"),
         (["finch-L3-D64", "-o", "out", "--data", "DATA", "--stepz", "3"], "stepz"),
         (["finch-L3-D64", "-o", "out"], "data"),
         (["finch-L3-D64", "-o", "out", "--data", "DATA", "--jobs", "0"], "at least 1"),
@@ -136,7 +132,7 @@ def test_no_two_processes_train_one_run(command, tmp_path, capsys):
         (["DATA"], "holds no runs"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(args, message, data, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_trained(args, message, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["compare", *(str(data) if arg == "DATA" else arg for arg in args)]) == 2
     error = capsys.readouterr().err
@@ -145,27 +141,26 @@ def test_mistakes_are_told_before_anything_is_trained(args, message, data, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_another_version_is_gone_on_with_unless_a_setting_differs(command):
-    args = [arg for arg in command("--seeds", "1")[1:] if arg != KINDS[1]]
-    (entry,) = compare._entries(*compare._parse(args))
-    config = resolve(list(entry.begin)).settings
-    content = json.loads(json.dumps(config.to_dict())) | {"from_the_future": 1}
-    del content["optimizer"]["max_gradient_norm"]
-    entry.folder.mkdir(parents=True)
-    (entry.folder / "training.json").write_text(json.dumps(content))
-    compare._entries(*compare._parse(args))
+def test_a_run_is_only_resumed_with_the_settings_that_it_was_started_with(command):
+    args = [arg for arg in command("--num-seeds", "1")[1:] if arg != KINDS[1]]
+    parsed, flags = parse_known(Compare, "compare", args)
+    (spec,) = parsed.specs(parsed.output, flags)
+    content = json.loads(json.dumps(resolve(list(spec.train_args)).settings.to_dict()))
+    spec.folder.mkdir(parents=True)
+    (spec.folder / "training.json").write_text(json.dumps(content))
+    parsed.specs(parsed.output, flags)
     content["optimizer"]["learning_rate"] = 1.0
-    (entry.folder / "training.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"was begun with optimizer\.learning_rate 1\.0, not 0\.003"):
-        compare._entries(*compare._parse(args))
+    (spec.folder / "training.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"was started with optimizer\.learning_rate 1\.0, not 0\.003"):
+        parsed.specs(parsed.output, flags)
 
 
 def test_the_time_left_is_that_of_all_runs_at_the_speed_of_each_model(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
 
     def status(name, state, step, began=None):
-        entry = Entry(name=name, seed=0, folder=tmp_path, begin=(), resume=(), steps=100)
-        return Status(entry=entry, state=state, progress=Progress(step=step), began=began)
+        spec = RunSpec(name=name, seed=0, folder=tmp_path, train_args=(), resume_args=(), steps=100)
+        return Status(spec=spec, state=state, progress=Progress(step=step), began=began)
 
     running = status("slow", "running", 50, began=(0.0, 25))  # 4 s a step, 50 to go
     assert seconds_left([status("slow", "waiting", 0)], 2) is None

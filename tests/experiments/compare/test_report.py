@@ -9,9 +9,9 @@ import torch
 from goldfinch.cli.main import run
 from goldfinch.errors import UserError
 from goldfinch.experiments.compare import measure as measurement
-from goldfinch.experiments.compare.measure import Measurement, label, remembered_bytes
+from goldfinch.experiments.compare.measure import Measurement, context_bytes, label
 from goldfinch.experiments.compare.runs import find_runs
-from goldfinch.experiments.compare.summary import Estimate, beside_paper, common_settings, rows
+from goldfinch.experiments.compare.summary import Estimate, common_settings, compare_with_paper, summarize_models
 from goldfinch.model.accounting import account
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import PositionLoss
@@ -21,9 +21,9 @@ MEASURED = Measurement(
 )
 
 
-def models_of(arena):
-    runs = find_runs(arena)
-    return rows(runs, {label(run): MEASURED for run in runs})
+def models_of(folder):
+    runs = find_runs(folder)
+    return summarize_models(runs, {label(run): MEASURED for run in runs})
 
 
 def test_losses_are_means_over_seeds_with_standard_errors_and_gaps_are_paired(finished_run, tmp_path):
@@ -38,7 +38,7 @@ def test_losses_are_means_over_seeds_with_standard_errors_and_gaps_are_paired(fi
     # The differences 0.1, 0.2, 0.3 vary less than the losses do.
     assert worse.gap(best).mean == pytest.approx(0.2)
     assert worse.gap(best).error == pytest.approx(0.1 / 3**0.5)
-    assert str(Estimate.of([2.0])) == "2.0000"
+    assert str(Estimate.from_values([2.0])) == "2.0000"
 
 
 def test_the_papers_order_is_compared_pair_by_pair(finished_run, tmp_path):
@@ -49,16 +49,16 @@ def test_the_papers_order_is_compared_pair_by_pair(finished_run, tmp_path):
     content = json.loads(own.read_text())
     content["model"]["time_mixes"] = ["finch_c2"] * 3 + ["llama"] * 3
     own.write_text(json.dumps(content))
-    beside = beside_paper(models_of(tmp_path / "runs"))
-    assert beside.baseline.name == "goldfinch"
-    assert [row.row.name for row in beside.rows] == ["goldfinch_uncompressed", "goldfinch", "finch", "llama"]
-    assert [(row.ablation_loss, row.large_loss) for row in beside.rows] == [
+    comparison = compare_with_paper(models_of(tmp_path / "runs"))
+    assert comparison.baseline.name == "goldfinch"
+    assert [row.model.name for row in comparison.rows] == ["goldfinch_uncompressed", "goldfinch", "finch", "llama"]
+    assert [(row.ablation_loss, row.large_loss) for row in comparison.rows] == [
         (None, 2.2762),
         (2.6582, 2.2762),
         (2.7191, 2.3856),
         (2.7125, 2.3905),
     ]
-    names = [[(a.name, b.name) for a, b in pairs] for pairs in (beside.same_order, beside.other_order)]
+    names = [[(a.name, b.name) for a, b in pairs] for pairs in (comparison.same_order, comparison.other_order)]
     assert names == [[("goldfinch", "finch"), ("goldfinch", "llama")], [("finch", "llama")]]
 
 
@@ -81,24 +81,33 @@ def test_a_report_has_every_model_every_figure_and_both_plots(finished_run, tmp_
     assert llama[:2] == ["1", "2.5000"]
     assert llama[-2] == str(2 * 2 * 64 * 3)
     assert "| llama | 2.5000 | +0.5000 | 2.7125 | +0.0543 | 2.3905 | +0.1143 |" in text
-    assert "Pairs of kinds in the order of the paper's ablation (L12 D768): 1 of 1." in text
+    assert "Pairs of kinds in the same order as in the paper's ablation (L12 D768): 1 of 1." in text
     assert "- llama/seed-1: 2 steps" in text
     assert "Not the same in all runs: steps" in text
     for plot in ("loss_by_token.png", "loss_by_position.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "runs" / "results.md").exists()
+    capsys.readouterr()
+    assert run(["compare", str(tmp_path / "runs"), "-o", str(out), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["name"], first["loss"]["mean"], first["parameters"]) == (
+        "goldfinch",
+        pytest.approx(2.1),
+        costs.parameters,
+    )
+    assert (second["name"], second["losses"]) == ("llama", {"0": 2.5})
 
 
-def test_a_setting_that_is_newer_than_a_run_is_no_difference(finished_run, tmp_path):
-    new = OptimizerConfig(learning_rate=2e-3).to_dict()
-    old = {name: value for name, value in new.items() if name not in ("kind", "learning_rate_multipliers")}
-    finished_run("old", 0, "llama-L3-D64", [2.0], optimizer=old, data="here")
-    finished_run("new", 0, "goldfinch-L3-D64", [2.0], optimizer=new, data=["here"])
-    finished_run("other", 0, "finch-L3-D64", [2.0], optimizer=new | {"max_gradient_norm": 2.0}, data=["here"])
+def test_settings_that_decide_a_result_and_differ_are_named(finished_run, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=2e-3)
+    finished_run("one", 0, "llama-L3-D64", [2.0], optimizer=optimizer.to_dict())
+    finished_run("two", 0, "goldfinch-L3-D64", [2.0], optimizer=optimizer.to_dict())
+    clipped = optimizer.to_dict() | {"max_gradient_norm": 2.0}
+    finished_run("other", 0, "finch-L3-D64", [2.0], optimizer=clipped)
     runs = {run.name: run for run in find_runs(tmp_path / "runs")}
-    shared, differing = common_settings([runs["old"], runs["new"]])
+    shared, differing = common_settings([runs["one"], runs["two"]])
     assert not differing
-    assert (shared["optimizer"], shared["data"]) == (new, ["here"])
+    assert shared["optimizer"] == optimizer
     assert common_settings(list(runs.values()))[1].keys() == {"optimizer"}
 
 
@@ -147,14 +156,14 @@ def test_folders_that_hold_no_comparable_runs_are_refused(finished_run, tmp_path
 def test_remembered_bytes_are_those_of_the_accounting(plan, small_config, small_model):
     config = small_config(*plan)
     model = small_model(config, torch.bfloat16)
-    per_token, state = remembered_bytes(model, torch.arange(256) % 41)
+    per_token, state = context_bytes(model, torch.arange(256) % 41)
     costs = account(config, id_bytes=2)
     assert per_token == costs.cache_bytes_per_token
     # Besides, a context keeps the outputs below GOLD of the tokens that token shifts reach back to.
     assert state == costs.state_bytes + (2 * config.num_gold_layers + 1) * config.width * 2
 
 
-def test_measurements_that_are_damaged_are_told(tmp_path, finished_run, capsys):
+def test_measurements_that_are_damaged_are_reported(tmp_path, finished_run, capsys):
     finished_run("llama", 0, "llama-L3-D64", [2.0])
     (tmp_path / "runs" / measurement.FILE).write_text("[")
     assert run(["compare", str(tmp_path / "runs")]) == 2

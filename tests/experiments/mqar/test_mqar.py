@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from goldfinch.cli.main import run
 from goldfinch.errors import UserError
 from goldfinch.experiments.mqar.task import MqarTask
-from goldfinch.experiments.mqar.train import TEST, TRAINING, MqarCell, best, read_results, sweep, train_cell
+from goldfinch.experiments.mqar.train import TEST, TRAINING, MqarRun, best_accuracies, read_results, sweep, train_run
 
 
 @st.composite
@@ -65,74 +65,78 @@ def test_tasks_that_cannot_be_are_refused(fields, message):
         MqarTask(**{"vocab_size": 8, "length": 16, "pairs": 4} | fields)
 
 
-def cell(**fields):
+def mqar_run(**fields):
     task = MqarTask(vocab_size=32, length=16, pairs=2)
     defaults = {"kind": "goldfinch", "width": 16, "task": task, "learning_rate": 1e-2, "steps": 200}
-    return MqarCell(**defaults | {"batch_size": 32, "solved": 0.99, "seed": 0} | fields)
+    return MqarRun(**defaults | {"batch_size": 32, "target_accuracy": 0.99, "seed": 0} | fields)
 
 
 def test_a_goldfinch_learns_to_recall_in_some_steps_and_not_at_once():
-    assert train_cell(cell(steps=1)).accuracy < 0.3
-    result = train_cell(cell())
+    assert train_run(mqar_run(steps=1)).accuracy < 0.3
+    result = train_run(mqar_run())
     assert result.accuracy >= 0.99
-    assert result.trained < 200
-    assert train_cell(cell()).trained == result.trained
+    assert result.num_steps < 200
+    assert train_run(mqar_run()).num_steps == result.num_steps
 
 
 def test_a_sweep_trains_only_what_is_missing_and_repeats_it_exactly(tmp_path):
-    groups = [[cell(kind=kind, steps=2, learning_rate=rate) for rate in (1e-2, 1e-3)] for kind in ("finch", "llama")]
-    told = []
-    first = sweep(groups, tmp_path, 1, told.append)
-    assert [result.cell for result in first] == [each for group in groups for each in group]
-    assert len(told) == 4
-    path = tmp_path / "cells.jsonl"
+    groups = [
+        [mqar_run(kind=kind, steps=2, learning_rate=rate) for rate in (1e-2, 1e-3)] for kind in ("finch", "llama")
+    ]
+    on_result = []
+    first = sweep(groups, tmp_path, 1, on_result.append)
+    assert [result.run for result in first] == [each for group in groups for each in group]
+    assert len(on_result) == 4
+    path = tmp_path / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:40])  # as a power cut would leave it
-    again = sweep(groups, tmp_path, 2, told.append)
-    assert len(told) == 5
+    again = sweep(groups, tmp_path, 2, on_result.append)
+    assert len(on_result) == 5
     assert [result.accuracy for result in again] == [result.accuracy for result in first]
     assert len(read_results(path)) == 4
 
 
 def test_no_more_rates_are_tried_when_one_solves_the_task(tmp_path):
-    groups = [[cell(solved=0.0, learning_rate=rate) for rate in (1e-2, 1e-3)]]
+    groups = [[mqar_run(target_accuracy=0.0, learning_rate=rate) for rate in (1e-2, 1e-3)]]
     results = sweep(groups, tmp_path, 1, lambda result: None)
-    assert [result.cell.learning_rate for result in results] == [1e-2]
+    assert [result.run.learning_rate for result in results] == [1e-2]
 
 
 def test_the_best_rate_counts_and_seeds_are_averaged(tmp_path):
     accuracies = {(0, 1e-2): 0.2, (0, 1e-3): 0.6, (1, 1e-2): 0.8, (1, 1e-3): 0.1}
-    results = [train_cell(cell(steps=1, solved=0.0, seed=seed, learning_rate=rate)) for seed, rate in accuracies]
     results = [
-        type(each)(cell=each.cell, accuracy=accuracy, trained=1, seconds=1.0)
+        train_run(mqar_run(steps=1, target_accuracy=0.0, seed=seed, learning_rate=rate)) for seed, rate in accuracies
+    ]
+    results = [
+        type(each)(run=each.run, accuracy=accuracy, num_steps=1, seconds=1.0)
         for each, accuracy in zip(results, accuracies.values(), strict=True)
     ]
-    assert best(results) == {("goldfinch", 16): {results[0].cell.task: pytest.approx(0.7)}}
+    assert best_accuracies(results) == {("goldfinch", 16): {results[0].run.task: pytest.approx(0.7)}}
 
 
 def test_the_command_writes_a_table_a_plot_and_goes_on(tmp_path, capsys):
     args = ["experiment", "mqar", "-o", str(tmp_path), "--tasks", "16,2", "16,3", "--widths", "16", "--steps", "1"]
-    args += ["--kinds", "finch", "goldfinch", "--vocab-size", "32", "--rates", "0.01", "--batch-size", "4"]
+    args += ["--kinds", "finch", "goldfinch", "--vocab-size", "32", "--learning-rates", "0.01", "--batch-size", "4"]
     assert run(args) == 0
-    assert capsys.readouterr().out.count("after 1 steps") == 4
+    assert capsys.readouterr().err.count("after 1 steps") == 4
     text = (tmp_path / "results.md").read_text()
     assert "| model | width | 16, 2 | 16, 3 |" in text
     assert text.count("\n| finch | 16 |") == text.count("\n| goldfinch | 16 |") == 1
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert run(args) == 0
-    assert "after" not in capsys.readouterr().out
+    assert "after" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tasks", "64"], "a task is LENGTH,PAIRS"),
+        (["--tasks", "64"], "give LENGTH,PAIRS"),
         (["--kinds", "lama"], "did you mean llama"),
         (["--widths", "100"], "width 100 must be a multiple"),
         (["--jobs", "0"], "--jobs must be at least 1"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(flags, message, tmp_path, capsys):
+def test_mistakes_are_reported_before_anything_is_trained(flags, message, tmp_path, capsys):
     assert run(["experiment", "mqar", "-o", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

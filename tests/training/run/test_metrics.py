@@ -82,7 +82,7 @@ def test_a_run_with_frozen_parameters_claims_no_mfu(settings):
 
 
 def test_the_plot_of_a_long_run_stays_small_and_true(monkeypatch):
-    monkeypatch.setattr(LossCurve, "MOST_POINTS", 64)
+    monkeypatch.setattr(LossCurve, "MAX_POINTS", 64)
     curve = LossCurve()
     for step in range(1, 10_001):
         curve.add({"step": step, "tokens": 10 * step, "loss": 1.0 + step})

@@ -1,4 +1,4 @@
-"""Several training runs side by side, each a process of its own: begun, gone on with, stopped, never run twice."""
+"""Running several training runs, each in a process of its own: started, resumed, stopped, never run twice."""
 
 import contextlib
 import dataclasses
@@ -22,25 +22,25 @@ SHOWN_LOG_LINES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One run of the arena: what to train, where."""
+class RunSpec:
+    """One run to be trained."""
 
     name: str
-    """Of the model."""
+    """Name of the model."""
     seed: int
-    """Of its weights and of the order of the data."""
+    """Random seed of weights and data order."""
     folder: Path
-    """An ordinary run of `goldfinch train`."""
-    begin: tuple[str, ...]
-    """Arguments of `goldfinch train` that begin it."""
-    resume: tuple[str, ...]
-    """Arguments that go on with it."""
+    """Output folder of `goldfinch train`."""
+    train_args: tuple[str, ...]
+    """Arguments of `goldfinch train` that start it."""
+    resume_args: tuple[str, ...]
+    """Arguments that resume it."""
     steps: int
-    """Optimizer steps from beginning to end."""
+    """Total number of optimizer steps."""
 
     @property
     def log(self) -> Path:
-        """What it printed."""
+        """The file with its output."""
         return self.folder.with_suffix(".log")
 
 
@@ -49,63 +49,62 @@ State = Literal["waiting", "running", "finished", "failed", "stopped"]
 
 @dataclasses.dataclass(kw_only=True)
 class Status:
-    """How an entry fares."""
+    """How far a run has come."""
 
-    entry: Entry
+    spec: RunSpec
     state: State
     progress: Progress
-    """What its metrics say."""
+    """From its metrics."""
     began: tuple[float, int] | None = None
-    """Clock and step when this process began it."""
+    """Clock and step when this process started it."""
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Since it began here; None before the first steps are done."""
+        """Since it was started here; None before the first steps are done."""
         if self.began is None or self.progress.step <= self.began[1]:
             return None
         return (time.monotonic() - self.began[0]) / (self.progress.step - self.began[1])
 
     @property
     def steps_left(self) -> int:
-        """Optimizer steps that are still to be done."""
-        left = max(self.entry.steps - self.progress.step, 0)
+        """Optimizer steps to go."""
+        left = max(self.spec.steps - self.progress.step, 0)
         return left if self.state in ("waiting", "running", "stopped") else 0
 
 
-class Observer(Protocol):
-    """Told how the runs fare."""
+class ProgressListener(Protocol):
+    """Called while the runs are training."""
 
-    def watch(self, statuses: Sequence[Status]) -> None:
-        """Called some times a second."""
+    def update(self, statuses: Sequence[Status]) -> None:
+        """Called several times a second."""
 
-    def ended(self, status: Status, log_end: str) -> None:
-        """A run has finished or failed; `log_end` are the last lines of what it printed."""
+    def run_ended(self, status: Status, log_end: str) -> None:
+        """A run has finished or failed; `log_end` are the last lines of its log."""
 
 
 def seconds_left(statuses: Sequence[Status], jobs: int) -> float | None:
-    """Until all runs are done, as fast as they went so far; None while nothing is known."""
-    known = {status.entry.name: speed for status in statuses if (speed := status.seconds_per_step) is not None}
+    """Estimated time until all runs are done; None while no speed is known."""
+    known = {status.spec.name: speed for status in statuses if (speed := status.seconds_per_step) is not None}
     if not known:
         return None
     mean = sum(known.values()) / len(known)
-    seconds = [status.steps_left * known.get(status.entry.name, mean) for status in statuses]
+    seconds = [status.steps_left * known.get(status.spec.name, mean) for status in statuses]
     return max(sum(seconds) / jobs, *seconds)
 
 
-def run_all(entries: Sequence[Entry], jobs: int, observer: Observer) -> list[Status]:
-    """Run what is not finished, `jobs` at once, in the order given; the cores are shared out between them.
+def run_all(specs: Sequence[RunSpec], jobs: int, listener: ProgressListener) -> list[Status]:
+    """Run what is not finished, `jobs` at a time, in the order given; they share the CPU cores.
 
-    Ctrl-C and SIGTERM let every run save and end; a second Ctrl-C ends them at once. A run that fails leaves the others
-    alone.
+    Ctrl-C and SIGTERM save and stop every run; a second Ctrl-C stops them at once. If a run fails, the others continue.
 
     Returns:
-        How each entry ended: finished or failed.
+        How each run ended: finished or failed.
 
     Raises:
         Interrupted: the user stopped it; all runs have saved.
-        UserError: another process is at one of the runs.
+        UserError: another process is training one of the runs.
     """
-    statuses = [_status(entry) for entry in entries]
+    statuses = [_status(spec) for spec in specs]
     waiting = [status for status in statuses if status.state == "waiting"]
     running: list[tuple[Status, subprocess.Popen[bytes]]] = []
     try:
@@ -114,8 +113,8 @@ def run_all(entries: Sequence[Entry], jobs: int, observer: Observer) -> list[Sta
                 while waiting and len(running) < jobs:
                     status = waiting.pop(0)
                     running.append((status, _start(status, jobs)))
-                running = [(status, process) for status, process in running if not _ended(status, process, observer)]
-                observer.watch(statuses)
+                running = [(status, process) for status, process in running if not _ended(status, process, listener)]
+                listener.update(statuses)
                 time.sleep(POLL_SECONDS)  # not stop.wait: a signal in the middle of it could block for ever
             stopped = stop.is_set()
             if stopped:
@@ -130,33 +129,33 @@ def run_all(entries: Sequence[Entry], jobs: int, observer: Observer) -> list[Sta
                 process.kill()
                 process.wait()
     if stopped:
-        observer.watch(statuses)
-        raise Interrupted("stopped, all runs saved; the same command goes on with them")
+        listener.update(statuses)
+        raise Interrupted("stopped, all runs saved; the same command resumes them")
     return statuses
 
 
-def _status(entry: Entry) -> Status:
-    progress = read_progress(entry.folder)
-    done = progress.step >= entry.steps and progress.validated == progress.step
-    return Status(entry=entry, state="finished" if done else "waiting", progress=progress)
+def _status(spec: RunSpec) -> Status:
+    progress = read_progress(spec.folder)
+    done = progress.step >= spec.steps and progress.validated == progress.step
+    return Status(spec=spec, state="finished" if done else "waiting", progress=progress)
 
 
 def _start(status: Status, jobs: int) -> subprocess.Popen[bytes]:
-    entry = status.entry
-    begun = (entry.folder / SETTINGS).exists()
-    arguments = entry.resume if begun else entry.begin
+    spec = status.spec
+    started = (spec.folder / SETTINGS).exists()
+    arguments = spec.resume_args if started else spec.train_args
     threads = max(1, _cores() // jobs)
-    entry.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(entry) as lock, entry.log.open("ab") as log:
+    spec.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(spec) as lock, spec.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "goldfinch", "train", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
-            # Ctrl-C in the terminal would reach it twice, from there and from us: once means save, twice means now.
+            # Otherwise Ctrl-C would reach it twice, from the terminal and from us: once means save, twice means now.
             start_new_session=True,
-            # The lock is held as long as any process has the file open: also when this one is killed.
+            # The lock is held as long as any process has the file open, even if this one is killed.
             pass_fds=[lock.fileno()],
         )
     status.state, status.began = "running", (time.monotonic(), status.progress.step)
@@ -164,29 +163,29 @@ def _start(status: Status, jobs: int) -> subprocess.Popen[bytes]:
 
 
 @contextlib.contextmanager
-def _lock(entry: Entry) -> Iterator[IO[bytes]]:
-    """A file beside the run that only one process may hold."""
-    path = entry.folder.with_suffix(".lock")
+def _lock(spec: RunSpec) -> Iterator[IO[bytes]]:
+    """Lock a file next to the run, which only one process can do."""
+    path = spec.folder.with_suffix(".lock")
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is training {entry.folder}: wait for it, or stop it") from None
+            raise UserError(f"another process is training {spec.folder}: wait for it, or stop it") from None
         yield file
 
 
-def _ended(status: Status, process: subprocess.Popen[bytes], observer: Observer) -> bool:
-    """Bring the status up to date; whether the run has come to its end."""
+def _ended(status: Status, process: subprocess.Popen[bytes], listener: ProgressListener) -> bool:
+    """Update the status; whether the run has ended."""
     code = process.poll()
-    status.progress = read_progress(status.entry.folder)
+    status.progress = read_progress(status.spec.folder)
     if code is None:
         return False
     status.state = "failed" if code else "finished"
-    lines = status.entry.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    observer.ended(status, "\n".join(lines[-SHOWN_LOG_LINES:]))
+    lines = status.spec.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    listener.run_ended(status, "\n".join(lines[-SHOWN_LOG_LINES:]))
     return True
 
 
 def _cores() -> int:
-    """That this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,14 +10,14 @@ MULTIPLE = 8
 """Channel widths are multiples of this."""
 
 
-def inner_parameters(config: ModelConfig) -> int:
+def non_embedding_parameters(config: ModelConfig) -> int:
     """Parameters outside embedding and head, whose size the vocabulary decides."""
     costs = account(config)
     return costs.parameters - costs.embedding_parameters
 
 
 def match_parameters(config: ModelConfig, target: int) -> ModelConfig:
-    """The model with the channel width that brings `inner_parameters` nearest to `target`; of two, the smaller.
+    """The model with the channel width that brings `non_embedding_parameters` nearest to `target`; of two, the smaller.
 
     The channel mix is what every kind has, and its width the one size on which nothing else depends.
 
@@ -25,8 +25,8 @@ def match_parameters(config: ModelConfig, target: int) -> ModelConfig:
         UserError: it is so small that the nearest would be no channel mix at all.
     """
     narrow, wider = (dataclasses.replace(config, channel_width=MULTIPLE * steps) for steps in (1, 2))
-    least = inner_parameters(narrow)
-    each = inner_parameters(wider) - least
+    least = non_embedding_parameters(narrow)
+    each = non_embedding_parameters(wider) - least
     steps = -(-(2 * (target - least) - each) // (2 * each))  # rounded to the nearest, halves down
     if steps < 0:
         raise UserError(

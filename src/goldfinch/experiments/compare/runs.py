@@ -1,4 +1,4 @@
-"""What is in the folder of a training run: read from `training.json`, `config.json` and `metrics.jsonl` alone."""
+"""What is in the folder of a training run, finished or not."""
 
 import dataclasses
 import json
@@ -10,8 +10,8 @@ from typing import Any
 from goldfinch.checkpoint.model_folder import WEIGHTS, read_config
 from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
-from goldfinch.training.config import OptimizerConfig
-from goldfinch.training.run.folder import SETTINGS
+from goldfinch.training.config import TrainConfig
+from goldfinch.training.run.folder import SETTINGS, read_settings
 from goldfinch.training.run.metrics import FILE as METRICS
 from goldfinch.training.run.metrics import read_metrics
 
@@ -20,22 +20,22 @@ TAIL_BYTES = 1 << 14
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is, by the end of its metrics."""
+    """How far a run has come, from the end of its metrics."""
 
     step: int = 0
-    """Of the last optimizer step."""
+    """The last optimizer step."""
     loss: float | None = None
-    """At that step; None where it was skipped."""
+    """Training loss at that step; None if the step was skipped."""
     tokens_per_second: float | None = None
-    """At that step."""
+    """Speed at that step."""
     validated: int | None = None
-    """Step of the last validation."""
+    """The step of the last validation."""
     validation_loss: float | None = None
-    """At that validation."""
+    """Loss of that validation."""
 
 
 def read_progress(folder: Path) -> Progress:
-    """The end of a run's metrics; step 0 where there are none."""
+    """Read the end of a run's metrics; step 0 if there are none."""
     progress = Progress()
     for record in _last_records(folder / METRICS):
         if "validation_loss" in record:
@@ -47,7 +47,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines in the last bytes of a file that is being written to."""
+    """Complete lines at the end of a file that is being written to."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -55,89 +55,69 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return []
-    # The first line may be cut, what follows the last newline may be half written.
+    # The first line may be cut off, and the last one half written.
     return [json.loads(line) for line in lines[size > TAIL_BYTES : -1]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of the arena, finished or not."""
+    """One run of a comparison, finished or not."""
 
     name: str
-    """Of the model: the name of the folder that its seeds are in."""
+    """The model's name: that of the folder with its seeds."""
     seed: int
-    """Of weights and data order."""
+    """Random seed of weights and data order."""
     folder: Path
-    """With the weights."""
+    """The run's folder."""
     model: ModelConfig
-    """What was trained."""
-    settings: dict[str, Any]
-    """Its training.json; runs of other versions may have more fields, or fewer."""
+    """The model that was trained."""
+    settings: TrainConfig
+    """What it was trained with."""
     records: list[dict[str, Any]]
     """Its metrics, in order."""
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """The records of optimizer steps; those that were skipped have no loss."""
+        """Records of optimizer steps; skipped steps have no loss."""
         return [record for record in self.records if "validation_loss" not in record]
 
     @cached_property
     def validations(self) -> list[dict[str, Any]]:
-        """The records of validations."""
+        """Records of validations."""
         return [record for record in self.records if "validation_loss" in record]
 
     @property
     def final(self) -> dict[str, Any] | None:
-        """The validation of the final weights; None while the run is not finished."""
+        """The validation of the final weights; None until the run is finished."""
         if not self.steps or not self.validations or not (self.folder / WEIGHTS).exists():
             return None
         last, step = self.validations[-1], self.steps[-1]["step"]
-        whole = step >= self.settings.get("steps", 0)
+        whole = step >= self.settings.steps
         return last if whole and last["step"] == step else None
 
 
-def find_runs(arena: Path) -> list[Run]:
-    """All runs ARENA/NAME/seed-N, ordered by name and seed.
+def find_runs(folder: Path) -> list[Run]:
+    """Find all runs FOLDER/NAME/seed-N, ordered by name and seed.
 
     Raises:
-        UserError: there are none, one is broken, or the seeds of one name are of different models.
+        UserError: there are none, one is corrupt, or the seeds of one name are different models.
     """
     runs: list[Run] = []
-    for folder in sorted(arena.glob("*/seed-*")):
-        seed = folder.name.removeprefix("seed-")
-        if not seed.isdecimal() or not (folder / SETTINGS).exists():
+    for path in sorted(folder.glob("*/seed-*")):
+        seed = path.name.removeprefix("seed-")
+        if not seed.isdecimal() or not (path / SETTINGS).exists():
             continue
         run = Run(
-            name=folder.parent.name,
+            name=path.parent.name,
             seed=int(seed),
-            folder=folder,
-            model=read_config(folder),
-            settings=read_training(folder),
-            records=read_metrics(folder),
+            folder=path,
+            model=read_config(path),
+            settings=read_settings(path),
+            records=read_metrics(path),
         )
         if runs and runs[-1].name == run.name and runs[-1].model != run.model:
-            raise UserError(f"{runs[-1].folder} and {folder} are different models: give one of them another name")
+            raise UserError(f"{runs[-1].folder} and {path} are different models: rename one of them")
         runs.append(run)
     if not runs:
-        raise UserError(f"{arena} holds no runs NAME/seed-N; `goldfinch compare RECIPE... --data DIR -o {arena}`")
+        raise UserError(f"{folder} holds no runs NAME/seed-N; `goldfinch compare RECIPE... --data DIR -o {folder}`")
     return sorted(runs, key=lambda run: (run.name, run.seed))
-
-
-def read_training(folder: Path) -> dict[str, Any]:
-    """The settings that a run was started with, as they are stored; where an older version stored less, as it meant.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = folder / SETTINGS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings")
-    if isinstance(content.get("data"), str):  # a run of before there were several sources
-        content["data"] = [content["data"]]
-    if isinstance(content.get("optimizer"), dict):  # what is newer than the run, it had by default
-        content["optimizer"] = OptimizerConfig().to_dict() | content["optimizer"]
-    return content

@@ -1,4 +1,4 @@
-"""MQAR results as people read them: `results.md` and `accuracy.png`."""
+"""The report of MQAR results: `results.md` and `accuracy.png`."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from goldfinch.experiments.markdown import markdown_table
 from goldfinch.experiments.mqar.task import MqarTask
-from goldfinch.experiments.mqar.train import MqarResult, best
+from goldfinch.experiments.mqar.train import MqarResult, best_accuracies
 from goldfinch.files import write_text
 from goldfinch.plots import draw
 
@@ -19,38 +19,39 @@ RESULTS, PLOT = "results.md", "accuracy.png"
 
 def write_mqar_report(results: Sequence[MqarResult], output: Path) -> None:
     """Write both files into `output`."""
-    table = best(results)
-    tasks = list(dict.fromkeys(result.cell.task for result in results))
-    cells = [result.cell for result in results]
+    table = best_accuracies(results)
+    tasks = list(dict.fromkeys(result.run.task for result in results))
+    runs = [result.run for result in results]
+    first = runs[0]
     headings = ("model", "width", *(f"{task.length}, {task.pairs}" for task in tasks))
     lines = [
         (kind, str(width), *(f"{accuracies[task]:.1%}" if task in accuracies else "" for task in tasks))
         for (kind, width), accuracies in table.items()
     ]
-    rates = ", ".join(f"{rate:g}" for rate in sorted({cell.learning_rate for cell in cells}))
-    seeds = len({cell.seed for cell in cells})
+    rates = ", ".join(f"{rate:g}" for rate in sorted({run.learning_rate for run in runs}))
+    seeds = len({run.seed for run in runs})
     minutes = sum(result.seconds for result in results) / 60
     text = (
         "# Multi-query associative recall",
         markdown_table(headings, lines),
-        "Columns: tokens, key-value pairs. Accuracy at the queries of sequences not trained on, best over the "
-        f"learning rates {rates}, {seeds} seed{'s' * (seeds > 1)}. Two layers, {cells[0].task.vocab_size} ids, at most "
-        f"{cells[0].steps:,} steps of {cells[0].batch_size} sequences, fewer where {cells[0].solved:.1%} was reached. "
-        f"Training took {minutes:.0f} minutes, each on one thread.",
-        markdown_table(("model, width", "task", "rate", "steps", "accuracy"), map(_cell, results), words=2),
+        "Columns: tokens, key-value pairs. Accuracy at the queries of test sequences, best over the "
+        f"learning rates {rates}, {seeds} seed{'s' * (seeds > 1)}. Two layers, {first.task.vocab_size} ids, at most "
+        f"{first.steps:,} steps of {first.batch_size} sequences, fewer if {first.target_accuracy:.1%} was reached. "
+        f"Training took {minutes:.0f} minutes in total, each run on one thread.",
+        markdown_table(("model, width", "task", "rate", "steps", "accuracy"), map(_table_row, results), words=2),
         f"![Accuracy]({PLOT})",
     )
     write_text(output / RESULTS, "\n\n".join(text) + "\n")
     draw(output / PLOT, lambda axes: _heat_map(axes, table, tasks))
 
 
-def _cell(result: MqarResult) -> tuple[str, ...]:
-    cell = result.cell
+def _table_row(result: MqarResult) -> tuple[str, ...]:
+    run = result.run
     return (
-        f"{cell.kind}, {cell.width}",
-        str(cell.task),
-        f"{cell.learning_rate:g}",
-        f"{result.trained:,}",
+        f"{run.kind}, {run.width}",
+        str(run.task),
+        f"{run.learning_rate:g}",
+        f"{result.num_steps:,}",
         f"{result.accuracy:.1%}",
     )
 

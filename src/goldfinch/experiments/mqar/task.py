@@ -33,7 +33,7 @@ class MqarTask:
     - each key comes once more, as a query. The S = (T - 2 P) // 2 places for queries are every other token after the
       pairs. Place i = 1 .. S is drawn with a probability proportional to i^(a - 1), a = 0.01, without replacement, pair
       after pair: most queries come soon after the pairs, some late;
-    - at a query, and nowhere else, the model is to predict the key's value; it is not told the answer afterwards;
+    - at a query, and nowhere else, the model is to predict the key's value; it is not on_result the answer afterwards;
     - all other tokens are drawn from the whole vocabulary but for the keys of the sequence. (There the paper draws
       those, too: with its 8192 ids that is rare, with few ids it would make the task ambiguous.)
     """

@@ -1,4 +1,4 @@
-"""Can a model recall what it has read? Two-layer models of every kind on MQAR, best over learning rates."""
+"""Training two-layer models of every kind on MQAR (multi-query associative recall), best over learning rates."""
 
 import dataclasses
 import json
@@ -28,45 +28,45 @@ from goldfinch.training.optimizer.schedule import learning_rate
 
 LAYERS = 2
 HEAD_SIZE = 64
-CELLS = "cells.jsonl"
+RESULTS_FILE = "results.jsonl"
 TRAINING, TEST = 0, 1  # streams of sequences
 TEST_BATCHES = 8
 CHECK_EVERY = 50  # steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MqarCell:
-    """One training: all that its result depends on."""
+class MqarRun:
+    """One training run: all that its result depends on."""
 
     kind: str
-    """Of the models in `goldfinch info`; two layers, one of them GOLD in a GoldFinch."""
+    """Kind of model, as in presets; two layers, one of them GOLD in a GoldFinch."""
     width: int
     """D."""
     task: MqarTask
     """Vocabulary, length and pairs."""
     learning_rate: float
-    """After the warm-up of a twentieth of the steps; a quarter cosine leads to a tenth of it."""
+    """Peak, after warm-up over a twentieth of the steps; decays to a tenth of it by a quarter cosine."""
     steps: int
-    """At most."""
+    """Maximum number of optimizer steps."""
     batch_size: int
-    """Sequences in a step."""
-    solved: float
+    """Sequences per step."""
+    target_accuracy: float
     """Test accuracy at which training ends early."""
     seed: int
-    """Of weights and sequences."""
+    """Random seed of weights and sequences."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MqarResult:
-    """What became of a cell."""
+    """The result of a run."""
 
-    cell: MqarCell
+    run: MqarRun
     accuracy: float
-    """Part of the queries of the test that the model answers with the right value."""
-    trained: int
-    """Optimizer steps that were made."""
+    """Fraction of test queries that the model answers with the right value."""
+    num_steps: int
+    """Number of optimizer steps."""
     seconds: float
-    """That it took."""
+    """Duration."""
 
 
 def mqar_model(kind: str, width: int, vocab_size: int) -> ModelConfig:
@@ -75,31 +75,31 @@ def mqar_model(kind: str, width: int, vocab_size: int) -> ModelConfig:
     return dataclasses.replace(config, width=width, head_size=min(HEAD_SIZE, width))
 
 
-def train_cell(cell: MqarCell) -> MqarResult:
-    """Train and test one model, on one thread, so that its result depends on nothing but the cell."""
+def train_run(run: MqarRun) -> MqarResult:
+    """Train and test one model on one thread, so that the result depends on nothing but `run`."""
     torch.set_num_threads(1)
     started = time.monotonic()
-    model = Decoder(mqar_model(cell.kind, cell.width, cell.task.vocab_size))
-    initialize(model, cell.seed)
-    rates = OptimizerConfig(
-        learning_rate=cell.learning_rate,
-        final_learning_rate=cell.learning_rate / 10,
-        warmup_steps=cell.steps // 20,
+    model = Decoder(mqar_model(run.kind, run.width, run.task.vocab_size))
+    initialize(model, run.seed)
+    config = OptimizerConfig(
+        learning_rate=run.learning_rate,
+        final_learning_rate=run.learning_rate / 10,
+        warmup_steps=run.steps // 20,
     )
-    optimizer = build_optimizer(model, rates)
+    optimizer = build_optimizer(model, config)
     accuracy, step = 0.0, 0
-    while step < cell.steps and accuracy < cell.solved:
-        batch = cell.task.batch(cell.batch_size, cell.seed, TRAINING, step)
-        set_learning_rate(optimizer, learning_rate(step, step / cell.steps, rates))
+    while step < run.steps and accuracy < run.target_accuracy:
+        batch = run.task.batch(run.batch_size, run.seed, TRAINING, step)
+        set_learning_rate(optimizer, learning_rate(step, step / run.steps, config))
         loss = F.cross_entropy(query_logits(model, batch), batch.values.flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), rates.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        if step % CHECK_EVERY == 0 or step == cell.steps:
-            accuracy = test_accuracy(model, cell)
-    return MqarResult(cell=cell, accuracy=accuracy, trained=step, seconds=round(time.monotonic() - started, 1))
+        if step % CHECK_EVERY == 0 or step == run.steps:
+            accuracy = test_accuracy(model, run)
+    return MqarResult(run=run, accuracy=accuracy, num_steps=step, seconds=round(time.monotonic() - started, 1))
 
 
 def query_logits(model: Decoder, batch: MqarBatch) -> Tensor:
@@ -110,69 +110,69 @@ def query_logits(model: Decoder, batch: MqarBatch) -> Tensor:
 
 
 @torch.no_grad()
-def test_accuracy(model: Decoder, cell: MqarCell) -> float:
-    """Part of the queries whose value is the likeliest prediction, on sequences that are not trained on."""
-    right = []
+def test_accuracy(model: Decoder, run: MqarRun) -> float:
+    """Fraction of queries whose value is the most likely prediction, on test sequences."""
+    correct = []
     for number in range(TEST_BATCHES):
-        batch = cell.task.batch(cell.batch_size, cell.seed, TEST, number)
-        right.append(query_logits(model, batch).argmax(-1) == batch.values.flatten())
-    return float(torch.cat(right).float().mean())
+        batch = run.task.batch(run.batch_size, run.seed, TEST, number)
+        correct.append(query_logits(model, batch).argmax(-1) == batch.values.flatten())
+    return float(torch.cat(correct).float().mean())
 
 
 def sweep(
-    groups: Sequence[Sequence[MqarCell]], output: Path, jobs: int, told: Callable[[MqarResult], None]
+    groups: Sequence[Sequence[MqarRun]], output: Path, jobs: int, on_result: Callable[[MqarResult], None]
 ) -> list[MqarResult]:
-    """Train cells, each result kept in `output`/cells.jsonl as soon as it is there; those in it are not trained again.
+    """Train runs; results are added to `output`/results.jsonl one by one, and runs that it has are not repeated.
 
     Args:
-        groups: cells that differ in the learning rate alone; when one is solved, those after it are left out.
+        groups: runs that differ only in the learning rate; once one reaches its target accuracy, the rest are skipped.
         output: folder of that file.
-        jobs: processes at once, each with one thread.
-        told: of each new result.
+        jobs: number of processes, each with one thread.
+        on_result: called with each new result.
 
     Returns:
         All results of these groups, in their order.
 
     Raises:
-        UserError: the file is broken.
+        UserError: the file is corrupt.
     """
-    path = output / CELLS
+    path = output / RESULTS_FILE
     results = read_results(path)
     write_text(path, "".join(map(_line, results)))  # without a last line that was cut short
-    known = {result.cell: result for result in results}
+    known = {result.run: result for result in results}
 
-    def following(group: Sequence[MqarCell]) -> MqarCell | None:
-        """The cell to train next; None where the group is done."""
-        for cell in group:
-            if cell not in known:
-                return cell
-            if known[cell].accuracy >= cell.solved:
+    def next_run(group: Sequence[MqarRun]) -> MqarRun | None:
+        """The run to train next; None if the group is done."""
+        for run in group:
+            if run not in known:
+                return run
+            if known[run].accuracy >= run.target_accuracy:
                 break
         return None
 
     def add(result: MqarResult) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(_line(result))
-        known[result.cell] = result
-        told(result)
+        known[result.run] = result
+        on_result(result)
 
-    waiting = [group for group in groups if following(group)]
-    running: list[tuple[Sequence[MqarCell], AsyncResult[MqarResult]]] = []
+    waiting = [group for group in groups if next_run(group)]
+    running: list[tuple[Sequence[MqarRun], AsyncResult[MqarResult]]] = []
     if waiting:
-        # Spawned: a fork of a process with threads may hang. Leaving the block ends the workers, also after Ctrl-C.
+        # Spawned: forking a process with threads may hang. Leaving the block ends the workers, also after Ctrl-C.
         with multiprocessing.get_context("spawn").Pool(min(jobs, len(waiting)), _ignore_ctrl_c) as pool:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     group = waiting.pop(0)
-                    cell = following(group)
-                    if cell is not None:
-                        running.append((group, pool.apply_async(train_cell, (cell,))))
+                    run = next_run(group)
+                    if run is not None:
+                        running.append((group, pool.apply_async(train_run, (run,))))
                 for group, future in [pair for pair in running if pair[1].ready()]:
                     running = [pair for pair in running if pair[1] is not future]
                     add(future.get())
                     waiting.insert(0, group)
                 time.sleep(0.05)
-    return [known[cell] for group in groups for cell in group if cell in known]
+    return [known[run] for group in groups for run in group if run in known]
 
 
 def _ignore_ctrl_c() -> None:
@@ -184,10 +184,10 @@ def _line(result: MqarResult) -> str:
 
 
 def read_results(path: Path) -> list[MqarResult]:
-    """The results in a file; a last line that was cut short is left out.
+    """Read the results in a file; a last line that was cut short is left out.
 
     Raises:
-        UserError: another line is broken.
+        UserError: another line is corrupt.
     """
     if not path.exists():
         return []
@@ -197,18 +197,18 @@ def read_results(path: Path) -> list[MqarResult]:
         try:
             content: Any = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
+            raise UserError(f"{path}:{number} is not JSON ({error}); fix or remove the line") from error
         results.append(from_plain(MqarResult, content, f"{path}:{number} "))
     return results
 
 
-def best(results: Sequence[MqarResult]) -> dict[tuple[str, int], dict[MqarTask, float]]:
-    """(kind, width) -> task -> accuracy: the best learning rate of each seed, mean over seeds."""
+def best_accuracies(results: Sequence[MqarResult]) -> dict[tuple[str, int], dict[MqarTask, float]]:
+    """(kind, width) -> task -> accuracy of the best learning rate of each seed, mean over seeds."""
     by_seed: dict[tuple[str, int, MqarTask], dict[int, float]] = {}
     for result in results:
-        cell = result.cell
-        seeds = by_seed.setdefault((cell.kind, cell.width, cell.task), {})
-        seeds[cell.seed] = max(seeds.get(cell.seed, 0.0), result.accuracy)
+        run = result.run
+        seeds = by_seed.setdefault((run.kind, run.width, run.task), {})
+        seeds[run.seed] = max(seeds.get(run.seed, 0.0), result.accuracy)
     table: dict[tuple[str, int], dict[MqarTask, float]] = {}
     for (kind, width, task), accuracies in by_seed.items():
         table.setdefault((kind, width), {})[task] = sum(accuracies.values()) / len(accuracies)
