@@ -73,7 +73,7 @@ class ModelConfig:
         if self.head_size % 2 and self.rope is not None:
             raise UserError(f"rope turns channels in pairs: head_size {self.head_size} must be even")
         if "gold" in self.time_mixes[: self.first_gold_layer]:
-            raise UserError("GOLD layers must be the last layers of the plan: they all read one key memory")
+            raise UserError("GOLD layers must be the last layers of the plan: they all read one key cache")
         if self.num_gold_layers and self.width % self.latent_ratio:
             raise UserError(f"width {self.width} must be a multiple of latent_ratio {self.latent_ratio}")
 
@@ -100,7 +100,7 @@ class ModelConfig:
 
     @property
     def first_gold_layer(self) -> int:
-        """Index of the first GOLD layer of the run at the top; `num_layers` if there is none."""
+        """Index of the first of the GOLD layers at the top; `num_layers` if there are none."""
         index = self.num_layers
         while index and self.time_mixes[index - 1] == "gold":
             index -= 1

@@ -1,4 +1,4 @@
-"""Drawing into a png file."""
+"""Drawing PNG files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def draw(path: Path, plot: Callable[["Axes"], None]) -> None:
-    """Let `plot` fill one pair of axes, and write them with a legend below, all or nothing."""
-    # The object interface, not pyplot: no global state, and no display is looked for.
+    """Let `plot` draw on one pair of axes, and write the figure with a legend below, atomically."""
+    # The object interface, not pyplot: no global state, no display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")

@@ -127,7 +127,7 @@ def test_several_processes_share_whole_rows(small_config):
     total = sum(p.numel() for p in model.parameters())
     several = fixed_bytes(model, optimizer, processes=3, micro_batches=2, bf16=True)
     assert several["gathered weights"] == 2 * total
-    assert several["gradients being spread"] == 4 * total
+    assert several["gradients being reduced"] == 4 * total
 
 
 def test_steps_flops_and_days_follow_from_the_settings():

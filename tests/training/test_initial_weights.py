@@ -82,7 +82,7 @@ def test_positions_may_be_changed_and_nothing_else(initial, settings, silent, tm
     assert read_config(config.output).rope == RopeConfig(rescale=4)
     for field, value in {"width": 64, "latent_ratio": 2, "time_mixes": ("finch", "gold"), "vocab_size": 300}.items():
         other = dataclasses.replace(model, **{field: value})
-        with pytest.raises(UserError, match=rf"has model\.{field} .* leave that setting out, only model\.rope"):
+        with pytest.raises(UserError, match=rf"has model\.{field} .* leave that setting out; only model\.rope"):
             Trainer(settings(initial=folder, model=other, output=tmp_path / "none"), silent())
     assert not (tmp_path / "none").exists()
 

@@ -220,14 +220,14 @@ def cut_off(path):
     ],
     ids=["cut off", "missing", "index", "progress"],
 )
-def test_a_damaged_checkpoint_is_told_of_and_passed_over(settings, silent, damage):
+def test_a_damaged_checkpoint_is_reported_and_skipped(settings, silent, damage):
     whole, seen = silent(), silent()
     Trainer(settings(sample_every=0), whole).train()
     damage(list_checkpoints(settings().output)[-1])
     Trainer(settings(sample_every=0), seen, resume=True).train()
     assert seen.started == (4, 6)
     assert seen.losses == whole.losses[4:]
-    assert any("step-00000006 is no whole checkpoint" in notice for notice in seen.notices)
+    assert any("step-00000006 is not a complete checkpoint" in notice for notice in seen.notices)
     # What takes its place is whole.
     again = silent()
     Trainer(settings(sample_every=0, steps=7), again, resume=True)
@@ -238,7 +238,7 @@ def test_a_run_without_any_whole_checkpoint_says_what_to_do(settings, silent):
     Trainer(settings(sample_every=0, keep_checkpoints=1), silent()).train()
     (only,) = list_checkpoints(settings().output)
     cut_off(only / "shard-00000.safetensors")
-    with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints is whole: remove that folder"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints is complete: remove that folder"):
         Trainer(settings(), silent(), resume=True)
 
 
@@ -261,7 +261,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silen
         real(tensors, path, metadata)
 
     monkeypatch.setattr(model_folder, "save_file", full)
-    with pytest.raises(UserError, match=r"step-00000006.*No space left.*the checkpoints before it are whole"):
+    with pytest.raises(UserError, match=r"step-00000006.*No space left.*the checkpoints before it are complete"):
         Trainer(settings(), silent()).train()
     folder = settings().output / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]

@@ -1,1 +1,1 @@
-"""What is stored of a text and what is kept rebuilt of it: key memory, latents, the levels of expansion."""
+"""What is stored of a text (key cache, latents), and what is kept expanded (key-value cache) within a budget."""

@@ -119,7 +119,7 @@ def latent_format(name: str, width: int) -> LatentFormat:
     """Look up a format by name, for latents of R = `width`.
 
     Raises:
-        UserError: there is no such format, or R is odd for int4.
+        UserError: an unknown format, or R is odd for int4.
     """
     if name not in FORMATS:
         raise UserError(f"unknown latent format {name!r}; {did_you_mean(name, list(FORMATS))}")

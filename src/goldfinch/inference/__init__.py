@@ -1,1 +1,1 @@
-"""Using a model: a text is read once into a context, which then writes."""
+"""The engine: texts are read into contexts, which generate, score and chat."""

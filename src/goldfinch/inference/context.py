@@ -108,7 +108,7 @@ class Context:
             text: what to read.
             name: remembers it as a document of this name.
             progress: called now and then with the number of tokens read since the last call.
-            special_tokens: whether the names of special tokens in a text stand for these tokens.
+            special_tokens: whether the names of special tokens in a text are encoded as these tokens.
 
         Returns:
             self.

@@ -60,7 +60,7 @@ class FusedDecoder:
     def __init__(self, model: Decoder) -> None:
         library = _library()
         if library is None:
-            raise RuntimeError("fused_decoder() must not be asked for C++ where there is no compiler")
+            raise RuntimeError("fused decoding needs a C++ compiler")
         dtype = model.dtype
         suffix = str(dtype).removeprefix("torch.")
         self._dtype = dtype
@@ -87,7 +87,7 @@ class FusedDecoder:
         num_layers, size = self._first_gold_layer, self._width // self._num_heads
         after = []
         for _ in states:
-            # Each sequence's own memory, so that one that leaves the batch keeps nobody else's.
+            # Each sequence has its own tensors, so that one that leaves the batch keeps no other's alive.
             lasts = torch.empty(2, num_layers, 1, self._width, dtype=self._dtype)
             wkv = torch.empty(num_layers, 1, self._num_heads, size, size)
             after.append(

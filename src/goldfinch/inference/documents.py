@@ -13,8 +13,7 @@ def read_documents(
 ) -> int:
     """Read documents, which may come in pieces, and add them to `Context.documents`.
 
-    As in training, an end of text stands between documents; there is none after the last, so that generation continues
-    it.
+    As in training, documents are separated by an end of text; the last has none, so that generation continues it.
 
     Args:
         context: grows; its model has a tokenizer.

@@ -89,7 +89,7 @@ class GenerationState:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._num_logprobs = num_logprobs
-        # A model may have more ids than its tokenizer: those stand for nothing that could be generated.
+        # A model may have more ids than its tokenizer: the others have no text and are never generated.
         self._vocab_size = sequence.model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
         self._stop_ids = {each for each in sampling.stop if isinstance(each, int)}
         if tokenizer is not None and not sampling.ignore_eos:

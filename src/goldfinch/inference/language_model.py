@@ -319,8 +319,8 @@ def load(
             as it was trained on; None for its own. Saved contexts stay valid: GOLD rotates keys when it expands them.
 
     Raises:
-        UserError: the folder or a file in it is missing or broken, an unknown dtype or device, or `rope` is given for a
-            model without positions.
+        UserError: the folder or a file in it is missing or corrupt, the dtype or device is unknown, or `rope` is given
+            for a model without positions.
     """
     folder = Path(path)
     model = load_model(folder, resolve_dtype(dtype), resolve_device(device), rope).eval()

@@ -18,7 +18,7 @@ def token_ids(
         text: the text or ids.
         tokenizer: None where there is none.
         vocab_size: ids must be below it.
-        special_tokens: whether the names of special tokens in a text stand for these tokens.
+        special_tokens: whether the names of special tokens in a text are encoded as these tokens.
 
     Raises:
         UserError: no tokens, ids outside the vocabulary, a text that is not valid Unicode or without a tokenizer.

@@ -1,1 +1,1 @@
-"""Training: the paper's recipe, exact resume, and everything a run writes."""
+"""Training: settings, recipes, the loop, exact resume, and everything a run writes."""

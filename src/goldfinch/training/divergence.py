@@ -1,4 +1,4 @@
-"""Finding what went wrong first when a loss or a gradient is no number."""
+"""Finding the first bad tensor when a loss or a gradient is NaN or infinite."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +15,11 @@ from goldfinch.training.parallel.processes import Processes
 
 
 class Diverged(UserError):
-    """Losses or gradients were not finite, more steps in a row than allowed; the weights before that are saved."""
+    """Losses or gradients were NaN or infinite for more steps in a row than allowed; the last good ones are saved."""
 
 
 def all_finite(tensors: Iterable[Tensor], processes: Processes) -> bool:
-    """Whether they hold numbers only, in every process; of sharded ones each looks at its part."""
+    """Whether all tensors are finite, in every process; of sharded tensors each process checks its part."""
     return processes.all_reduce_min(float(all(_is_finite(tensor) for tensor in tensors))) == 1
 
 
@@ -32,14 +32,14 @@ def first_bad_tensor(
 ) -> str:
     """Name the first tensor that is not finite, in the order of computation and in any process.
 
-    Looks at the weights, then at each module's output in a forward pass over `windows` (B, T + 1), this process's part
-    of the batch, then at the gradients that are there.
+    Checks the weights, then each module's output in a forward pass over `windows` (B, T + 1), this process's part of
+    the batch, then the gradients.
 
     Args:
         model: of the run.
-        parameters: its own by name; after the forward pass, a sharded model shows gathered ones without gradients.
-        windows: where it happened.
-        processes: all of them look, each at its part.
+        parameters: by name. After the forward pass, a sharded model shows gathered ones, without gradients.
+        windows: the batch with which it happened.
+        processes: all of them check, each its part.
         reset_after: as in `next_token_loss`.
     """
     names = list(parameters)
@@ -61,14 +61,14 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _first(names: list[str], bad: list[bool], processes: Processes) -> str | None:
-    """The first name that is bad in any process; the names are the same in all."""
-    place = processes.all_reduce_min(bad.index(True) if True in bad else math.inf)
-    return None if place == math.inf else names[int(place)]
+    """The first name that is bad in any process; names are the same in all of them."""
+    first = processes.all_reduce_min(bad.index(True) if True in bad else math.inf)
+    return None if first == math.inf else names[int(first)]
 
 
 @torch.no_grad()
 def _bad_outputs(model: Decoder, ids: Tensor, document_starts: Tensor | None) -> tuple[list[str], list[bool]]:
-    """The modules in order of computation, and whether the output of each is not finite."""
+    """Names of the modules in order of computation, and whether the output of each is not finite."""
     names: list[str] = []
     bad: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""What a run would take - memory, FLOPs, days - before there is data or a GPU for it."""
+"""Estimating what a run would take (memory, FLOPs, days) without data or a GPU."""
 
 import dataclasses
 import itertools
@@ -22,31 +22,31 @@ _BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a run would take. Bytes are those of one device, the one that holds most."""
+    """What a run would take. Bytes are per device, of the one that holds most."""
 
     steps: int
     """Optimizer steps."""
     tokens_per_step: int
-    """Over all devices."""
+    """Tokens per step, over all devices."""
     flops_per_step: int
-    """Over all devices, forward and backward, as MFU counts them."""
+    """FLOPs of forward and backward, over all devices, as in MFU."""
     days: float
-    """On the cluster, at its utilisation."""
+    """Duration on the cluster at its utilisation."""
     parameters: dict[str, int]
-    """By part of the model."""
+    """Parameters by part of the model."""
     micro_batch_size: int
-    """Sequences that go through the model at once on one device."""
+    """Sequences per forward pass on one device."""
     micro_batches: int
-    """How often, in each step."""
+    """Micro-batches per step."""
     fixed_bytes: dict[str, int]
-    """Weights, gradients, optimizer and what their distribution needs, by part."""
+    """Bytes of weights, gradients, optimizer and sharding buffers, by part."""
     activations: Activations
-    """Of one micro-batch, all kept."""
+    """Activations of one micro-batch, without checkpointing."""
     recomputed_activations: Activations
-    """The same with activation checkpointing."""
+    """Activations with activation checkpointing."""
 
     def total_bytes(self, activation_checkpointing: bool) -> int:
-        """Of one device; what CUDA, NCCL and fragmented memory take comes on top."""
+        """Bytes on one device, without what CUDA, NCCL and fragmentation add."""
         activations = self.recomputed_activations if activation_checkpointing else self.activations
         return sum(self.fixed_bytes.values()) + activations.kept + activations.working
 
@@ -57,7 +57,7 @@ def dry_run(config: TrainConfig, cluster: Cluster) -> DryRun:
     The dtype "auto" counts as bfloat16, as on GPUs.
 
     Raises:
-        UserError: the batch cannot be shared out among the devices.
+        UserError: the batch cannot be divided among the devices.
     """
     share, left = divmod(config.batch_size, cluster.num_gpus)
     if left:
@@ -106,7 +106,7 @@ def dry_run(config: TrainConfig, cluster: Cluster) -> DryRun:
 
 
 def parameters_by_part(model: Decoder) -> dict[str, int]:
-    """How many parameters each part of the model has."""
+    """Number of parameters of each part of the model."""
 
     def count(name: str) -> int:
         part = getattr(model, name)
@@ -127,21 +127,21 @@ def parameters_by_part(model: Decoder) -> dict[str, int]:
 def fixed_bytes(
     model: Decoder, optimizer: Optimizer, processes: int, micro_batches: int, bf16: bool, num_replicas: int = 1
 ) -> dict[str, int]:
-    """Bytes on one device that do not depend on the size of a micro-batch, by part: FSDP2 as in `parallel.parallelize`.
+    """Bytes on one device that do not depend on the micro-batch size, by part: FSDP2 as in `parallel.parallelize`.
 
     Args:
-        model: fp32 weights; what requires gradients is trained.
+        model: with fp32 weights; parameters that require gradients are trained.
         optimizer: of the model.
-        processes: one for each device.
-        micro_batches: of a step on one device; with several, weights stay gathered between them, and gradients are
-            added up before they are spread.
-        bf16: whether matrix products are.
+        processes: one per device.
+        micro_batches: per step on one device; with several, weights stay gathered between them, and gradients are
+            accumulated before they are reduced.
+        bf16: whether matrix products are in bf16.
         num_replicas: groups of processes that each hold the whole model.
     """
     holders = processes // num_replicas
 
     def numbers(tensor: Tensor) -> int:
-        """The largest part of a tensor that one process holds: whole rows."""
+        """The maximum number of elements that one process holds: whole rows."""
         rows, *rest = tensor.shape
         return math.ceil(rows / holders) * math.prod(rest)
 
@@ -158,26 +158,25 @@ def fixed_bytes(
     if micro_batches == 1:
         # The next block is gathered while one is computed.
         sizes["gathered weights"] = itemsize * (outside + sum(sorted(blocks)[-2:]))
-        sizes["gradients being spread"] = (itemsize + _FP32) * max(outside, *blocks)
+        sizes["gradients being reduced"] = (itemsize + _FP32) * max(outside, *blocks)
     else:
         sizes["gathered weights"] = itemsize * (outside + sum(blocks))
-        sizes["gradients being spread"] = _FP32 * sum(p.numel() for p in trained)
+        sizes["gradients being reduced"] = _FP32 * sum(p.numel() for p in trained)
     return sizes
 
 
 def _units(model: Decoder) -> list[int]:
-    """Numbers of parameters that are gathered together: those outside the blocks, then each block's."""
+    """Parameters that are gathered together: those outside the blocks, then those of each block."""
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     return [sum(p.numel() for p in model.parameters()) - sum(blocks), *blocks]
 
 
 def optimizer_bytes(optimizer: Optimizer, numbers: Callable[[Tensor], int] = Tensor.numel) -> int:
-    """Bytes of the state after a step, in fp32: two numbers a parameter in AdamW's groups and a counter for each
-    tensor, one number in Muon's.
+    """Bytes of the optimizer state in fp32: AdamW has two numbers per parameter and a counter per tensor, Muon one.
 
     Args:
-        optimizer: of `build_optimizer`.
-        numbers: of a parameter that this process holds.
+        optimizer: from `build_optimizer`.
+        numbers: number of elements of a parameter that this process holds.
     """
     total = 0
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""The gradient of a batch that comes in parts: micro-batches, one after the other, in several processes."""
+"""The gradient of a batch, accumulated over micro-batches and processes."""
 
 import contextlib
 import math
@@ -22,18 +22,18 @@ def accumulate(
     autocast: contextlib.AbstractContextManager,
     reset_after: int | None = None,
 ) -> float:
-    """Add up the gradients of the mean loss over the batch.
+    """Accumulate the gradients of the mean loss over the batch.
 
     Args:
-        model: its gradients are there afterwards, those of all processes together.
-        windows: this process's part of the batch, (B, T + 1); equal parts everywhere.
-        micro_batch_size: windows that go through the model at once; 0 for all.
-        processes: all that share the batch.
-        autocast: around the forward passes.
-        reset_after: as in `next_token_loss`; the mean is over the targets that count, of all processes.
+        model: has the gradients afterwards, summed over all processes.
+        windows: this process's part of the batch, (B, T + 1); all parts have the same size.
+        micro_batch_size: windows per forward pass; 0 for all.
+        processes: those that share the batch.
+        autocast: for the forward passes.
+        reset_after: as in `next_token_loss`; the mean is over the targets that count, in all processes.
 
     Returns:
-        This process's part of that mean: the sum over the processes is the mean, in nats per token.
+        This process's part of that mean, in nats per token: the parts of all processes add up to it.
     """
     targets = float(windows[:, 1:].numel() * processes.world_size)
     if reset_after is not None:
@@ -44,22 +44,22 @@ def accumulate(
         synchronize_gradients(model, number == len(parts))
         with autocast:
             loss = next_token_loss(model, part, reset_after) / max(1.0, targets)
-        # The mean over the processes is what they make of their gradients; the sum is due.
+        # Processes average their gradients; what is needed is the sum.
         (loss * processes.world_size).backward()
         losses.append(loss.detach())
-    # Not in the loop: a GPU would have to finish each part before the next one is sent.
+    # Not in the loop: each item() waits for the GPU.
     return sum(loss.item() for loss in losses)
 
 
-def clip_gradient(parameters: Iterable[nn.Parameter], largest_norm: float) -> float:
-    """Scale the gradient of all parameters down to a norm of `largest_norm`; returns the norm that it had.
+def clip_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradient of all parameters down to a norm of `max_norm`; returns the norm before.
 
-    One whose norm is not finite is left as it is, so that it can be looked at.
+    A gradient whose norm is not finite is left unchanged, for `first_bad_tensor`.
     """
     parameters = list(parameters)
     total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     total = total.full_tensor() if isinstance(total, DTensor) else total
     norm = float(total)
     if math.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, total)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return norm

@@ -1,4 +1,4 @@
-"""What a run starts from: random weights, or those of another model (`TrainConfig.initial`)."""
+"""The initial weights of a run: random, or those of another model (`TrainConfig.initial`)."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +13,10 @@ from goldfinch.training.config import TrainConfig
 
 
 def check_initial(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Look at `config.initial` before anything is made; `tokenizer` is that of the data.
+    """Check `config.initial` before the model is built; `tokenizer` is that of the data.
 
     Raises:
-        UserError: the folder is missing or broken, holds a model that differs from `config.model` in more than its
+        UserError: the folder is missing or corrupt, holds a model that differs from `config.model` in more than its
             positions, or has another tokenizer than the data.
     """
     if config.initial is not None:
@@ -26,10 +26,10 @@ def check_initial(config: TrainConfig, tokenizer: Tokenizer) -> None:
 
 
 def set_initial_weights(model: Decoder, config: TrainConfig) -> None:
-    """Fill every parameter of a new run's model, in the model's own type whatever the type of stored weights.
+    """Set every parameter of a new run's model, in the model's dtype, whatever the dtype of stored weights.
 
     Raises:
-        UserError: weights in the folder of `config.initial` are missing, broken or of another model.
+        UserError: the weights in the folder of `config.initial` are missing, corrupt or of another model.
     """
     if config.initial is None:
         initialize(model, config.seed)
@@ -43,7 +43,7 @@ def _check_model(folder: Path, stored: ModelConfig, wanted: ModelConfig) -> None
         theirs, ours = getattr(stored, field.name), getattr(wanted, field.name)
         if field.name != "rope" and theirs != ours:
             raise UserError(
-                f"the model in {folder} has model.{field.name} {theirs}, not {ours}: leave that setting out, "
+                f"the model in {folder} has model.{field.name} {theirs}, not {ours}: leave that setting out; "
                 "only model.rope may be changed"
             )
 

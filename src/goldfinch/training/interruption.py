@@ -1,4 +1,4 @@
-"""Ending a run between two steps when the user asks for it."""
+"""Stopping a run between two steps when the user asks for it."""
 
 import contextlib
 import signal
@@ -9,16 +9,16 @@ from goldfinch.errors import UserError
 
 
 class Interrupted(UserError):
-    """The user stopped the run (Ctrl-C, SIGTERM); its state is saved."""
+    """The user stopped the run (Ctrl-C or SIGTERM); its state is saved."""
 
     exit_code = 130
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, instead of breaking off in the middle of a step.
+    """Yield an event that Ctrl-C and SIGTERM set, instead of interrupting a step.
 
-    A second Ctrl-C breaks off at once. Outside the main thread, where signals cannot be caught, it is never set.
+    A second Ctrl-C interrupts immediately. Outside the main thread, where signals cannot be caught, it is never set.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""How much memory one pass through a model needs: measured on tensors without content, whatever the model's size."""
+"""Measuring how much memory a pass through a model needs, on fake tensors, whatever the model's size."""
 
 import dataclasses
 import itertools
@@ -21,10 +21,10 @@ from goldfinch.training.parallel.parallelize import apply_block_plan
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that come into being while it is on, by storage, until they are gone.
+    """Counts the bytes of all storages that are created while it is active, until they are freed.
 
     Args:
-        before: tensors that are there already; views of them take nothing.
+        before: tensors that exist already; views of them are not counted.
     """
 
     def __init__(self, before: Iterable[Tensor]) -> None:
@@ -32,7 +32,7 @@ class LiveMemory(TorchDispatchMode):
         self.now = 0
         """Bytes."""
         self.peak = 0
-        """The most that `now` has been."""
+        """The maximum of `now`."""
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,12 +58,12 @@ class LiveMemory(TorchDispatchMode):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activations:
-    """What a pass of one micro-batch needs besides weights, their gradients and the optimizer, in bytes."""
+    """Bytes that one micro-batch needs besides weights, gradients and optimizer state."""
 
     kept: int
-    """For the backward pass, at the end of the forward pass."""
+    """Kept for the backward pass at the end of the forward pass."""
     working: int
-    """On top of that at the worst moment: logits, gradients on their way, a block that is computed again."""
+    """On top of that at the peak: logits, intermediate gradients, a block that is recomputed."""
 
 
 def measure_activations(
@@ -77,18 +77,18 @@ def measure_activations(
     activation_checkpointing: bool = False,
     document_resets: bool = False,
 ) -> Activations:
-    """Run forward and backward pass without computing anything, and watch the memory.
+    """Run forward and backward pass on fake tensors, and measure the memory.
 
-    Where all layers are trained, at most two of a kind in a row are run, and the others counted like the first. All is
-    as on a CPU: kernels of GPUs may keep a little more or less, and there autocast runs norms in fp32.
+    If all layers are trained, at most two of a kind in a row are run, and the others counted like the first. Everything
+    is as on a CPU: GPU kernels may keep a little more or less, and autocast runs norms in fp32 there.
 
     Args:
         config: the model.
         optimizer: says which parameters are frozen.
-        batch_size: sequences at once.
-        sequence_length: tokens in each.
-        autocast: matrix products in bf16; copies of fp32 weights in it are then activations, too.
-        weights: their type; bf16 where they are gathered so from several processes.
+        batch_size: sequences per forward pass.
+        sequence_length: tokens per sequence.
+        autocast: matrix products in bf16; bf16 copies of fp32 weights then count as activations.
+        weights: their dtype; bf16 if they are gathered in bf16 from several processes.
         activation_checkpointing: as in `apply_block_plan`.
         document_resets: documents of a window are kept apart, which takes attention masks.
     """
@@ -111,7 +111,7 @@ def measure_activations(
 
 
 def decoder_without_content(config: ModelConfig, dtype: torch.dtype) -> Decoder:
-    """A model of the current FakeTensorMode, as if on the CPU, made without initialising anything."""
+    """A model on fake CPU tensors of the current FakeTensorMode."""
     model = Decoder.on_meta(config)
     weights = {name: torch.empty(p.shape, dtype=dtype, device="cpu") for name, p in model.named_parameters()}
     model.load_state_dict(weights, assign=True)
@@ -121,10 +121,10 @@ def decoder_without_content(config: ModelConfig, dtype: torch.dtype) -> Decoder:
 def watch_pass(
     model: Decoder, windows: Tensor, autocast: bool, activation_checkpointing: bool, reset_after: int | None = None
 ) -> tuple[int, int, list[int]]:
-    """Bytes that the forward pass keeps, the most there are at once in both passes, and those at each block's start.
+    """Bytes that the forward pass keeps, the peak of both passes, and the bytes at the start of each block.
 
     Args:
-        model: real or without content, on the CPU. Its gradients are dropped as they come: they are no activations.
+        model: real or fake, on the CPU. Its gradients are dropped as they come: they are not activations.
         windows: (B, T + 1).
         autocast: to bf16.
         activation_checkpointing: as in `apply_block_plan`.

@@ -1,4 +1,4 @@
-"""Building the model of a run: its initial weights, how its blocks run, and spreading it over the processes."""
+"""Building the model of a run: initial weights, how its blocks run, and sharding over the processes."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from goldfinch.training.parallel.processes import Processes
 def build_model(
     config: TrainConfig, processes: Processes, device: torch.device, dtype: torch.dtype, initialized: bool
 ) -> Decoder:
-    """The model of a run, with its plan applied and spread over the processes.
+    """The model of a run, with its block plan applied, sharded over the processes.
 
     Args:
         config: the settings.
         processes: all of them build it together.
         device: of this process.
         dtype: of matrix products.
-        initialized: with the weights that a new run starts from; otherwise with any, for a checkpoint to replace.
+        initialized: whether to set the initial weights of a new run; otherwise a checkpoint sets them.
     """
     model = _empty_model(config)
     apply_block_plan(model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile)

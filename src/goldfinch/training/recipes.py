@@ -1,8 +1,8 @@
-"""Whole training runs by name, as plain data: what `TrainConfig.from_dict` takes, but for the data and the output.
+"""Complete training settings by name, as plain data for `TrainConfig.from_dict`, without data and output.
 
 `paper/SIZE-KIND`: every row of the paper's tables, both sizes, trained as it trained them (SPEC 8).
 `compare/L6-D256-KIND`: the same architectures with 5.0 million parameters outside embedding and head, small enough for
-two CPU cores: docs/results.md compares them.
+two CPU cores; docs/results.md compares them.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from goldfinch.presets import KINDS, WORLD_VOCABULARY, model_config
 from goldfinch.settings import did_you_mean
 
 MINIPILE_TOKENS = 1_498_226_207
-"""What the paper trained on, once; in tokens of RWKV World."""
+"""Size of minipile in RWKV World tokens: the paper trained on it for one epoch."""
 
 # The tables of SPEC 8, with what each row changes.
 KIND_SUMMARIES = {
@@ -63,10 +63,10 @@ def recipe(name: str, vocab_size: int | None = None) -> dict[str, Any]:
 
     Args:
         name: one of `recipe_names()`.
-        vocab_size: of the data, which compare/ recipes take over; the paper's keep theirs, 65536.
+        vocab_size: of the data, for compare/ recipes; the paper's have 65536.
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: an unknown recipe.
     """
     family, size, kind = _split(name)
     if family == "paper":
@@ -76,13 +76,13 @@ def recipe(name: str, vocab_size: int | None = None) -> dict[str, Any]:
 
 
 def settings_for(model: ModelConfig) -> dict[str, Any]:
-    """What a model without a recipe is trained with: the paper's settings from D = 768 on, smaller steps at a higher
-    rate below; plain data, as of `recipe`."""
+    """Default settings for a model without a recipe: the paper's from D = 768 on, smaller batches at a higher learning
+    rate below; plain data, as from `recipe`."""
     if model.width >= 768:
         settings = _paper("L24-D2048" if model.width >= 2048 else "L12-D768")
         return {name: settings[name] for name in ("sequence_length", "batch_size", "optimizer")}
-    rates = {"learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup_steps": 50}
-    return {"sequence_length": 256, "batch_size": 8, "optimizer": rates}
+    optimizer = {"learning_rate": 3e-3, "final_learning_rate": 3e-4, "warmup_steps": 50}
+    return {"sequence_length": 256, "batch_size": 8, "optimizer": optimizer}
 
 
 def _paper(size: str) -> dict[str, Any]:

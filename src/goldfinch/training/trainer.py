@@ -19,7 +19,7 @@ from goldfinch.training.expected_warnings import ignore_expected_warnings
 from goldfinch.training.gradient import accumulate, clip_gradient
 from goldfinch.training.initial_weights import check_initial
 from goldfinch.training.interruption import Interrupted, stop_signals
-from goldfinch.training.loss import Validation, together, validate
+from goldfinch.training.loss import Validation, combine_validations, validate
 from goldfinch.training.model import build_model
 from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
 from goldfinch.training.optimizer.schedule import learning_rate
@@ -92,10 +92,10 @@ class Trainer:
                 check_initial(config, self._data.tokenizer)
             if processes.is_main:
                 check_trackers(config)
-        # Before anything large is made: a folder that cannot be used is told at once.
+        # Before anything large is built: report a folder that cannot be used.
         checkpoint = processes.run_on_main(self._find_checkpoint if resume else lambda: check_new(self._run))
         self._model = build_model(config, processes, self._device, self._dtype, initialized=checkpoint is None)
-        # Taken once: while a model is gathered, it shows other parameters than those that the optimizer has.
+        # Kept: while a model is gathered, it shows other parameters than those that the optimizer has.
         self._parameters = dict(self._model.named_parameters())
         with processes.fail_together():
             self._optimizer = build_optimizer(self._model, config.optimizer)
@@ -135,8 +135,8 @@ class Trainer:
             The validation of the final weights, on the whole split.
 
         Raises:
-            Diverged: losses or gradients are not finite, for too many steps in a row; what was good is saved.
-            Interrupted: Ctrl-C or SIGTERM, in any process; all is saved.
+            Diverged: losses or gradients were not finite for too many steps in a row; the last good state is saved.
+            Interrupted: Ctrl-C or SIGTERM in any process; the state is saved.
         """
         if self._processes.is_main:
             self._reporter.start(self._config, self._progress.step, self._data.steps)
@@ -172,21 +172,21 @@ class Trainer:
                 self._checkpoints.wait()
                 raise self._processes.error_on_main(
                     Interrupted(
-                        f"stopped after step {step} of {self._data.steps}, all saved; "
-                        f"go on with: goldfinch train --resume {self._run}"
+                        f"stopped after step {step} of {self._data.steps}, everything saved; "
+                        f"resume with: goldfinch train --resume {self._run}"
                     )
                 )
             if validating or saving or sampling:
                 self._clock = time.monotonic()
 
     def _done(self) -> float:
-        """Part of the run that is done: of its steps, or of its time where that is ahead."""
+        """Fraction of the run that is done: of its steps, or of its time if that is ahead."""
         by_steps = self._progress.step / self._data.steps
         by_clock = self._progress.seconds / (60 * self._config.max_minutes) if self._config.max_minutes else 0.0
         return min(max(by_steps, by_clock), 1.0)
 
     def _step(self, stop: threading.Event) -> bool:
-        """Make one step; whether any process has been asked to stop."""
+        """Make one step; returns whether any process has been asked to stop."""
         config, step = self._config, self._progress.step
         windows = self._data.batches.batch(step).to(self._device)
         rate = learning_rate(step, self._done(), config.optimizer)
@@ -195,7 +195,7 @@ class Trainer:
             self._model, windows, config.micro_batch_size, self._processes, self._autocast(), self._data.reset_after
         )
         norm = clip_gradient(self._parameters.values(), config.optimizer.max_gradient_norm)
-        # All that processes must agree on in a step, told at once; the time is the main one's.
+        # All that processes must agree on in a step, in one all-reduce; the time is the main one's.
         now = time.monotonic()
         loss, stops, seconds = self._processes.all_reduce_sum(
             loss, stop.is_set(), (now - self._clock) * self._processes.is_main
@@ -225,7 +225,7 @@ class Trainer:
         return stops > 0
 
     def _update_weights(self) -> dict[str, float]:
-        """Let the optimizer step; now and then, tell how far (`UpdateSizes`)."""
+        """Make an optimizer step; returns the relative update sizes in steps that measure them."""
         every = self._config.update_sizes_every
         measured = every > 0 and (self._progress.step + 1) % every == 0
         sizes = UpdateSizes(self._optimizer) if measured else None
@@ -246,25 +246,25 @@ class Trainer:
             self._metrics.add(**record)
 
     def _check_weights(self) -> None:
-        """Raise Diverged where the last step has broken the weights: they must not be saved."""
+        """Raise Diverged if the weights are not finite: they must not be saved."""
         if not all_finite(self._parameters.values(), self._processes):
             self._check_skip(self._data.batches.batch(self._progress.step).to(self._device), math.nan, math.nan)
 
     def _check_skip(self, windows: Tensor, loss: float, norm: float) -> None:
-        """Raise Diverged where a step that is not finite is one too many, or the weights are not finite either."""
-        sound = all_finite(self._parameters.values(), self._processes)
-        if sound and self._progress.skipped_in_a_row < self._config.max_skipped_steps:
+        """Raise Diverged if too many steps in a row were not finite, or the weights are not finite either."""
+        weights_finite = all_finite(self._parameters.values(), self._processes)
+        if weights_finite and self._progress.skipped_in_a_row < self._config.max_skipped_steps:
             return
         step = self._progress.step
         with self._autocast():
             culprit = first_bad_tensor(self._model, self._parameters, windows, self._processes, self._data.reset_after)
         reshard(self._model)
         self._optimizer.zero_grad()
-        if sound:
+        if weights_finite:
             self._save()
         self._checkpoints.wait()
         last = next(iter(list_checkpoints(self._run)[::-1]), "no checkpoint yet")
-        kept = f"the {'weights before this step' if sound else 'last good weights'} are in {last}"
+        kept = f"the {'weights before this step' if weights_finite else 'last good weights'} are in {last}"
         places = "; ".join(self._data.batches.places(step)[:4])
         skipped = self._progress.skipped_in_a_row
         raise self._processes.error_on_main(
@@ -276,10 +276,10 @@ class Trainer:
             )
         )
 
-    def _validate(self, most_tokens: int) -> Validation:
+    def _validate(self, max_tokens: int) -> Validation:
         config, step = self._config, self._progress.step
         results = {}
-        for name, windows in self._data.validation_windows(most_tokens).items():
+        for name, windows in self._data.validation_windows(max_tokens).items():
             with self._autocast():
                 results[name] = validate(
                     self._model,
@@ -289,7 +289,7 @@ class Trainer:
                     end_of_text=self._data.tokenizer.end_of_text,
                     document_resets=config.document_resets,
                 )
-        result = together(results)
+        result = combine_validations(results)
         reshard(self._model)
         self._record(
             step=step,
@@ -306,7 +306,7 @@ class Trainer:
         return result
 
     def _sample(self) -> None:
-        """The main process writes, with the whole model; the others wait for it at the next step."""
+        """Generate a sample in the main process, with the unsharded model; the others wait for it at the next step."""
         config, step = self._config, self._progress.step
         model = gather_model(self._model, self._device)
         if model is None:
@@ -314,13 +314,13 @@ class Trainer:
         lm = LanguageModel(model, self._data.tokenizer)
         prompt = config.sample_prompt or self._data.first_words()
         with self._autocast():
-            written = lm.generate(prompt, max_tokens=config.sample_max_tokens, temperature=0.8, top_p=0.9, seed=step)
-            text = prompt + written.text
+            generation = lm.generate(prompt, max_tokens=config.sample_max_tokens, temperature=0.8, top_p=0.9, seed=step)
+            text = prompt + generation.text
         append_sample(self._run, step, text)
         self._reporter.sample(step, text)
 
     def _save(self) -> None:
-        """A checkpoint to resume from, and the weights as `goldfinch.load` reads them."""
+        """Save a checkpoint to resume from, and the weights for `goldfinch.load`."""
         weights = full_weights(self._model)
         data = self._data.batches.state(self._progress.step)
         self._checkpoints.save(self._parameters, self._optimizer, self._progress, data, weights)
@@ -330,7 +330,7 @@ class Trainer:
 
 
 def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The type of matrix products: float32, or bfloat16 under autocast."""
+    """The dtype of matrix products: float32, or bfloat16 under autocast."""
     bf16_is_native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and bf16_is_native)
     return torch.bfloat16 if bf16 else torch.float32

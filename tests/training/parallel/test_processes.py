@@ -132,13 +132,13 @@ def test_two_processes_in_bf16_come_near_to_one(train, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_a_run_that_one_of_two_processes_was_told_to_stop_goes_on_with_any_number(
+def test_a_run_that_one_of_two_processes_was_asked_to_stop_resumes_with_any_number(
     count, train, command, whole_run, tmp_path
 ):
     run = tmp_path / "run"
     ended = train(2, run, several.AtStep(3, 1, several.terminate))
     assert ended.exit_codes == [130, 130], ended.printed
-    assert_said_once(ended, "go on with: goldfinch train --resume")
+    assert_said_once(ended, "resume with: goldfinch train --resume")
     assert_ended_well(command(count, "train", "--resume", run))
     assert_same_run(run, whole_run(2), **EXACT if count == 2 else TIGHT)
 
@@ -255,6 +255,6 @@ def test_torchrun_starts_a_run_and_its_end_is_saved(run_settings, tmp_path):
             break
     printed.append(process.communicate(timeout=several.TIME_LIMIT)[0])
     text = "".join(printed)
-    assert text.count("all saved; go on with: goldfinch train --resume") == 1, text
+    assert text.count("everything saved; resume with: goldfinch train --resume") == 1, text
     (checkpoint,) = list_checkpoints(output)
     assert json.loads((checkpoint / "progress.json").read_text())["step"] == len(losses(output))

@@ -11,7 +11,7 @@ from goldfinch.errors import UserError
 from goldfinch.model.accounting import account
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.optimizer.groups import build_optimizer, set_learning_rate
-from goldfinch.training.optimizer.update_sizes import MOST_NUMBERS, UpdateSizes
+from goldfinch.training.optimizer.update_sizes import MAX_SAMPLE, UpdateSizes
 from goldfinch.training.run.metrics import LossCurve, Metrics, read_metrics
 from goldfinch.training.run.throughput import Throughput, known_peak_flops, peak_flops
 from goldfinch.training.run.trackers import open_trackers
@@ -51,7 +51,7 @@ def test_update_sizes_are_the_changes_rms_over_the_weights(small_config, small_m
 
 
 def test_update_sizes_of_large_tensors_are_estimated_from_a_sample():
-    weight = torch.nn.Parameter(torch.randn(3, MOST_NUMBERS + 1))
+    weight = torch.nn.Parameter(torch.randn(3, MAX_SAMPLE + 1))
     optimizer = torch.optim.SGD([{"params": [weight], "name": "matrix"}], lr=0.1)
     weight.grad = torch.randn_like(weight)
     sizes = UpdateSizes(optimizer)

@@ -14,7 +14,7 @@ from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.optimizer.muon import Combined, Muon
 
 Group = Literal["matrix", "vector", "decay"]
-# Of PyTorch's own modules; ours say it of themselves (`parameter_roles`).
+# Roles of the parameters of PyTorch's modules; ours declare them (`parameter_roles`).
 _TORCH_ROLES: dict[type[nn.Module], dict[str, Group]] = {
     nn.Linear: {"weight": "matrix"},
     nn.Embedding: {"weight": "matrix"},
@@ -22,7 +22,7 @@ _TORCH_ROLES: dict[type[nn.Module], dict[str, Group]] = {
     nn.GroupNorm: {"weight": "vector", "bias": "vector"},
 }
 
-# What Muon is for: matrices between hidden states. Embedding and head, whose rows are tokens, stay AdamW's.
+# Muon is for matrices between hidden states. Embedding and head, whose rows are tokens, use AdamW.
 _INSIDE = ("blocks.", "token_cat.")
 # Updates as large as AdamW's (arXiv 2502.16982), whatever a matrix's shape.
 _ADJUST = "match_rms_adamw"
@@ -31,11 +31,11 @@ _ADJUST = "match_rms_adamw"
 def parameter_groups(model: nn.Module) -> dict[Group, dict[str, nn.Parameter]]:
     """Every parameter by its full name, in exactly one group.
 
-    "matrix" has weight decay; "decay" (lambda_d) has a learning rate of its own; "vector" is the rest: loras, mixing
-    vectors, norms, the bonus.
+    "matrix" has weight decay; "decay" (lambda_d) has its own learning rate; "vector" is the rest: low-rank parts,
+    mixing vectors, norms, the bonus.
 
     Raises:
-        KeyError: a module does not say what role a parameter has.
+        KeyError: a module does not declare the role of a parameter.
     """
     groups: dict[Group, dict[str, nn.Parameter]] = {"matrix": {}, "vector": {}, "decay": {}}
     for path, module in model.named_modules():
@@ -45,7 +45,7 @@ def parameter_groups(model: nn.Module) -> dict[Group, dict[str, nn.Parameter]]:
 
 
 def _group(module: nn.Module, name: str) -> Group:
-    # A sharded module is of a class of its own, made from the module's.
+    # A sharded module has a class of its own, derived from the module's.
     for cls in type(module).__mro__:
         roles = _TORCH_ROLES.get(cls) or getattr(cls, "parameter_roles", {})
         if name in roles:
@@ -74,9 +74,9 @@ def resolve_multipliers(names: Iterable[str], config: OptimizerConfig) -> dict[s
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimizer that `config.kind` names, over named groups; `set_learning_rate` gives each step its rate.
+    """The optimizer of `config.kind`, with named groups; `set_learning_rate` sets the learning rate of each step.
 
-    Parameters that `config.learning_rate_multipliers` freezes stop requiring gradients and are in no group.
+    Parameters that `config.learning_rate_multipliers` freezes no longer require gradients and are in no group.
 
     Raises:
         UserError: `config.learning_rate_multipliers` match nothing, or freeze everything.
@@ -110,6 +110,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group its rate for the next step."""
+    """Set every group's learning rate for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_multiplier"]

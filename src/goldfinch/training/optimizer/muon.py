@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the blocks, beside AdamW for all else, as one optimizer."""
+"""Muon for the matrices inside the blocks and AdamW for the rest, as one optimizer."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch.optim import Optimizer
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon, for matrices that are sharded over processes, too (DTensor), with the same results to the bit.
+    """torch.optim.Muon that also takes sharded matrices (DTensor), with bit-identical results.
 
-    What it orthogonalises is the whole matrix, so each process gathers gradient and momentum of one matrix after the
-    other, computes the whole update and keeps its share. Products of shards would need less traffic, but their bf16
-    sums would depend on the number of processes.
+    Muon orthogonalises whole matrices, so each process gathers gradient and momentum of one matrix after the other,
+    computes the whole update and keeps its shard. Products of shards would need less traffic, but their bf16 sums would
+    depend on the number of processes.
     """
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
@@ -23,7 +23,7 @@ class Muon(torch.optim.Muon):
         for matrix in sharded:
             matrix.grad = None
         super().step()
-        # One by one: torch.optim.Muon passes over matrices without a gradient, and only one is whole at a time.
+        # One by one: torch.optim.Muon skips matrices without a gradient, so only one is gathered at a time.
         for matrix, gradient in sharded.items():
             matrix.grad = _whole(gradient)
             state = self.state[matrix]
@@ -41,9 +41,9 @@ def _whole(tensor: DTensor) -> DTensor:
 
 
 class Combined(Optimizer):
-    """Several optimizers as one: their groups side by side, one state by parameter, one step.
+    """Several optimizers as one: all their groups, one state per parameter, one step.
 
-    To whoever saves, loads or sets a learning rate it is an optimizer like any other.
+    It can be saved, loaded and given a learning rate like any other optimizer.
 
     Args:
         optimizers: over different parameters.
@@ -55,7 +55,7 @@ class Combined(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Let the parts work on the groups and the state of the whole."""
+        """Let the parts use the groups and the state of the combination."""
         groups = iter(self.param_groups)
         for optimizer in self._optimizers:
             optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
@@ -68,6 +68,6 @@ class Combined(Optimizer):
             optimizer.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimizer's; the parts go on from it, too."""
+        """Load the state of all parts."""
         super().load_state_dict(state_dict)
         self._share()

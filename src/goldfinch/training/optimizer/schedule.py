@@ -6,14 +6,14 @@ from goldfinch.training.config import OptimizerConfig
 
 
 def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
-    """From `learning_rate` to `final_learning_rate` by the schedule's shape, behind a linear warm-up.
+    """The learning rate of a step: linear warm-up, then from `learning_rate` to `final_learning_rate` by the schedule.
 
     The paper's is the quarter cosine (SPEC 8): final + (initial - final) cos(pi/2 progress).
 
     Args:
         step: 0 for the first optimizer step; the warm-up counts in steps.
-        progress: part of the run that is done, from 0 to 1.
-        config: rates, schedule and warm-up.
+        progress: fraction of the run that is done, 0 to 1.
+        config: learning rates, schedule and warm-up.
     """
     initial, final = config.learning_rate, config.final_learning_rate
     rate = final + (initial - final) * _height(progress, config)

@@ -1,16 +1,16 @@
-"""How far a step moves the weights: the size of the update over that of the weights, per group of parameters."""
+"""Relative size of a step's update: rms of the change over rms of the weights, per parameter group."""
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-MOST_NUMBERS = 1 << 16
-"""Of one tensor; larger ones are sampled evenly."""
+MAX_SAMPLE = 1 << 16
+"""Numbers of one tensor; larger tensors are sampled evenly."""
 
 
 class UpdateSizes:
-    """Takes a sample of the weights when it is made, before the step, and compares it with them after the step.
+    """Samples the weights when it is created, before the step, and compares them after the step.
 
     Args:
         optimizer: with named groups (`build_optimizer`).
@@ -21,8 +21,10 @@ class UpdateSizes:
         self._before = [[_sample(weight).clone() for weight in group["params"]] for group in optimizer.param_groups]
 
     def squares(self) -> list[float]:
-        """Sum of the squared changes and of the squared weights of each group, one after the other, estimated from the
-        sample; with several processes, of this one's part: they can be added up."""
+        """Sum of squared changes and sum of squared weights of each group, alternating, estimated from the sample.
+
+        With several processes these are of this one's part, to be added up.
+        """
         sums = []
         for group, before in zip(self._optimizer.param_groups, self._before, strict=True):
             changes, sizes = [], []
@@ -35,16 +37,16 @@ class UpdateSizes:
         return sums
 
     def relative(self, squares: list[float]) -> dict[str, float]:
-        """rms of the change / rms of the weights by the group's name, from `squares`, added up over all processes."""
+        """Group name -> rms of the change / rms of the weights, from `squares` summed over all processes."""
         pairs = zip(self._optimizer.param_groups, squares[::2], squares[1::2], strict=True)
         return {group["name"]: float(f"{(change / (size or 1.0)) ** 0.5:.4g}") for group, change, size in pairs}
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """At most `MOST_NUMBERS` of it, (n,)."""
+    """At most `MAX_SAMPLE` numbers of it, (n,)."""
     flat = _local(weight).detach().flatten()
-    # An odd distance: no column is left out for ever.
-    return flat[:: -(-len(flat) // MOST_NUMBERS) | 1]
+    # An odd stride, so that no column is always left out.
+    return flat[:: -(-len(flat) // MAX_SAMPLE) | 1]
 
 
 def _local(weight: Tensor) -> Tensor:

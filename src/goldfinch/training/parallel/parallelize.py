@@ -1,7 +1,7 @@
-"""How a run computes: blocks that recompute their activations, compiled blocks, weights spread over processes.
+"""How a run computes: activation checkpointing, compiled blocks, weights sharded over processes.
 
-The model knows nothing of training. What a run does to it is applied here, from outside; modules and parameters keep
-their names, so weights and checkpoints fit either way.
+The model knows nothing of training; this is applied from outside. Modules and parameters keep their names, so weights
+and checkpoints are the same either way.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,25 +22,24 @@ from goldfinch.ops.wkv6 import cpu
 from goldfinch.state import BlockState
 
 BACKEND = "inductor"
-"""Of torch.compile."""
+"""Backend of torch.compile."""
 
 Forward = Callable[..., tuple[Tensor, BlockState]]
 
 
 def apply_block_plan(model: Decoder, *, activation_checkpointing: bool = False, compiled: bool = False) -> None:
-    """Change how `model`'s blocks run while gradients are recorded; validation and samples run as before.
+    """Change how `model`'s blocks run while gradients are recorded; validation and samples are unaffected.
 
-    Blocks that are frozen, with all below them, record nothing, whatever the plan.
+    Blocks that are frozen together with everything below them record nothing, whatever the plan.
 
     Args:
         model: its blocks are changed in place; a second call replaces the first one's plan.
-        activation_checkpointing: keep each block's inputs only, and run it again when its gradients are due. Losses
-            and gradients stay the same to the bit.
-        compiled: run blocks through torch.compile, each kind compiled once for all its layers, for one shape of
-            input. Compiled in an earlier plan is forgotten, by all models of the process.
+        activation_checkpointing: keep only each block's inputs, and run it again for its gradients. Losses and
+            gradients are bit-identical.
+        compiled: run blocks through torch.compile; each kind is compiled once for all its layers and one input shape.
 
     Raises:
-        UserError: from the first forward pass, where torch.compile's backend does not work here.
+        UserError: in the first forward pass, if torch.compile does not work here.
     """
     forward = _compile(Block.forward) if compiled else Block.forward
     for block in model.blocks:
@@ -55,11 +54,11 @@ def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> 
         cache: KeyValueSource | Sequence[KeyValueSource] | None = None,
         document_starts: Tensor | None = None,
     ) -> tuple[Tensor, BlockState]:
-        # Without gradients there is nothing to save; and texts of any length would each be compiled.
+        # Without gradients there is nothing to save, and every length of text would be compiled.
         if not torch.is_grad_enabled():
             return Block.forward(block, x, state, cache, document_starts)
         if cache is None and not x.requires_grad and not any(weight.requires_grad for weight in block.parameters()):
-            # Frozen, and nothing below is trained: gradients end above it.
+            # Frozen, and nothing below is trained: back-propagation ends above it.
             with torch.no_grad():
                 return forward(block, x, state, cache, document_starts)
         if activation_checkpointing:
@@ -73,11 +72,11 @@ def _planned(block: Block, forward: Forward, activation_checkpointing: bool) -> 
 
 
 def _compile(forward: Forward) -> Forward:
-    """The function rather than each module: torch.compile then reuses its code for every block of the same kind."""
-    # Late: it takes two seconds.
+    """Compile the function rather than each module: blocks of the same kind then share the code."""
+    # Imported here because it takes two seconds.
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
-    # What it does, looking for a compiler and building, cannot be traced.
+    # Looking for a compiler and building cannot be traced.
     torch.compiler.assume_constant_result(cpu.available)
     compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
 
@@ -97,42 +96,41 @@ def _compile(forward: Forward) -> Forward:
 
 
 def shard(model: Decoder, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Spread the parameters over the processes of `mesh` (FSDP2): each keeps its rows, and gathers a block at a time.
+    """Shard the parameters over the processes of `mesh` (FSDP2): each keeps its rows, and gathers one block at a time.
 
     Args:
-        model: on the meta device, or with weights, each process the same; then `apply_block_plan` is done already.
+        model: on the meta device, or with the same weights in each process, after `apply_block_plan`.
         mesh: from `Processes.mesh`; with a dimension "replicate" (HSDP), each of its groups holds the whole model.
-        dtype: of matrix products. Weights are gathered in it; the parts that are kept, and gradients on their way, are
-            fp32.
+        dtype: of matrix products. Weights are gathered in it; stored shards and reduced gradients are fp32.
     """
     gathered = None if dtype == torch.float32 else dtype
-    # Activations stay as autocast makes them, as in a run of one process: the residual stream in fp32.
+    # Activations keep the dtypes of autocast, as in a run of one process: the residual stream is fp32.
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    # What the loss calls; `head`, which it uses without, is then gathered too.
+    # The loss calls this; `head`, whose weight the loss uses directly, is then gathered too.
     register_fsdp_forward_method(model, "hidden")
 
 
-def synchronize_gradients(model: nn.Module, due: bool) -> None:
-    """Whether the next backward pass ends with the processes' gradients averaged, and weights spread again.
+def synchronize_gradients(model: nn.Module, enabled: bool) -> None:
+    """Set whether the next backward pass averages gradients over the processes and reshards the weights.
 
-    In all but the last of a step's passes there is no need: gradients add up where they are.
+    Only the last backward pass of a step needs it: before, gradients accumulate where they are.
     """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(due)
-        model.set_reshard_after_backward(due)
+        model.set_requires_gradient_sync(enabled)
+        model.set_reshard_after_backward(enabled)
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of the gathered weights that a forward pass without a backward pass leaves behind."""
+    """Free the gathered weights that a forward pass without a backward pass leaves behind."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the whole model's weights, gathered on the CPU of process 0; an empty dict elsewhere."""
+    """Copies of all weights on the CPU of process 0; an empty dict in the other processes."""
     if not isinstance(model, FSDPModule):
         return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -140,7 +138,7 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gather_model(model: Decoder, device: torch.device) -> Decoder | None:
-    """A model to write with, on `device`, in process 0; None in the others. In a run of one process it is `model`."""
+    """The unsharded model on `device` in process 0, None in the others; `model` itself if it is not sharded."""
     if not isinstance(model, FSDPModule):
         return model
     weights = full_weights(model)
@@ -152,6 +150,6 @@ def gather_model(model: Decoder, device: torch.device) -> Decoder | None:
 
 
 def distribute_weights(model: Decoder, weights: dict[str, Any]) -> None:
-    """The inverse of `full_weights`: process 0 gives the whole model's weights, others an empty dict."""
+    """The inverse of `full_weights`: process 0 gives all weights, the others an empty dict."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, weights, options=options)

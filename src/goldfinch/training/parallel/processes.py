@@ -1,7 +1,7 @@
-"""The processes of a run: which one this is, and the little that they tell each other.
+"""The processes of a run: ranks, and the little that they communicate.
 
-`torchrun` starts them and says through the environment who is who. A run of one process has no process group, and all
-of this costs it nothing.
+`torchrun` starts them and sets their ranks in the environment. A run of one process has no process group, and nothing
+here costs it anything.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from goldfinch.devices import resolve_device
 from goldfinch.errors import UserError
 
 T = TypeVar("T")
@@ -24,43 +25,38 @@ _LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those of the run. Every method but `device` must be called by all of them."""
+    """This process among those of the run. Every method except `device` must be called by all of them."""
 
     rank: int = 0
-    """This one, counted over all machines."""
+    """Rank of this process, over all machines."""
     world_size: int = 1
-    """All of them."""
+    """Number of processes."""
     local_rank: int = 0
-    """This one, counted on its machine: which GPU it uses."""
+    """Rank on this machine: which GPU it uses."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints and writes what is written once."""
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The device of `TrainConfig.device`: of several GPUs, this process's own.
+        """The device that `TrainConfig.device` names; with several GPUs, this process's own.
 
         Raises:
             UserError: no such device, or more processes than GPUs.
         """
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise UserError(f"unknown --device {name}: cpu, cuda, or cuda:1 for the second GPU") from error
+        device = resolve_device(name)
         if device.type != "cuda" or self.world_size == 1:
             return device
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"process {self.local_rank + 1} of this machine has no GPU of its own, there are "
-                f"{torch.cuda.device_count()}: lower --nproc-per-node, or train with --device cpu"
+                f"process {self.local_rank + 1} on this machine has no GPU: there are {torch.cuda.device_count()}; "
+                "lower --nproc-per-node, or train with --device cpu"
             )
         return torch.device("cuda", self.local_rank)
 
     def mesh(self, device: torch.device, num_replicas: int) -> DeviceMesh | None:
-        """How the model is spread: over all processes, or over each of `num_replicas` equal groups of them (HSDP).
+        """How the model is sharded: over all processes, or over each of `num_replicas` equal groups of them (HSDP).
 
         Returns:
             The mesh ("replicate", "shard"), or ("shard",) for one replica; None in a run of one process.
@@ -73,42 +69,42 @@ class Processes:
         return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Each value added up over the processes, in one all-reduce; the same numbers everywhere."""
+        """Sum each value over the processes, in one all-reduce."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def all_reduce_min(self, value: float) -> float:
-        """The lowest value of any process."""
+        """The minimum of a value over the processes."""
         return self._reduced((value,), dist.ReduceOp.MIN)[0]
 
     def _reduced(self, values: tuple[float, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world_size == 1:
             return list(values)
-        # On the CPU, through gloo: a GPU need not be waited for.
+        # On the CPU, through gloo, without waiting for the GPU.
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, operation)
         return tensor.tolist()
 
     @contextlib.contextmanager
     def fail_together(self) -> Iterator[None]:
-        """A block that fails everywhere if it fails anywhere, told by one process. It must not communicate itself.
+        """A block that fails in all processes if it fails in one, which reports it. It must not communicate itself.
 
         Raises:
-            UserError: what the block raises, here or elsewhere; likewise OSError.
+            UserError: the block raised it, here or in another process; likewise OSError.
         """
         failure: UserError | OSError | None = None
         try:
             yield
         except (UserError, OSError) as error:
             failure = error
-        teller = self.all_reduce_min(self.rank if failure else self.world_size)
-        if failure is None and teller == self.world_size:
+        reporter = self.all_reduce_min(self.rank if failure else self.world_size)
+        if failure is None and reporter == self.world_size:
             return
-        if failure is None or teller < self.rank:
+        if failure is None or reporter < self.rank:
             failure = UserError.reported_elsewhere()
         raise failure
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the main process, which alone runs it; a failure there is one everywhere."""
+        """Run `work` in the main process only; its result is returned, and its failure raised, in all processes."""
         results: list[T | None] = [None]
         with self.fail_together():
             if self.is_main:
@@ -118,7 +114,7 @@ class Processes:
         return cast(T, results[0])
 
     def error_on_main(self, error: UserError) -> UserError:
-        """For an error that all processes raise together: the main one tells it."""
+        """An error that all processes raise together, to be reported by the main one."""
         return error if self.is_main else UserError.reported_elsewhere(error.exit_code)
 
 
@@ -128,10 +124,10 @@ SINGLE_PROCESS = Processes()
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` has started; without it, be the only one.
+    """Join the processes that `torchrun` has started; without torchrun there is only this one.
 
     Raises:
-        UserError: when another process of the run is lost.
+        UserError: another process of the run was lost.
     """
     environment = os.environ
     processes = Processes(
@@ -142,7 +138,7 @@ def join_processes() -> Iterator[Processes]:
     if processes.world_size == 1:
         yield processes
         return
-    # gloo beside NCCL: numbers of the host, and checkpoints while a GPU goes on.
+    # gloo besides NCCL: for numbers on the host, and for checkpoints while the GPU continues.
     gpus = torch.cuda.device_count()
     own_gpu = int(environment.get("LOCAL_WORLD_SIZE", 1)) <= gpus
     device = torch.device("cuda", processes.local_rank) if own_gpu else None
@@ -155,7 +151,7 @@ def join_processes() -> Iterator[Processes]:
         if not _LOST.search(str(error)):
             raise
         raise UserError(
-            f"process {processes.rank} stops because another one of the run has ended: look at what that one says"
+            f"process {processes.rank} stops because another process of the run has ended: see its error"
         ) from error
-    # After an error it is left alone: the others may be gone, and taking leave would wait for them.
+    # Not after an error: the others may be gone, and this would wait for them.
     dist.destroy_process_group()

@@ -1,1 +1,1 @@
-"""What a run reads and writes: its folder, data, checkpoints, metrics."""
+"""The files of a run: its folder, data, checkpoints, metrics."""

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on exactly as if it had never stopped, on any number of processes."""
+"""Checkpoints: everything that a run needs to resume as if it had never stopped, on any number of processes."""
 
 import dataclasses
 import re
@@ -35,7 +35,7 @@ _MODEL, _OPTIMIZER, _DATA = "model/", "optimizer/", "data/"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. The order of stored data is a function of seed and step; streams have a state beside it."""
+    """How far a run has come. The order of stored data is a function of seed and step; streams also have a state."""
 
     step: int = 0
     """Steps done, skipped ones included."""
@@ -62,7 +62,7 @@ class Checkpoints:
     Args:
         run: folder of the run.
         keep: how many of the newest stay.
-        keep_every: those whose step is a multiple of it stay for ever; 0 for none.
+        keep_every: checkpoints whose step is a multiple of it are never removed; 0 for none.
         processes: all of them take part in each call.
     """
 
@@ -83,17 +83,17 @@ class Checkpoints:
         data: Mapping[str, Tensor],
         weights: dict[str, Tensor],
     ) -> None:
-        """Copy everything, and go on while it is written to `checkpoints/step-N/`, and then to `model.safetensors`.
+        """Copy everything, then return while it is written to `checkpoints/step-N/`, and then to `model.safetensors`.
 
         Args:
             parameters: by name; each process's part.
             optimizer: of those that are trained.
-            progress: where the run stands.
+            progress: how far the run has come.
             data: the state of the data, `Batches.state`; the same in all processes.
-            weights: the whole model, which process 0 writes for `goldfinch.load`.
+            weights: of the whole model, which process 0 writes for `goldfinch.load`.
 
         Raises:
-            UserError: the checkpoint before could not be written.
+            UserError: the previous checkpoint could not be written.
         """
         self.wait()
         path = self._run / FOLDER / f"step-{progress.step:08d}"
@@ -109,10 +109,10 @@ class Checkpoints:
         self._saving = path, future
 
     def wait(self) -> None:
-        """Return when the last checkpoint is whole.
+        """Wait until the last checkpoint is complete.
 
         Raises:
-            UserError: it could not be written; the ones before it are untouched.
+            UserError: it could not be written; the previous ones are unchanged.
         """
         if self._saving is None:
             return
@@ -125,16 +125,16 @@ class Checkpoints:
                 shutil.rmtree(temporary_folder(path), ignore_errors=True)
             rank, (reason, _) = min(error.failures.items(), key=lambda failure: failure[0])
             where = f"process {rank}: " if self._processes.world_size > 1 else ""
-            failure = UserError(f"{where}{reason}; the checkpoints before it are whole")
+            failure = UserError(f"{where}{reason}; the checkpoints before it are complete")
             raise self._processes.error_on_main(failure) from error
 
     def load(
         self, path: Path, parameters: Mapping[str, nn.Parameter], model: Decoder, optimizer: torch.optim.Optimizer
     ) -> tuple[Progress, dict[str, Tensor]]:
-        """Put a checkpoint's weights and optimizer state in place, each process its part.
+        """Load a checkpoint's weights and optimizer state, each process its part.
 
         Returns:
-            Where the run stands, and the state of the data.
+            How far the run has come, and the state of the data.
 
         Raises:
             UserError: the checkpoint is damaged, or of another model.
@@ -171,14 +171,14 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path, notice: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; None for a run that has none yet.
+    """The newest complete checkpoint; None for a run that has none yet.
 
     Args:
         run: its folder.
-        notice: told of damaged ones that are passed over.
+        notice: called with a message about each corrupt one that is skipped.
 
     Raises:
-        UserError: there are some, and none is whole or of this version.
+        UserError: there are some, but none is complete and of this version.
     """
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
@@ -186,16 +186,16 @@ def newest_checkpoint(run: Path, notice: Callable[[str], None]) -> Path | None:
             read_index(path)
             return path
         except Damaged as error:
-            notice(f"{path} is no whole checkpoint ({error}): going back to the one before")
+            notice(f"{path} is not a complete checkpoint ({error}): using the one before")
     if checkpoints:
-        raise UserError(f"no checkpoint in {run / FOLDER} is whole: remove that folder to start from the first step")
+        raise UserError(f"no checkpoint in {run / FOLDER} is complete: remove that folder to start from the first step")
     for old in sorted((run / FOLDER).glob("step-*.safetensors")):
         raise UserError(f"{old} is of an earlier version, which alone can resume it: train into a new output folder")
     return None
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove what a save that was broken off has left behind."""
+    """Remove what an interrupted save has left behind."""
     for path in (run / FOLDER).glob(".step-*.tmp"):
         shutil.rmtree(path)
 
@@ -205,7 +205,7 @@ def _read_whole(path: Path) -> Index:
         return read_index(path)
     except Damaged as error:
         raise UserError(
-            f"{path} is no whole checkpoint ({error}); remove it to resume from the one before; "
+            f"{path} is not a complete checkpoint ({error}); remove it to resume from the one before; "
             "with several machines, it must be in a folder that they share"
         ) from error
 
@@ -233,7 +233,7 @@ def _trained(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Opti
 
 
 def _like(stored: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Room for a stored optimizer state, spread like its parameter; counters are whole everywhere."""
+    """An empty tensor for a stored optimizer state, sharded like its parameter; counters are not sharded."""
     if stored.shape == parameter.shape:
         return torch.zeros_like(parameter.detach(), dtype=stored.dtype)
     return torch.zeros(stored.shape, dtype=stored.dtype, device=parameter.device)

@@ -3,8 +3,8 @@
 A checkpoint is a folder,
 
     index.json              every tensor: dtype, shape, which part of it is in which file; sizes of the files
-    progress.json           where the run stands
-    shard-00000.safetensors what process 0 has written, each tensor or its part under the tensor's name
+    progress.json           how far the run has come
+    shard-00000.safetensors tensors of process 0, or its parts of them, under the tensor's name
     shard-00001.safetensors ...
 
 written as `.NAME.tmp` and renamed when each file is on the disk. PyTorch's own writer pickles its index.
@@ -63,7 +63,7 @@ class CheckpointWriter(StorageWriter):
         folder: the checkpoint; replaced if it is there already.
         rank: this process's; names its file.
         progress: content of `progress.json`.
-        committed: called once the checkpoint is whole, in process 0.
+        committed: called in process 0 once the checkpoint is complete.
     """
 
     def __init__(self, folder: Path, rank: int, progress: dict[str, Any], committed: Callable[[], None]) -> None:
@@ -77,21 +77,21 @@ class CheckpointWriter(StorageWriter):
         """Nothing is left from an earlier checkpoint."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Make the temporary folder, in process 0, before any other one is told to write."""
+        """Create the temporary folder, in process 0, before any process writes."""
         if is_coordinator:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir(parents=True)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Every process writes what it holds."""
+        """Plan: every process writes what it holds."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """What several processes hold, the planner has given to one of them."""
+        """The planner has assigned what several processes hold to one of them."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this process's file, down to the disk."""
+        """Write and sync this process's file."""
         tensors, results = {}, []
         for item in plan.items:
             if item.tensor_data is None:
@@ -114,7 +114,7 @@ class CheckpointWriter(StorageWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Index what all processes have written, and give the whole its name: called in process 0, at the end."""
+        """Write the index of all files and rename the folder: called in process 0, at the end."""
         tensors: dict[str, dict[str, Any]] = {}
         for result in (result for process in results for result in process):
             name = result.index.fqn
@@ -138,12 +138,12 @@ class CheckpointWriter(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Never chosen by itself."""
+        """Never selected automatically."""
         return False
 
 
 class CheckpointReader(StorageReader):
-    """Reads the parts that this process needs, whoever wrote them.
+    """Reads the parts that this process needs, whichever process wrote them.
 
     Args:
         folder: the checkpoint.
@@ -179,7 +179,7 @@ class CheckpointReader(StorageReader):
         }
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Every process reads what it needs."""
+        """Plan: every process reads what it needs."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
@@ -204,7 +204,7 @@ class CheckpointReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Never chosen by itself."""
+        """Never selected automatically."""
         return False
 
 
@@ -235,26 +235,26 @@ class Index:
 
 
 class Damaged(Exception):
-    """A checkpoint is not whole; the message is the reason."""
+    """A checkpoint is incomplete or corrupt; the message is the reason."""
 
 
 def temporary_folder(folder: Path) -> Path:
-    """Where `folder` is written before it is whole."""
+    """Where `folder` is written before it is complete."""
     return folder.with_name(f".{folder.name}.tmp")
 
 
 def read_index(folder: Path) -> Index:
-    """Read and check the index of a checkpoint: that every file is there, in full, and holds what it should.
+    """Read and check the index of a checkpoint: every file must be there, complete, and hold what it should.
 
     Raises:
-        Damaged: it is not whole.
+        Damaged: it is incomplete or corrupt.
         UserError: a newer version wrote it.
     """
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         if content["format"] != FORMAT or not isinstance(progress, dict):
-            raise Damaged(f"{INDEX} or {PROGRESS} is something else")
+            raise Damaged(f"{INDEX} or {PROGRESS} has another format")
         if content["version"] > VERSION:
             raise UserError(
                 f"{folder} has version {content['version']}, this program reads {VERSION}: update goldfinch"
@@ -268,7 +268,7 @@ def read_index(folder: Path) -> Index:
             if headers.get(part.file, {}).get(name) != (tensor.dtype, part.shape):
                 raise Damaged(f"{part.file} does not hold {name} as {INDEX} describes it")
         if not _complete(tensor):
-            raise Damaged(f"{name} is not there in full")
+            raise Damaged(f"{name} is incomplete")
     return Index(tensors=tensors, progress=progress)
 
 
@@ -278,7 +278,7 @@ def _stored_tensor(dtype: str, shape: list[int], parts: list[dict[str, Any]]) ->
 
 
 def _complete(tensor: StoredTensor) -> bool:
-    """Whether the parts are ranges of whole rows that follow each other from the first row to the last."""
+    """Whether the parts are consecutive ranges of rows, from the first row to the last."""
     if not tensor.shape:
         return [part.offset for part in tensor.parts] == [()]
     rows = 0
@@ -292,7 +292,7 @@ def _complete(tensor: StoredTensor) -> bool:
 def _read_header(folder: Path, file: str, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtype and shape of each tensor in a file of `size` bytes."""
     if Path(file).name != file or (folder / file).stat().st_size != size:
-        raise ValueError(f"{file} has not the {size:,} bytes that were written")
+        raise ValueError(f"{file} does not have the {size:,} bytes that were written")
     with safe_open(folder / file, "pt") as content:
         return {
             name: (_DTYPES[content.get_slice(name).get_dtype()], tuple(content.get_slice(name).get_shape()))

@@ -36,7 +36,7 @@ class RunData:
         """Of all the text."""
         _check_vocabulary(config, self.tokenizer)
         self.token_bytes = torch.tensor([len(self.tokenizer.token_bytes(i)) for i in range(self.tokenizer.vocab_size)])
-        """(V,) int64: bytes of text that each id stands for."""
+        """(V,) int64: bytes of text per token id."""
         self.reset_after = self.tokenizer.end_of_text if config.document_resets else None
         """The id that ends documents, where they are kept apart."""
         self.batches = data.batches(
@@ -49,19 +49,19 @@ class RunData:
         )
         """This process's part of every training batch."""
         self.steps = config.steps or _steps_of_epochs(config, self.batches.windows)
-        """Steps of the whole run."""
+        """Total number of steps."""
         self._validation = data.validation
         self._at_once = config.micro_batch_size or config.batch_size // processes.world_size
 
-    def validation_windows(self, most_tokens: int) -> dict[str, Iterator[Tensor]]:
+    def validation_windows(self, max_tokens: int) -> dict[str, Iterator[Tensor]]:
         """The validation split of each source by name, as `sequential_windows` gives it.
 
-        With `most_tokens`, about so many targets of all of them: the start of each, of all the same part.
+        With `max_tokens`, about that many targets in total: the same fraction of each, from its start.
         """
         total = sum(map(len, self._validation.values()))
         return {
             name: sequential_windows(
-                dataset, self._sequence_length, self._at_once, -(-most_tokens * len(dataset) // total) or None
+                dataset, self._sequence_length, self._at_once, -(-max_tokens * len(dataset) // total) or None
             )
             for name, dataset in self._validation.items()
         }

@@ -1,4 +1,4 @@
-"""How fast a run is, beside what its devices could do: tokens per second and MFU."""
+"""Throughput of a run: tokens per second, and MFU, the fraction of the devices' peak."""
 
 import re
 import time
@@ -34,13 +34,13 @@ class Throughput:
 
         FLOPs per token * tokens / (seconds * devices * peak FLOPs per second of a device)
 
-    with the FLOPs of `Accounting.training_flops_per_token`: what the model needs, forward and backward, not what is
-    computed again by activation checkpointing. The peak is `TrainConfig.peak_tflops`, or known for the GPU, or what a
-    short product of large matrices reaches on this device at the start of the run. On a machine that others use, too,
-    that is a low peak: MFU may then be above 1.
+    with the FLOPs of `Accounting.training_flops_per_token`: what the model needs, forward and backward, without
+    the recomputation of activation checkpointing. The peak is `TrainConfig.peak_tflops`, or known for the GPU, or what
+    a short product of large matrices reaches on this device at the start of the run. On a busy machine that estimate is
+    low, and MFU may exceed 1.
 
     Args:
-        config: of the run. Where its rates freeze parameters there is no MFU: part of those FLOPs is saved.
+        config: of the run. If it freezes parameters there is no MFU, since part of those FLOPs is saved.
         device: each process's.
         dtype: of the matrix products.
         devices: how many there are in the run.
@@ -54,7 +54,7 @@ class Throughput:
             self._peak = devices * (1e12 * config.peak_tflops or peak_flops(device, dtype))
 
     def of_step(self, seconds: float) -> dict[str, float]:
-        """What a step that took so long adds to its record."""
+        """The fields that a step of this duration adds to its record."""
         record = {"tokens_per_second": round(self._tokens / seconds, 1)}
         if self._peak:
             record["mfu"] = round(self._step_flops / (seconds * self._peak), 4)
@@ -62,7 +62,7 @@ class Throughput:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of matrix products on one device at most: of the data sheet, or measured."""
+    """Peak FLOPs per second of matrix products on one device: from the data sheet, or measured."""
     if device.type == "cuda":
         known = known_peak_flops(torch.cuda.get_device_name(device), dtype)
         if known is not None:
@@ -71,7 +71,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def known_peak_flops(name: str, dtype: torch.dtype) -> float | None:
-    """By the data sheet of the device of this name; None for one that is not in the table."""
+    """From the data sheet of the device with this name; None for a device that is not in the table."""
     if " MIG " in name:  # a part of that GPU
         return None
     for known, (bf16, fp32) in _PEAKS.items():
@@ -81,7 +81,7 @@ def known_peak_flops(name: str, dtype: torch.dtype) -> float | None:
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of a few products of matrices large enough to take a while."""
+    """The best of a few products of matrices large enough to time."""
     size, best = 128, 0.0
     seconds = 0.0
     while seconds < SECONDS_TO_MEASURE and size < 2**14:

@@ -1,4 +1,4 @@
-"""The records of `metrics.jsonl` for those who watch runs elsewhere: TensorBoard, Weights & Biases."""
+"""Sending the records of `metrics.jsonl` to TensorBoard and Weights & Biases."""
 
 import secrets
 from collections.abc import Iterator, Mapping
@@ -17,17 +17,17 @@ TENSORBOARD, WANDB_ID = "tensorboard", "wandb-id"
 
 
 class Tracker(Protocol):
-    """Gets every record of a run, in order, each once: those of earlier starts come again when a run is resumed."""
+    """Gets every record of a run in order; when a run is resumed, the earlier records come again."""
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take one record, with its step."""
+        """Add one record, which has its step."""
 
     def close(self) -> None:
-        """No more records will come."""
+        """Finish: no more records will come."""
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raise a UserError where one that the settings ask for is not installed."""
+    """Raise a UserError if a tracker that the settings ask for is not installed."""
     if config.tensorboard:
         _summary_writer()
     if config.wandb:
@@ -35,7 +35,7 @@ def check_trackers(config: TrainConfig) -> None:
 
 
 def open_trackers(config: TrainConfig) -> list[Tracker]:
-    """Those that the settings ask for.
+    """Open the trackers that the settings ask for.
 
     Raises:
         UserError: one is not installed, or does not start.
@@ -49,7 +49,7 @@ def open_trackers(config: TrainConfig) -> list[Tracker]:
 
 
 class TensorBoard:
-    """Event files, written anew at each start: whatever stopped a run, no step is lost or there twice.
+    """TensorBoard event files, rewritten at each start, so that no step is lost or duplicated, whatever stopped a run.
 
     Args:
         folder: for event files; older ones in it are removed.
@@ -61,20 +61,20 @@ class TensorBoard:
         self._writer = _summary_writer()(str(folder))
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One scalar for each number."""
+        """Add one scalar per number."""
         for name, value in _numbers(record):
             self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is pending."""
         self._writer.close()
 
 
 class WeightsAndBiases:
     """A run at Weights & Biases, or in a local folder where WANDB_MODE=offline asks for that.
 
-    A resumed run goes on there: it has the same id, and steps that are there are not sent again. Offline, where nobody
-    knows what is there, each start writes a folder with the whole run: `wandb sync` the newest.
+    A resumed run continues there under the same id, and steps that are there are not sent again. Offline, where that is
+    unknown, each start writes a folder with the whole run: `wandb sync` the newest.
 
     Args:
         config: names the project, the run's folder and its settings.
@@ -104,12 +104,12 @@ class WeightsAndBiases:
         self._first_step = self._run.step
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """All numbers of one record."""
+        """Log all numbers of one record."""
         if record["step"] >= self._first_step:
             self._run.log(dict(_numbers(record)), step=record["step"])
 
     def close(self) -> None:
-        """Send what is not sent yet."""
+        """Send what is pending."""
         self._run.finish()
 
 
@@ -130,7 +130,7 @@ def _wandb() -> ModuleType:
 
 
 def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number but the step, by name; those of a mapping inside as `mapping/name`."""
+    """Every number but the step, by name; numbers in a nested mapping are called `mapping/name`."""
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}/")
