@@ -230,3 +230,25 @@ def test_a_model_is_trained_on_from_its_weights_with_longer_contexts(corpus, tmp
     for words, answer in wrong.items():
         assert answer in fails(capsys, *words, "-o", tmp_path / "none")
         assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", "x"], "'x' is not an integer"),
+        (["--logit-bias", "5=many"], "'many' is not a number"),
+        (["--logit-bias", "five=1"], "'five' is not an integer"),
+        (["--temperature", "-1"], "temperature must be at least 0"),
+    ],
+)
+def test_values_that_cannot_be_read_are_named(flags, message, trained, capsys):
+    assert run(["generate", str(trained), "The whale", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_bias_given_as_a_flag_forces_a_token(trained, capsys):
+    args = ["generate", str(trained), "The whale", "--max-tokens", "3", "--json"]
+    assert run([*args, "--logit-bias", f"{ord('z')}=1000"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "zzz"

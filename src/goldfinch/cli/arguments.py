@@ -3,11 +3,12 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from goldfinch.errors import UserError
 
@@ -24,14 +25,82 @@ def parse(command: type[T], name: str, args: list[str], **options: Any) -> T:
         UserError: an argument is missing, unknown or invalid.
         SystemExit: help was asked for and printed.
     """
+    options.setdefault("registry", plain_metavars())
     with _one_line_errors():
         return tyro.cli(command, prog=f"goldfinch {name}", args=args, **options)
 
 
 def parse_known(command: type[T], name: str, args: list[str]) -> tuple[T, list[str]]:
     """As `parse`, but unknown arguments are returned instead of refused."""
+    registry = plain_metavars()
     with _one_line_errors():
-        return tyro.cli(command, prog=f"goldfinch {name}", args=args, return_unknown_args=True)
+        return tyro.cli(command, prog=f"goldfinch {name}", args=args, return_unknown_args=True, registry=registry)
+
+
+def plain_metavars() -> tyro.constructors.ConstructorRegistry:
+    """How values are given and shown in help: INT for an optional number, STR ... for several, ID=BIAS ... for biases.
+
+    tyro by itself shows {None}|INT, [STR [STR ...]] and [INT FLOAT [INT FLOAT ...]].
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        kind = next((kind for kind in _KINDS if info.type == kind | None), None)
+        if kind is None:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=_KINDS[kind],
+            instance_from_str=lambda words: None if words[0] == "None" else _convert(kind, words[0]),
+            is_instance=lambda value: value is None or isinstance(value, kind),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        kind = next((kind for kind in _KINDS if info.type == tuple[kind, ...]), None)  # type: ignore[valid-type]
+        if info.type == tuple[str | int, ...]:  # stop strings; token ids are for Python
+            kind = str
+        if kind is None or tyro.conf.UseAppendAction in info.markers:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=f"{_KINDS[kind]} ...",
+            instance_from_str=lambda words: tuple(_convert(kind, word) for word in words),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [str(each) for each in value] or ["none"],
+        )
+
+    @registry.primitive_rule
+    def biases(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type != Mapping[int, float]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="ID=BIAS ...",
+            instance_from_str=lambda words: dict(map(_bias, words)),
+            is_instance=lambda value: isinstance(value, Mapping),
+            str_from_instance=lambda value: [f"{token}={bias:g}" for token, bias in value.items()] or ["none"],
+        )
+
+    return registry
+
+
+_KINDS: dict[type, str] = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
+
+
+def _convert(kind: type, word: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        wanted = "an integer" if kind is int else "a number"
+        raise ValueError(f"{word!r} is not {wanted}") from None
+
+
+def _bias(word: str) -> tuple[int, float]:
+    token, _, bias = word.partition("=")
+    return _convert(int, token), _convert(float, bias)
 
 
 @contextlib.contextmanager

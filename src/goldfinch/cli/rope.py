@@ -4,6 +4,7 @@ import dataclasses
 
 import tyro
 
+from goldfinch.cli.arguments import plain_metavars
 from goldfinch.config import RopeConfig
 from goldfinch.settings import from_plain
 
@@ -31,7 +32,7 @@ def _format(rope: RopeConfig | None) -> str:
 
 def rope_on_one_line(own: RopeConfig | None = None, name: str = "rope") -> tyro.constructors.ConstructorRegistry:
     """Lets fields of type `RopeConfig | None` be given as `parse_rope` takes them."""
-    registry = tyro.constructors.ConstructorRegistry()
+    registry = plain_metavars()
 
     @registry.primitive_rule
     def rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
