@@ -368,7 +368,7 @@ def test_a_tokenizer_file_is_taken_along(save_pth, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--config", "a.yaml"], ["--tokenizer", "world"]], ids=" ".join)
 def test_a_folder_needs_neither_config_nor_tokenizer(flags, tmp_path):
-    with pytest.raises(UserError, match="leave out --config and --tokenizer"):
+    with pytest.raises(UserError, match="are for .pth files"):
         parse(tmp_path, *flags, "-o", "x.pth").run()
 
 

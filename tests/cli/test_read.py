@@ -46,7 +46,7 @@ def test_documents_keep_their_names_and_boundaries(read):
 
 
 def test_a_long_document_in_pieces_is_one_document(read, monkeypatch):
-    monkeypatch.setattr(documents_module, "PIECE", 16)
+    monkeypatch.setattr(documents_module, "MAX_PIECE_CHARACTERS", 16)
     text = "".join(f"line {number}\n" for number in range(20))
     Path("long.txt").write_text(text)
     Path("short.txt").write_text("end")
@@ -79,13 +79,13 @@ def test_standard_input_is_a_document(read, monkeypatch):
     ("args", "says"),
     [
         (["missing.txt"], "missing.txt does not exist"),
-        (["*.rst"], r"\*.rst leads to no file"),
-        (["folder"], "folder leads to no file with text, only to 1 of other kinds"),
+        (["*.rst"], r"no text files found in \*.rst"),
+        (["folder"], "no text files found in folder: 1 files are not text"),
         (["text.txt", "binary.dat"], "binary.dat is binary"),
         (["empty.txt"], "empty.txt is empty"),
         (["latin.txt"], "latin.txt is not UTF-8"),
         (["bad.jsonl"], "no documents found in bad.jsonl"),
-        ([], "no files were given"),
+        ([], "no files given"),
         (["text.txt", "--latents", "int3"], "int8"),
         (["text.txt", "--append"], "book.gfc does not exist"),
     ],

@@ -35,7 +35,7 @@ def targets(batches: Batches, steps: range) -> Counter[int]:
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 25])
 def test_every_token_is_a_target_once_per_epoch(dataset: TokenDataset, batch_size: int) -> None:
     batches = shuffled(dataset, 10, batch_size, seed=1)
-    assert batches.windows == 10
+    assert batches.num_windows == 10
     # After `batch_size` epochs of ten windows, ten batches of any size end where an epoch ends.
     assert targets(batches, range(10)) == dict.fromkeys(range(2, 102), batch_size)
     if batch_size < 10:

@@ -104,10 +104,10 @@ def test_bad_rows_of_parquet_are_reported(tmp_path: Path) -> None:
         ("a.txt", b"PK\0\1", "binary"),
         ("a.txt", "café".encode("latin-1"), "not UTF-8; convert"),
         ("a.txt", b"ends in half a character \xe2\x82", "not UTF-8; convert"),
-        ("a.jsonl.gz", b"not gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50, mtime=0)[:-12], "cannot be read"),
-        ("a.parquet", b"not parquet", "cannot be read as parquet"),
-        ("a.pdf", b"text", "accepted are .txt, .md, .jsonl, .jsonl.gz, .parquet"),
+        ("a.jsonl.gz", b"not gzip", "cannot read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50, mtime=0)[:-12], "cannot read"),
+        ("a.parquet", b"not parquet", "not a readable parquet file"),
+        ("a.pdf", b"text", "supported: .txt, .md, .jsonl, .jsonl.gz, .parquet"),
     ],
     ids=["empty", "empty-bom", "binary", "latin-1", "cut-text", "not-gzip", "cut-gzip", "not-parquet", "unknown"],
 )
@@ -135,7 +135,7 @@ def test_long_documents_come_in_pieces_that_join_to_the_whole(
     (folder / "a.txt").write_bytes(text.encode())
     lines = json_lines(folder / "b.jsonl", [text])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents_module, "PIECE", 8)
+        patch.setattr(documents_module, "MAX_PIECE_CHARACTERS", 8)
         documents = list(read_documents([folder / "a.txt", lines]))
     half = len(documents) // 2
     for pieces in (documents[:half], documents[half:]):

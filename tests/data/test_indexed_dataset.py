@@ -1,4 +1,4 @@
-"""Token pairs: what is written is read again to the bit, and lies about lengths are found before they cost memory."""
+"""Indexed datasets: what is written is read back exactly, and false lengths are found before they cost memory."""
 
 import struct
 import tracemalloc
@@ -113,23 +113,23 @@ HEADER = b"MMIDIDX\0\0"
 @pytest.mark.parametrize(
     ("index", "ids", "says"),
     [
-        (b"MMIDIDX", IDS, "does not begin"),
-        (b"TNTIDX\0\0\0" + INDEX[9:], IDS, "does not begin"),
+        (b"MMIDIDX", IDS, "not an index file"),
+        (b"TNTIDX\0\0\0" + INDEX[9:], IDS, "not an index file"),
         (HEADER + struct.pack("<Q", 2) + INDEX[17:], IDS, "version 2"),
-        (INDEX[:17] + b"\x06" + INDEX[18:], IDS, "type 6 is not one of whole numbers"),
+        (INDEX[:17] + b"\x06" + INDEX[18:], IDS, "type 6 is not an integer type"),
         (INDEX[:-1], IDS, "take 82 bytes, it has 81"),
         (INDEX + b"\0", IDS, "take 82 bytes, it has 83"),
         (HEADER + struct.pack("<QBQQ", 1, 8, 1 << 62, 3) + INDEX[34:], IDS, "4,611,686,018,427,387,904 sequences"),
-        (HEADER + struct.pack("<QBQQ", 1, 8, 0, 6) + INDEX[34:], IDS, "holds no document"),
-        (INDEX, IDS[:-1], "take 10 bytes or more, p.bin has 9"),
-        (INDEX, IDS + b"\0\0", "take 10 bytes or more, p.bin has 12"),
+        (HEADER + struct.pack("<QBQQ", 1, 8, 0, 6) + INDEX[34:], IDS, "has no documents"),
+        (INDEX, IDS[:-1], "take at least 10 bytes, p.bin has 9"),
+        (INDEX, IDS + b"\0\0", "take at least 10 bytes, p.bin has 12"),
         (INDEX[:34] + struct.pack("<2i", 3, 1 << 30) + INDEX[42:], IDS, "p.bin has 10"),
         (INDEX[:34] + struct.pack("<2i", 3, -2) + INDEX[42:], IDS, "negative size"),
-        (INDEX[:42] + struct.pack("<2q", 0, 4) + INDEX[58:], IDS, "one after the other"),
-        (INDEX[:42] + struct.pack("<2q", 0, -6) + INDEX[58:], IDS, "one after the other"),
-        (INDEX[:58] + struct.pack("<3q", 0, 1, 3), IDS, "do not reach"),
-        (INDEX[:58] + struct.pack("<3q", 1, 1, 2), IDS, "do not reach"),
-        (HEADER + struct.pack("<QBQQ", 1, 8, 2, 4) + INDEX[34:58] + struct.pack("<4q", 0, 2, 1, 2), IDS, "do not rise"),
+        (INDEX[:42] + struct.pack("<2q", 0, 4) + INDEX[58:], IDS, "not contiguous"),
+        (INDEX[:42] + struct.pack("<2q", 0, -6) + INDEX[58:], IDS, "not contiguous"),
+        (INDEX[:58] + struct.pack("<3q", 0, 1, 3), IDS, "do not span"),
+        (INDEX[:58] + struct.pack("<3q", 1, 1, 2), IDS, "do not span"),
+        (HEADER + struct.pack("<QBQQ", 1, 8, 2, 4) + INDEX[34:58] + struct.pack("<4q", 0, 2, 1, 2), IDS, "not increasing"),
     ],
 )
 def test_damage_is_one_line_and_costs_no_memory(tmp_path: Path, index: bytes, ids: bytes, says: str) -> None:
@@ -153,7 +153,7 @@ def test_tokens_of_another_vocabulary_and_missing_files_are_refused_and_nothing_
     with pytest.raises(UserError, match="has the token -1"):
         prepare([tmp_path / "n.idx"], tmp_path / "d", ByteTokenizer())
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match=r"a\.txt is no \.idx file"):
+    with pytest.raises(UserError, match=r"a\.txt is text and others are \.idx files"):
         prepare([path, tmp_path / "a.txt"], tmp_path / "d", WorldTokenizer())
     path.with_suffix(".bin").unlink()
     with pytest.raises(UserError, match=r"p\.bin: No such file"):
@@ -164,7 +164,7 @@ def test_tokens_of_another_vocabulary_and_missing_files_are_refused_and_nothing_
 def test_memory_does_not_grow_with_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_indexed(tmp_path / "a.idx", ([np.full(1000, 7), np.array([256])] for _ in range(4000)), 257)
     monkeypatch.setattr(indexed_dataset, "BLOCK", 1 << 12)
-    monkeypatch.setattr("goldfinch.data.prepare.BATCH", 1 << 15)
+    monkeypatch.setattr("goldfinch.data.prepare.BATCH_LENGTH", 1 << 15)
     tracemalloc.start()
     try:
         report = prepare([tmp_path / "a.idx"], tmp_path / "d", ByteTokenizer())

@@ -28,7 +28,7 @@ def test_sources_are_read_as_they_are_written() -> None:
     [
         (["a=0"], "weight of a must be above 0, not 0"),
         (["a=1", "b=-2"], "weight of b must be above 0, not -2"),
-        (["a=1", "b"], "b has no weight, others have"),
+        (["a=1", "b"], "b has no weight, but others do"),
         (["a=1", "a=2"], "names a twice"),
         ([], "at least one folder"),
     ],
@@ -44,7 +44,7 @@ def test_shares_are_exact_everywhere_and_known_without_counting(weights: list[in
     mixture, total = Mixture(weights), sum(weights)
     seen = mixture.counts(start)
     for place in range(start, start + 40):
-        source, window = mixture.turn(place)
+        source, window = mixture.window_ref(place)
         assert window == seen[source]
         seen[source] += 1
         assert seen == mixture.counts(place + 1)
@@ -54,7 +54,7 @@ def test_shares_are_exact_everywhere_and_known_without_counting(weights: list[in
 
 
 def test_weights_of_seven_to_three_fill_every_ten_places_so() -> None:
-    turns = [Mixture([Fraction("0.7"), Fraction("0.3")]).turn(place).source for place in range(1000)]
+    turns = [Mixture([Fraction("0.7"), Fraction("0.3")]).window_ref(place).source for place in range(1000)]
     assert all(Counter(turns[i : i + 10]) == {0: 7, 1: 3} for i in range(0, 1000, 10))
 
 
@@ -74,7 +74,7 @@ def starts(data: TrainingData, steps: range, batch_size: int = 5, **share: int) 
 
 def test_without_weights_every_window_of_every_source_comes_once_an_epoch(tmp_path: Path) -> None:
     data = TrainingData.open([write(tmp_path / "a", 0, 62), write(tmp_path / "b", 100, 43)])
-    assert data.batches(10, 5, 3).windows == 10
+    assert data.batches(10, 5, 3).num_windows == 10
     for epoch in range(3):
         seen = starts(data, range(2 * epoch, 2 * epoch + 2)).flatten()
         assert sorted(seen.tolist()) == [0, 10, 20, 30, 40, 50, 100, 110, 120, 130]

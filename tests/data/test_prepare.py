@@ -56,7 +56,7 @@ def test_split_depends_on_seed_and_place_alone(tmp_path: Path, monkeypatch: pyte
     one = json_lines(tmp_path / "a.jsonl", texts)
     for i, name in enumerate(("x", "y", "z")):
         prepare([one], tmp_path / name, ByteTokenizer(), validation_fraction=0.05, seed=i // 2)
-        monkeypatch.setattr(module, "BATCH", 10)
+        monkeypatch.setattr(module, "BATCH_LENGTH", 10)
     x, y, z = (documents_of(tmp_path / name, "validation") for name in ("x", "y", "z"))
     assert x == y != z
     # What is added at the end does not move what was there.
@@ -89,7 +89,7 @@ def prepare_one(path: Path, text: str, fraction: float) -> tuple[PrepareReport, 
 
 @pytest.mark.parametrize("piece", [1 << 22, 10_000])
 def test_single_document_is_cut_at_a_paragraph(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_module, "PIECE", piece)
+    monkeypatch.setattr(documents_module, "MAX_PIECE_CHARACTERS", piece)
     text = moby_dick()[:300_000]
     report, train, validation = prepare_one(tmp_path, text, 0.05)
     assert report.cut
@@ -102,7 +102,7 @@ def test_single_document_without_paragraphs_is_cut_all_the_same(tmp_path: Path, 
     for text in ("ab", "title\n\n" + "x" * 1000, "word " * 200, "line\n" * 200, "\n\n\n\n", "é" * 99):
         prepare_one(tmp_path, text, fraction)
     (tmp_path / "book.txt").write_text("a")
-    with pytest.raises(UserError, match="one character"):
+    with pytest.raises(UserError, match="a single character"):
         prepare([tmp_path / "book.txt"], tmp_path / "e", ByteTokenizer())
 
 
@@ -118,10 +118,10 @@ def test_bad_lines_are_told_once_counted_and_left_out(tmp_path: Path) -> None:
 def test_nothing_to_prepare_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "one"}\n{}\n')
-    with pytest.raises(UserError, match=r"all 2 are bad, the first is .*a\.jsonl:1: no field 'text'"):
+    with pytest.raises(UserError, match=r"all 2 are bad, the first one: .*a\.jsonl:1: no field 'text'"):
         prepare([path], tmp_path / "d", ByteTokenizer(), on_error=lambda _: None)
     path.write_text("\n")
-    with pytest.raises(UserError, match=r"there is no document in .*a\.jsonl"):
+    with pytest.raises(UserError, match=r"no documents found in .*a\.jsonl"):
         prepare([path], tmp_path / "d", ByteTokenizer())
     path.write_text('{"text": "one"}\n')
     with pytest.raises(UserError, match=r"validation fraction of 0\.0"):
@@ -140,8 +140,8 @@ def test_trained_tokenizer_sees_a_share_of_each_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
 def test_memory_does_not_grow_with_the_input(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_module, "PIECE", 1 << 15)
-    monkeypatch.setattr(module, "BATCH", 1 << 15)
+    monkeypatch.setattr(documents_module, "MAX_PIECE_CHARACTERS", 1 << 15)
+    monkeypatch.setattr(module, "BATCH_LENGTH", 1 << 15)
     path = tmp_path / f"big{suffix}"
     line = "All work and no play makes Jack a dull boy.\n" * 200
     with path.open("w") as file:

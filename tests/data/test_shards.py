@@ -98,7 +98,7 @@ def test_missing_truncated_and_grown_files_are_refused_at_once(tmp_path: Path, n
     content = path.read_bytes()
     for damaged in (content[:-1], content + b"\0"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"{name} has {len(damaged)} bytes where {len(content)} were written"):
+        with pytest.raises(UserError, match=rf"{name} has {len(damaged)} bytes instead of {len(content)}"):
             TokenDataset.open(tmp_path / "d", "train")
     path.unlink()
     with pytest.raises(UserError, match=rf"{name}: No such file"):
@@ -111,7 +111,7 @@ def test_verify_finds_one_changed_bit(tmp_path: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is damaged"):
+    with pytest.raises(UserError, match=rf"{name} is corrupt"):
         list(verify(tmp_path / "d"))
 
 
@@ -125,12 +125,12 @@ def test_verify_finds_another_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 99}, "upgrade goldfinch"),
-        ({"format": "other"}, "damaged"),
-        ({"dtype": "float32"}, "damaged"),
-        ({"splits": {"train": []}}, "damaged"),
+        ({"version": 99}, "this program reads 2"),
+        ({"format": "other"}, "corrupt"),
+        ({"dtype": "float32"}, "corrupt"),
+        ({"splits": {"train": []}}, "corrupt"),
         ({"splits": {"train": [], "validation": []}}, "has no train tokens"),
-        (None, "damaged"),
+        (None, "corrupt"),
     ],
 )
 def test_index_that_cannot_be_used_is_refused(change: dict | None, says: str, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_failed_writing_leaves_nothing_and_failed_overwriting_leaves_the_old(tmp
 
 def test_overwriting_replaces_all_and_only_data_directories(tmp_path: Path) -> None:
     write(tmp_path / "d", shard_tokens=1)
-    with pytest.raises(UserError, match="exists; choose another directory or give --overwrite"):
+    with pytest.raises(UserError, match="exists: choose another directory, or give --overwrite"):
         write(tmp_path / "d")
     write(tmp_path / "d", shard_tokens=100, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "d").glob("*.bin")) == ["train-00000.bin", "validation-00000.bin"]

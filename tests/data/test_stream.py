@@ -35,7 +35,7 @@ WINDOW, BATCH = 16, 6
 def nothing_of_ours_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     # Small chunks, so that a stream of a few documents has many.
-    monkeypatch.setattr(tokenizing, "CHUNK", 40)
+    monkeypatch.setattr(tokenizing, "CHUNK_CHARACTERS", 40)
 
 
 @pytest.fixture(params=["json", "parquet", "arrow"])
@@ -74,9 +74,9 @@ def stream(folder: Path | str, output: Path, *args: object) -> Path:
     return output
 
 
-def batches(directory: Path, workers: int = 0, batch_size: int = BATCH, **share: int) -> Batches:
+def batches(directory: Path, num_workers: int = 0, batch_size: int = BATCH, **share: int) -> Batches:
     data = TrainingData.open([str(directory)])
-    return data.batches(WINDOW, batch_size, seed=5, workers=workers, **share)
+    return data.batches(WINDOW, batch_size, seed=5, num_workers=num_workers, **share)
 
 
 def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
@@ -122,10 +122,10 @@ def test_every_token_comes_once_an_epoch_in_windows_that_share_one(rows_in_json:
     assert len(waiting) == 7
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_order_does_not_depend_on_workers(folder: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_order_does_not_depend_on_workers(folder: Path, tmp_path: Path, num_workers: int) -> None:
     directory = stream(folder, tmp_path / "d")
-    assert torch.equal(steps(batches(directory, workers), range(25)), steps(batches(directory), range(25)))
+    assert torch.equal(steps(batches(directory, num_workers), range(25)), steps(batches(directory), range(25)))
     assert workers_of() == []
 
 
@@ -180,7 +180,7 @@ def test_a_state_of_other_settings_is_refused(rows_in_json: Path, tmp_path: Path
     state = source.state(1)
     data = TrainingData.open([str(directory)])
     for other in (data.batches(WINDOW + 1, BATCH, 5), data.batches(WINDOW, BATCH + 1, 5)):
-        with pytest.raises(UserError, match="only with the settings it began with"):
+        with pytest.raises(UserError, match="can only be resumed with the same settings"):
             other.load_state(1, state)
     with pytest.raises(UserError, match="does not say where the stream"):
         source.load_state(1, {})
@@ -195,7 +195,7 @@ def test_streams_mix_with_folders_by_weight_and_resume(rows_in_json: Path, tmp_p
     data = TrainingData.open(sources)
     assert list(data.validation) == ["s", "d"]
     whole = data.batches(WINDOW, BATCH, seed=5)
-    assert whole.windows is None
+    assert whole.num_windows is None
     drawn = [whole.batch(step) for step in range(8)]
     assert all((batch[:, 0] == 0).sum() == 2 for batch in drawn)
     resumed = TrainingData.open(sources).batches(WINDOW, BATCH, seed=5)
@@ -211,8 +211,8 @@ def test_streams_mix_with_folders_by_weight_and_resume(rows_in_json: Path, tmp_p
         (["--text-field", "body"], r"has no column 'body' but text; give --text-field"),
         (["--split", "nope"], "cannot be read: Bad split: nope"),
         (["--config", "nope"], "cannot be read: BuilderConfig 'nope' not found"),
-        (["--validation-documents", 60], "no more than 60 documents, all for validation"),
-        (["--validation-documents", 0], "at least one document"),
+        (["--validation-documents", 60], "only 60 documents or fewer, all for validation"),
+        (["--validation-documents", 0], "must be at least 1"),
         (["--shuffle-windows", 0], "shuffle_windows must be above 0"),
     ],
 )
@@ -238,13 +238,13 @@ def test_formats_that_run_code_or_hold_no_text_are_refused(tmp_path: Path) -> No
         stream(tmp_path / "images", tmp_path / "d")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_that_breaks_off_is_named_and_nothing_hangs(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_dataset_that_breaks_off_is_named_and_nothing_hangs(tmp_path: Path, num_workers: int) -> None:
     path = tmp_path / "rows"
     path.mkdir()
     for i in range(3):
         (path / f"{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[20 * i :][:20]))
-    source = batches(stream(path, tmp_path / "d"), workers)
+    source = batches(stream(path, tmp_path / "d"), num_workers)
     (path / "2.jsonl").write_text("{broken")
     with pytest.raises(UserError, match=r"the dataset .*rows cannot be read: "):
         steps(source, range(100))
@@ -252,11 +252,11 @@ def test_a_dataset_that_breaks_off_is_named_and_nothing_hangs(tmp_path: Path, wo
 
 
 def test_a_dead_worker_is_told(rows_in_json: Path, tmp_path: Path) -> None:
-    source = batches(stream(rows_in_json, tmp_path / "d"), workers=1)
+    source = batches(stream(rows_in_json, tmp_path / "d"), num_workers=1)
     source.batch(0)
     (child,) = workers_of()
     child.kill()
-    with pytest.raises(UserError, match=r"process that tokenises has ended \(exit code -9\); go on with --resume"):
+    with pytest.raises(UserError, match=r"tokenizer process has died \(exit code -9\); continue with --resume"):
         steps(source, range(1, 1000))
 
 
@@ -266,8 +266,8 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 from goldfinch.data import tokenizing
 from goldfinch.data.training_data import TrainingData
-tokenizing.CHUNK = 40
-batches = TrainingData.open([sys.argv[1]]).batches(16, 6, 5, workers=2)
+tokenizing.CHUNK_CHARACTERS = 40
+batches = TrainingData.open([sys.argv[1]]).batches(16, 6, 5, num_workers=2)
 batches.batch(0)
 print("ready", flush=True)
 sys.stdin.read()
@@ -276,7 +276,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def training(rows_in_json: Path, tmp_path: Path) -> Iterator[subprocess.Popen]:
-    """A program without an `if __name__ == "__main__"` that has read a batch with two workers, and waits."""
+    """A program without an `if __name__ == "__main__"` that has read a batch with two num_workers, and waits."""
     directory = stream(rows_in_json, tmp_path / "d")
     command = [sys.executable, "-c", PROGRAM, str(directory)]
     env = {**os.environ, "HF_HOME": str(tmp_path / "home")}

@@ -166,7 +166,7 @@ def test_bpe_ids_are_the_librarys_also_on_long_texts(bpe: BpeTokenizer, tmp_path
 
 def test_bpe_vocabulary_must_hold_the_bytes() -> None:
     assert BpeTokenizer.train([], 257).decode(BpeTokenizer.train([], 257).encode(MULTILINGUAL)) == MULTILINGUAL
-    with pytest.raises(UserError, match="--vocab-size 256"):
+    with pytest.raises(UserError, match="must be at least 257"):
         BpeTokenizer.train(["text"], 256)
 
 

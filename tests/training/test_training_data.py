@@ -48,9 +48,9 @@ def test_settings_of_one_folder_as_text_are_still_read(settings, silent):
     assert read_settings(config.output) == config
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_on_a_stream_and_a_folder_resumes_to_the_last_bit(settings, silent, stream, data, tmp_path, workers):
-    fields = {"data": (f"{stream}=2", f"{data}=1"), "num_workers": workers, "save_every": 100}
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_on_a_stream_and_a_folder_resumes_to_the_last_bit(settings, silent, stream, data, tmp_path, num_workers):
+    fields = {"data": (f"{stream}=2", f"{data}=1"), "num_workers": num_workers, "save_every": 100}
     whole, parts = silent(), silent()
     Trainer(settings(output=tmp_path / "whole", **fields), whole).train()
     config = settings(output=tmp_path / "parts", **fields)

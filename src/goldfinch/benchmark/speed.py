@@ -76,15 +76,15 @@ def weight_bytes(model: nn.Module, embedding: nn.Module) -> int:
     return sum(weight.nbytes for weight in model.parameters()) - sum(weight.nbytes for weight in embedding.parameters())
 
 
-def training_product_flops(config: ModelConfig, context_length: int) -> int:
+def training_product_flops(config: ModelConfig, sequence_length: int) -> int:
     """FLOPs a token of the products, head and attention included, of forward and backward: three forwards."""
-    costs = account(config, context_length)
+    costs = account(config, sequence_length)
     return costs.training_flops_per_token - TRAINING_PASSES * costs.recurrence_flops_per_token
 
 
 def prefill_product_flops(config: ModelConfig) -> int:
     """FLOPs of the matrix products that every token of a prompt goes through: of the layers below GOLD, and W_KD."""
-    costs = account(config, context_length=1)
+    costs = account(config, sequence_length=1)
     return costs.prefill_flops_per_token - costs.recurrence_flops_per_token
 
 

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Convert a published .pth checkpoint to a folder that goldfinch loads, or such a folder back to a .pth."""
+    """Convert a published RWKV .pth checkpoint to a goldfinch folder, or a folder back to a .pth file."""
 
     source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PTH|FOLDER")]]
-    """A .pth file, which becomes a folder, or a folder, which becomes a .pth file."""
+    """A .pth file, or a model folder."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """What to write: the other one of the two."""
+    """Output folder (from .pth) or .pth file (from folder)."""
     config: Annotated[tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]], tyro.conf.arg(metavar="FILE ...")] = ()
-    """The reference's own yaml or json files that describe the .pth, later ones over earlier ones. A pure Finch
-    (RWKV-6 World) model needs none."""
+    """YAML or JSON config files of the reference implementation that describe the .pth; later ones override earlier
+    ones. A pure Finch (RWKV-6 World) model needs none."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="world|bytes|FILE")] = None
-    """world, bytes or a tokenizer.json, to go with the folder. A vocabulary of 65536 gets world by itself."""
+    """Tokenizer of the folder: world, bytes or a tokenizer.json file. Default for 65,536 ids: world."""
     overwrite: bool = False
-    """Replace the output if it exists."""
+    """Overwrite the output if it exists."""
 
     def run(self) -> None:
-        """Convert, and print what was found and the next command.
+        """Convert, and print a summary and the next command.
 
         Raises:
-            UserError: see `goldfinch.checkpoint.convert`; nothing is written then.
+            UserError: see `goldfinch.checkpoint.convert`; then nothing is written.
         """
         if self.source.is_dir():
             self._export()
@@ -52,9 +52,9 @@ class Convert:
         _print_summary(converted)
         folder = shlex.quote(str(self.output))
         if converted.tokenizer is None:
-            print(f"{self.output} is written, without a tokenizer: put its tokenizer.json there to use it with text")
+            print(f"wrote {self.output} without a tokenizer: add its tokenizer.json to use it with text")
         else:
-            print(f"{self.output} is written, with the {converted.tokenizer} tokenizer")
+            print(f"wrote {self.output} with the {converted.tokenizer} tokenizer")
             print(f'next: goldfinch generate {folder} "Once upon a time"')
 
     def _export(self) -> None:
@@ -62,9 +62,9 @@ class Convert:
         from goldfinch.errors import UserError
 
         if self.config or self.tokenizer is not None:
-            raise UserError(f"{self.source} is a folder, which has its config: leave out --config and --tokenizer")
+            raise UserError(f"--config and --tokenizer are for .pth files: the folder {self.source} has its own")
         _print_summary(export_reference(self.source, self.output, overwrite=self.overwrite))
-        print(f"{self.output} is written")
+        print(f"wrote {self.output}")
 
     def _model_config(self) -> "ModelConfig | None":
         from goldfinch.checkpoint.reference_config import (
@@ -78,21 +78,13 @@ class Convert:
         values = read_reference_config(list(itertools.chain.from_iterable(self.config)))
         ignored = ignored_keys(values)
         if ignored:
-            print(f"config keys that do not shape the model, ignored: {', '.join(ignored)}")
+            print(f"ignored config keys, which do not affect the model: {', '.join(ignored)}")
         return model_config_from_reference(values)
 
     def _tokenizer(self) -> "Tokenizer | None":
-        from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer, load_tokenizer
+        from goldfinch.data.tokenizers import named_tokenizer
 
-        match self.tokenizer:
-            case None:
-                return None
-            case "world":
-                return WorldTokenizer()
-            case "bytes":
-                return ByteTokenizer()
-            case path:
-                return load_tokenizer(Path(path))
+        return None if self.tokenizer is None else named_tokenizer(self.tokenizer)
 
 
 def _print_summary(converted: "Converted") -> None:

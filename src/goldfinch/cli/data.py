@@ -1,4 +1,4 @@
-"""`goldfinch data`: make, check and export what models train on."""
+"""`goldfinch data`: prepare, verify and export training data."""
 
 import shlex
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Turn text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
+    """WindowRef text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
 
     goldfinch data prepare books/*.txt -o data/books
 
@@ -25,26 +25,26 @@ class Prepare:
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """.txt and .md (one document a file), .jsonl, .jsonl.gz and .parquet (one a line or row); or .idx of RWKV or
-    Megatron token pairs, each with its .bin beside it, whose tokens are taken over."""
+    """.txt and .md (one document per file), .jsonl, .jsonl.gz and .parquet (one per line or row); or the .idx files of
+    indexed datasets of RWKV or Megatron, each with its .bin next to it, whose tokens are copied."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Directory to write."""
+    """Output directory."""
     tokenizer: str = "bpe"
     """bytes, world (RWKV World, 65,536 ids), bpe (trained on these files), or a byte-level tokenizer.json file.
-    For token pairs, the one that made them."""
+    For indexed datasets, the one that they were made with."""
     vocab_size: int = 4096
-    """Ids of the tokenizer that is trained (bpe)."""
+    """Vocabulary size of a trained tokenizer (bpe)."""
     validation_fraction: float = 0.01
-    """Part of the documents that is kept for validation; of a single document, its end."""
+    """Fraction of the documents for validation; of a single document, its end."""
     text_field: str = "text"
-    """Field (.jsonl) or column (.parquet) that holds the text."""
+    """Field (.jsonl) or column (.parquet) with the text."""
     seed: int = 0
-    """Another seed chooses other documents for validation."""
+    """Random seed for the choice of validation documents."""
     overwrite: bool = False
-    """Replace the data directory if it exists."""
+    """Overwrite the data directory if it exists."""
 
     def run(self) -> None:
-        """Prepare, with a progress bar; bad documents on stderr; a summary on stdout."""
+        """Prepare with a progress bar, report bad documents on stderr, and print a summary."""
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Bar
 
@@ -89,12 +89,15 @@ class Prepare:
     def _tokenizer(self) -> "Tokenizer":
         from goldfinch.data.indexed_dataset import is_index_file
         from goldfinch.data.prepare import train_tokenizer
+        from goldfinch.data.tokenizers import named_tokenizer
 
         if self.tokenizer != "bpe":
-            return _named_tokenizer(self.tokenizer)
-        pair = next(filter(is_index_file, self.files), None)
-        if pair:
-            raise UserError(f"name the tokenizer that made {pair}: --tokenizer world, or a tokenizer.json file")
+            return named_tokenizer(self.tokenizer)
+        index = next(filter(is_index_file, self.files), None)
+        if index:
+            raise UserError(
+                f"{index} needs the tokenizer that it was made with: --tokenizer world, or a tokenizer.json"
+            )
         return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
@@ -105,7 +108,7 @@ class Prepare:
         for name, split in report.splits.items():
             lines.append(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens")
         if report.cut:
-            lines.append("  the files hold a single document: its last part is the validation split")
+            lines.append("  there is only one document: its last part is the validation split")
         if report.skipped:
             lines.append(f"  {report.skipped:,} bad documents were skipped")
         lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
@@ -120,37 +123,38 @@ class Stream:
 
     goldfinch data stream path/to/folder -o data/mine --tokenizer data/books/tokenizer.json
 
-    For what is too large to store twice. What fits on the disk, and what many processes train on, is better prepared.
-    Needs `pip install 'goldfinch[datasets]'`, and a network for datasets on the Hub alone.
+    For datasets that are too large to store twice. If it fits on the disk, or if many processes train on it, prepare it
+    instead. Needs `pip install 'goldfinch[datasets]'`; only datasets on the Hub need a network connection.
     """
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """Folder or file of parquet, json lines, arrow, csv or text (each line a document), what save_to_disk wrote, or a
-    name on the Hub."""
+    """Folder or file of parquet, JSON lines, arrow, csv or text (one document per line), a folder from save_to_disk, or
+    a name on the Hub."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Directory to write."""
+    """Output directory."""
     tokenizer: str = "world"
     """bytes, world (RWKV World, 65,536 ids), or a byte-level tokenizer.json file."""
     config: str = ""
-    """Which configuration of the dataset; its only or default one if empty."""
+    """Configuration of the dataset; if empty, its only or default one."""
     split: str = "train"
-    """Which split of the dataset."""
+    """Split of the dataset."""
     revision: str = ""
-    """Commit, tag or branch on the Hub. A commit keeps a long run from reading a dataset that has changed."""
+    """Commit, tag or branch on the Hub. With a commit, a long run always reads the same text."""
     text_field: str = "text"
-    """Column that holds the text."""
+    """Column with the text."""
     validation_documents: int = 500
-    """Documents at the start that are stored for validation and not trained on."""
+    """Number of documents at the start that are stored for validation and not trained on."""
     shuffle_windows: int = 2048
-    """How many windows of training tokens wait to be drawn at random. More are mixed better; each checkpoint has them,
-    with 4 bytes a token."""
+    """Size of the shuffle buffer, in training windows. Larger buffers mix better; each checkpoint stores the buffer, at
+    4 bytes per token."""
     overwrite: bool = False
-    """Replace the data directory if it exists."""
+    """Overwrite the data directory if it exists."""
 
     def run(self) -> None:
-        """Read the first documents; a summary."""
+        """Read the first documents and print a summary."""
         from goldfinch.data import stream
         from goldfinch.data.prepare import prepare_stream
+        from goldfinch.data.tokenizers import named_tokenizer
 
         local = Path(self.dataset)
         described = stream.Stream(
@@ -164,7 +168,7 @@ class Stream:
         report = prepare_stream(
             described,
             self.output,
-            _named_tokenizer(self.tokenizer),
+            named_tokenizer(self.tokenizer),
             validation_documents=self.validation_documents,
             overwrite=self.overwrite,
         )
@@ -175,51 +179,39 @@ class Stream:
         )
 
 
-def _named_tokenizer(name: str) -> "Tokenizer":
-    from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer, load_tokenizer
-
-    match name:
-        case "bytes":
-            return ByteTokenizer()
-        case "world":
-            return WorldTokenizer()
-        case path:
-            return load_tokenizer(Path(path))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Verify:
     """Check every file of a data directory against its checksum."""
 
     directory: tyro.conf.Positional[Path]
-    """What `goldfinch data prepare` or `data stream` wrote."""
+    """Data directory from `goldfinch data prepare` or `data stream`."""
 
     def run(self) -> None:
-        """Read everything; one line per split that is whole."""
+        """Read everything and print a line per split."""
         from goldfinch.data.shards import Index, verify
 
         for split, dataset in verify(self.directory):
             print(f"{split}: {len(dataset):,} tokens, checksums match")
         if stream := Index.load(self.directory).stream:
-            print(f"train: streamed from {stream.dataset}, nothing is stored")
+            print(f"train: streamed from {stream.dataset}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a data directory as token pairs, which RWKV's and Megatron's tools read.
+    """Export a data directory as indexed datasets (.idx and .bin) for RWKV's and Megatron's tools.
 
     goldfinch data export data/minipile -o exported/minipile
     """
 
     directory: tyro.conf.Positional[Path]
-    """What `goldfinch data prepare` wrote."""
+    """Data directory from `goldfinch data prepare`."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="PREFIX")]
-    """PREFIX-train.idx, PREFIX-train.bin and the same for validation are written."""
+    """Writes PREFIX-train.idx, PREFIX-train.bin and the same for validation."""
     overwrite: bool = False
-    """Replace such files if they exist."""
+    """Overwrite the files if they exist."""
 
     def run(self) -> None:
-        """Write both pairs; a line for each."""
+        """Write both splits and print a line for each."""
         from goldfinch.data.export import export_indexed
 
         for path, dataset in export_indexed(self.directory, self.output, overwrite=self.overwrite).items():
@@ -228,8 +220,8 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Make data directories for `goldfinch train --data`: from text or token pairs (prepare), from a Hugging Face
-    dataset that is read while training (stream). Check them (verify), or write them as token pairs (export)."""
+    """Data directories for `goldfinch train --data`: prepare them from text or indexed datasets, stream a Hugging Face
+    dataset while training, verify checksums, or export to indexed datasets."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Prepare, tyro.conf.subcommand("prepare")]

@@ -1,4 +1,4 @@
-"""`goldfinch info`: what a model is and what it costs, without building it."""
+"""`goldfinch info`: the size and cost of a model, without building it."""
 
 import dataclasses
 import itertools
@@ -24,12 +24,12 @@ class Info:
 
     preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="PRESET|FOLDER")]] = None
     """A preset such as goldfinch-L24-D2048, or a folder with a model."""
-    context: int = 8192
-    """Tokens in the sequence, for the FLOPs."""
+    sequence_length: int = 8192
+    """Sequence length for the FLOPs."""
     vocab_size: int | None = None
-    """Number of token ids, for a preset; 65536 (RWKV World) unless given."""
+    """Vocabulary size, for presets. Default: 65,536 (RWKV World)."""
     id_bytes: Literal[2, 4] = 4
-    """Bytes in which the cache stores a token id; the paper's 756x and 2550x are with 4."""
+    """Bytes per token id in the cache; the paper's 756x and 2550x assume 4."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -41,7 +41,7 @@ class Info:
         from goldfinch.model.accounting import account
 
         config = named_config(self.preset, self.vocab_size)
-        accounting = account(config, self.context, self.id_bytes)
+        accounting = account(config, self.sequence_length, self.id_bytes)
         if self.json:
             content = {"model": config.to_dict(), **dataclasses.asdict(accounting)}
             content["cache_ratio"] = accounting.cache_ratio
@@ -69,7 +69,7 @@ def _print_table(title: str, config: "ModelConfig", accounting: "Accounting") ->
 def _shape_rows(config: "ModelConfig") -> Rows:
     plan = ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes))
     rows = [
-        ("layers, from the lowest", plan),
+        ("layers, bottom to top", plan),
         ("channel mix", f"{config.channel_mix}, {config.channel_mix_width:,} wide"),
         ("width", f"{config.width:,} = {config.num_heads} heads of {config.head_size}"),
         ("vocabulary", f"{config.vocab_size:,} ids"),
@@ -91,11 +91,11 @@ def _parameter_rows(accounting: "Accounting") -> Rows:
 
 def _flops_rows(accounting: "Accounting") -> Rows:
     return [
-        (f"FLOPs per token at {accounting.context_length:,}", ""),
+        (f"FLOPs per token at {accounting.sequence_length:,}", ""),
         ("  training, forward + backward", f"{count(accounting.training_flops_per_token)}FLOP"),
-        ("  pre-fill", f"{count(accounting.prefill_flops_per_token)}FLOP"),
-        ("  decode, keys and values kept", f"{count(accounting.decode_flops_per_token)}FLOP"),
-        ("  decode, all rebuilt each step", f"{count(accounting.decode_rebuilding_flops_per_token)}FLOP"),
+        ("  prefill", f"{count(accounting.prefill_flops_per_token)}FLOP"),
+        ("  decode, keys and values cached", f"{count(accounting.decode_flops_per_token)}FLOP"),
+        ("  decode, everything rebuilt each step", f"{count(accounting.decode_rebuilding_flops_per_token)}FLOP"),
     ]
 
 
@@ -105,7 +105,7 @@ def _bytes_rows(accounting: "Accounting") -> Rows:
     return [
         ("cache per token", f"{accounting.cache_bytes_per_token:,} B"),
         ("  Transformer, same depth and width", f"{transformer:,} B"),
-        ("  ratio", "nothing grows" if ratio is None else f"{int(ratio):,}x"),
+        ("  ratio", "no cache" if ratio is None else f"{int(ratio):,}x"),
         ("recurrent state, at any length", size(accounting.state_bytes)),
         *(
             (

@@ -1,4 +1,4 @@
-"""`goldfinch upgrade`: GOLD layers for a pre-trained Finch."""
+"""`goldfinch upgrade`: add GOLD layers to a pre-trained Finch."""
 
 import dataclasses
 import itertools
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
     from goldfinch.model import Decoder
 
 CHECKED_TOKENS = 512
-OLD_RATE = 0.1
+OLD_MULTIPLIER = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Upgrade:
-    """Make a GoldFinch of a pre-trained Finch: goldfinch upgrade rwkv-6.pth --gold append:4 -o models/upgraded
+    """Turn a pre-trained Finch into a GoldFinch: goldfinch upgrade rwkv-6.pth --gold append:4 -o models/upgraded
 
-    The layers below GOLD stay as they are, to the bit. What is new starts as the identity: with append the new model
-    predicts what the base predicts, with replace it has lost the time mixes that GOLD now stands for, until it is
-    trained. The losses of both, on the beginning of a text, are printed.
+    The layers below GOLD stay bit-identical. New parts start as the identity: with append the new model predicts the
+    same as the base; with replace it lacks the time mixes that GOLD replaces until it is trained. The losses of both
+    models on the start of a text are printed.
     """
 
     finch: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER|PTH")]]
-    """The base: a folder of a Finch or Finch-C2 that `goldfinch train` or `goldfinch convert` wrote, or the .pth of an
-    RWKV-6 World model."""
+    """The base model: a folder with a Finch or Finch-C2 from `goldfinch train` or `goldfinch convert`, or the .pth file
+    of an RWKV-6 World model."""
     gold: Annotated[str, tyro.conf.arg(metavar="append:N|replace:1/N")]
-    """append:4 puts so many GOLD layers on top, before the head; replace:1/3 puts GOLD in place of the time mixes of
-    the last third of the layers and keeps their channel mixes."""
+    """append:4 adds four GOLD layers at the top, before the head; replace:1/3 replaces the time mixes of the last third
+    of the layers and keeps their channel mixes."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
-    """The folder to write."""
+    """Output folder."""
     latent_ratio: int = 16
-    """How many times narrower than the model a compressed key is."""
+    """Width of the model divided by the width of a latent (compressed key)."""
     rope: RopeConfig | None = None
     """Rotary positions in the GOLD layers."""
     seed: int = 0
-    """Of the new weights."""
+    """Random seed of the new weights."""
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """What to compare the losses on; Moby-Dick if not given."""
+    """Text to compare the losses on. Default: Moby-Dick."""
     overwrite: bool = False
-    """Replace the folder if it exists and holds nothing but a model."""
+    """Overwrite the folder if it exists and holds only a model."""
 
     def run(self) -> None:
         """Upgrade, compare, write, and print the next command.
 
         Raises:
-            UserError: the base is no Finch, the output exists, or the text cannot be read; nothing is written then.
+            UserError: the base is not a Finch, the output exists, or the text cannot be read; then nothing is written.
         """
         from goldfinch.checkpoint.model_folder import check_model_output, save_model_folder
         from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
@@ -68,11 +68,11 @@ class Upgrade:
         if text is not None and tokenizer is not None:
             self._compare(base, model, tokenizer.encode(text))
         else:
-            print("loss:      not compared, there is no tokenizer for a text")
+            print("loss:      not compared: there is no tokenizer")
         save_model_folder(self.output, config, model.state_dict(), tokenizer, overwrite=self.overwrite)
         kind = f"with the {tokenizer.name} tokenizer" if tokenizer is not None else "without a tokenizer"
-        print(f"{self.output} is written, {kind}")
-        multipliers = shlex.join(old_weights_slowly(base.config, config, OLD_RATE))
+        print(f"wrote {self.output} {kind}")
+        multipliers = shlex.join(old_weights_slowly(base.config, config, OLD_MULTIPLIER))
         folder = shlex.quote(str(self.output))
         print(
             f"next: goldfinch train --initial {folder} --data DATA -o RUN "
@@ -80,12 +80,12 @@ class Upgrade:
         )
 
     def _text(self, tokenizer: "Tokenizer | None") -> str | None:
-        """What to compare the losses on; None where there is no tokenizer for it."""
+        """The text to compare the losses on; None without a tokenizer."""
         if tokenizer is None:
             if self.text is not None:
                 raise UserError(
-                    f"{self.finch} has no tokenizer for {self.text}: `goldfinch convert --tokenizer` makes a folder "
-                    "that has one, or leave out --text"
+                    f"{self.finch} has no tokenizer for {self.text}: convert it first with "
+                    "`goldfinch convert --tokenizer`, or leave out --text"
                 )
             return None
         if self.text is None:
@@ -99,7 +99,7 @@ class Upgrade:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {self.text}: {error}") from error
         if len(tokenizer.encode(content)) < 2:
-            raise UserError(f"{self.text} is too short to compare losses on: give a text of at least two tokens")
+            raise UserError(f"{self.text} is too short to compare losses: give a text of at least two tokens")
         return content
 
     def _compare(self, base: "Decoder", model: "Decoder", ids: list[int]) -> None:
@@ -112,7 +112,7 @@ class Upgrade:
         count = windows.shape[1] - 1
         with torch.inference_mode():
             before, after = (float(next_token_loss(one, windows)) / count for one in (base, model))
-        verdict = "the same, to the bit" if after == before else f"{after - before:+.4f}"
+        verdict = "bit-identical" if after == before else f"{after - before:+.4f}"
         print(
             f"loss:      {before:.4f} nats per token before, {after:.4f} after ({verdict}), "
             f"on the first {count} tokens of {self.text or 'Moby-Dick'}"

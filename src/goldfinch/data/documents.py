@@ -1,4 +1,4 @@
-"""Reading documents from files, lazily, a bounded piece of text at a time."""
+"""Reading documents from files lazily, in pieces of bounded size."""
 
 import codecs
 import contextlib
@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from goldfinch.errors import UserError
 
-# Longer documents come in pieces of at most this many characters, so that no file needs memory in proportion.
-PIECE = 1 << 22
-# In place of a file, where files of any kind are read.
+# Longer documents come in pieces of at most this many characters, which bounds the memory.
+MAX_PIECE_CHARACTERS = 1 << 22
+# Stands for standard input among file paths.
 STANDARD_INPUT = Path("-")
 
 
@@ -28,9 +28,9 @@ class Document:
     Attributes:
         text: never empty, free of lone surrogates.
         source: the file it was read from, or "standard input".
-        continues: whether the next item is a further piece of the same document.
-        position: bytes of all files that were read so far, as they are stored: for progress.
-        line: its line or row, counted from 1, in files that hold many documents; 0 where the file is the document.
+        continues: whether the next item continues the same document.
+        position: bytes of all files read so far, as stored: for progress.
+        line: its line or row, counted from 1, in files with many documents; 0 if the file is the document.
     """
 
     text: str
@@ -41,32 +41,32 @@ class Document:
 
     @property
     def name(self) -> str:
-        """Where it is to be found: "file", or "file:line"."""
+        """Where it comes from: "file", or "file:line"."""
         return f"{self.source}:{self.line}" if self.line else self.source
 
     @property
     def length(self) -> int:
-        """In characters."""
+        """Number of characters."""
         return len(self.text)
 
     def cut(self, at: int, margin: int) -> tuple["Document", "Document | None"]:
-        """The text up to the end of the paragraph, line or word nearest to `at`, within `margin`; and the rest."""
+        """Split at the end of the paragraph, line or word nearest to `at`, within `margin`: both parts."""
         end = _boundary(self.text, at, margin)
         rest = replace(self, text=self.text[end:]) if end < self.length else None
         return replace(self, text=self.text[:end], continues=False), rest
 
 
 def _boundary(text: str, at: int, margin: int) -> int:
-    """The end of a paragraph, else of a line, else of a word, that is nearest to `at` and within `margin` of it."""
+    """The end of a paragraph, else of a line, else of a word, nearest to `at` and within `margin`."""
     for end in (r"\n[ \t\r]*\n", r"\n", r" "):
         found = [match.end() for match in re.compile(end).finditer(text, max(0, at - margin - 1), at + margin)]
         if found:
-            return min(found, key=lambda place: abs(place - at))
+            return min(found, key=lambda position: abs(position - at))
     return at
 
 
 class _BadDocumentError(ValueError):
-    """Why one document of a file cannot be used; the others can."""
+    """One document of a file cannot be used; the message is the reason."""
 
 
 # What a reader yields: text, continues, position in the file, line.
@@ -80,37 +80,37 @@ def read_documents(
     on_error: Callable[[str], None] | None = None,
     any_text: bool = False,
 ) -> Iterator[Document]:
-    """The documents of `paths`, in order, without holding a file in memory.
+    """Read the documents of `paths` in order, without holding a file in memory.
 
-    A .txt or .md file is one document; .jsonl, .jsonl.gz and .parquet have one a line or row, in `text_field`.
-    The paths are checked at once, their content as it is read.
+    A .txt or .md file is one document; .jsonl, .jsonl.gz and .parquet have one per line or row, in `text_field`. Paths
+    are checked immediately, their contents as they are read.
 
     Args:
         paths: the files.
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
-        on_error: called with "file:line: reason" for each document that is left out: broken JSON, no such field,
-            not a string, empty, not Unicode. None: the first one raises.
-        any_text: read files of other kinds too, as one document each, and `STANDARD_INPUT`.
+        on_error: called with "file:line: reason" for each document that is skipped: invalid JSON, no such field, not
+            a string, empty, not Unicode. None: the first one raises.
+        any_text: also read other kinds of files, as one document each, and `STANDARD_INPUT`.
 
     Raises:
-        UserError: a file is missing, of an unknown kind, empty, binary or damaged.
+        UserError: a file is missing, of an unknown kind, empty, binary or corrupt.
     """
     if not paths:
-        raise UserError(f"no files were given; give some of {', '.join(_READERS)}")
+        raise UserError(f"no files given: name files of type {', '.join(_READERS)}")
     readers = [_reader(path, any_text) for path in paths]
     return _read_all(paths, readers, text_field, on_error)
 
 
 def input_bytes(paths: Sequence[Path]) -> int:
-    """The size of all files as they are stored: the `position` of the last document, or a little more."""
+    """The total size of the files as stored: about the `position` of the last document."""
     return sum(path.stat().st_size for path in paths)
 
 
 def check_text(path: Path) -> None:
-    """Read a file that is one document to its end, for nothing but the error that reading it later would meet.
+    """Read a single-document file to its end, to find errors before it is really read.
 
     Raises:
-        UserError: it is missing, empty, binary or not UTF-8.
+        UserError: the file is missing, empty, binary or not UTF-8.
     """
     if _reader(path, any_text=True) is _read_text:
         for _ in read_documents([path], any_text=True):
@@ -129,7 +129,7 @@ def _reader(path: Path, any_text: bool) -> "_Reader":
             return reader
     if any_text:
         return _read_text
-    raise UserError(f"{path}: files of this kind cannot be read; accepted are {', '.join(_READERS)}")
+    raise UserError(f"{path}: cannot read this type of file; supported: {', '.join(_READERS)}")
 
 
 def _read_all(
@@ -150,7 +150,7 @@ def _read_all(
             for text, continues, position, line in reader(path, text_field, partial(report, path)):
                 yield Document(text, _source(path), continues, before + position, line)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{_source(path)} cannot be read: {error}; check the file or leave it out") from error
+            raise UserError(f"cannot read {_source(path)}: {error}; check the file or leave it out") from error
         before += 0 if path == STANDARD_INPUT else path.stat().st_size
 
 
@@ -159,19 +159,19 @@ def _source(path: Path) -> str:
 
 
 def _in_pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Regroup the blocks of one document into pieces that end where lines end, each with whether more follow."""
+    """Regroup the blocks of one document into pieces that end at line ends, each with whether more follow."""
     held = ""
     for block in blocks:
         held += block
-        while len(held) > PIECE:
-            end = held.rfind("\n", 0, PIECE) + 1 or PIECE
+        while len(held) > MAX_PIECE_CHARACTERS:
+            end = held.rfind("\n", 0, MAX_PIECE_CHARACTERS) + 1 or MAX_PIECE_CHARACTERS
             yield held[:end], True
             held = held[end:]
     yield held, False
 
 
 def _cut(text: str) -> Iterator[tuple[str, bool]]:
-    return _in_pieces(text[i : i + PIECE] for i in range(0, len(text), PIECE))
+    return _in_pieces(text[i : i + MAX_PIECE_CHARACTERS] for i in range(0, len(text), MAX_PIECE_CHARACTERS))
 
 
 def _check(text: object, text_field: str) -> str:
@@ -182,7 +182,7 @@ def _check(text: object, text_field: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _BadDocumentError(f"{text_field!r} holds half a surrogate pair, which is not Unicode text") from None
+        raise _BadDocumentError(f"{text_field!r} has a lone surrogate, which is not valid Unicode text") from None
     return text
 
 
@@ -197,7 +197,7 @@ def _read_text(path: Path, text_field: str, report: _Report) -> _Pieces:
 def _decoded_blocks(source: str, file: BinaryIO) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
-        while block := file.read(PIECE):
+        while block := file.read(MAX_PIECE_CHARACTERS):
             if b"\0" in block:
                 raise UserError(f"{source} is binary, not text; leave it out, or convert it to UTF-8")
             yield decoder.decode(block)
@@ -259,7 +259,7 @@ def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
                     for piece, continues in _cut(text):
                         yield piece, continues, position, row
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path} cannot be read as parquet: {error}") from error
+        raise UserError(f"{path} is not a readable parquet file: {error}") from error
 
 
 _Reader = Callable[[Path, str, _Report], _Pieces]

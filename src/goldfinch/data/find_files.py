@@ -1,4 +1,4 @@
-"""From what people name - files, folders, patterns, standard input - to files that hold text."""
+"""Finding text files from file names, folders, patterns and - for standard input."""
 
 import glob
 import os
@@ -12,11 +12,11 @@ from goldfinch.errors import UserError
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """What was found.
+    """The result of `find_text_files`.
 
     Attributes:
-        paths: files with text, and `STANDARD_INPUT` for "-"; in order, each once.
-        num_skipped: number of other files that folders and patterns led to: empty, binary, not UTF-8 or not readable.
+        paths: text files, and `STANDARD_INPUT` for "-"; in order, each once.
+        num_skipped: number of files in folders and patterns that were skipped: empty, binary, not UTF-8, unreadable.
     """
 
     paths: list[Path]
@@ -24,17 +24,16 @@ class FoundFiles:
 
 
 def find_text_files(names: Sequence[str]) -> FoundFiles:
-    """Find the files that `names` stand for.
+    """Find the text files that `names` refer to.
 
-    Folders are walked, in the order of names, past hidden files and folders; patterns are those of `glob`, with `**`
-    for any folders. What has to be text (other than .jsonl and .parquet, say) is read once to find out.
+    Folders are walked in alphabetical order, without hidden files and folders; patterns are those of `glob`, with `**`
+    for any folders. Files whose type does not tell (unlike .jsonl and .parquet) are read once to see if they are text.
 
     Raises:
-        UserError: there are no names, a file that is named itself is missing or no text, or a folder or pattern leads
-            to no text.
+        UserError: there are no names, a named file is missing or not text, or a folder or pattern has no text files.
     """
     if not names:
-        raise UserError("no files were given: name files, folders, patterns, or - for standard input")
+        raise UserError("no files given: name files, folders, patterns, or - for standard input")
     paths: dict[Path, None] = {}
     skipped: set[Path] = set()
     for name in names:
@@ -49,20 +48,21 @@ def find_text_files(names: Sequence[str]) -> FoundFiles:
             continue
         texts, others = _separate(candidates)
         if not texts:
-            empty_handed = f"{name} leads to no file with text"
-            raise UserError(f"{empty_handed}, only to {len(others):,} of other kinds" if others else empty_handed)
+            raise UserError(
+                f"no text files found in {name}" + (f": {len(others):,} files are not text" if others else "")
+            )
         paths |= dict.fromkeys(texts)
         skipped |= set(others)
     return FoundFiles(list(paths), len(skipped))
 
 
 def _candidates(path: Path, name: str) -> Iterable[Path] | None:
-    """The files that a folder or pattern leads to; None where the name is that of one file."""
+    """The files of a folder or pattern; None if the name is that of one file."""
     if path.is_dir():
         return sorted(_walk(path))
     if path.exists() or not glob.has_magic(name):
         return None
-    # Unlike Path.glob, this takes absolute patterns and passes over hidden files.
+    # Unlike Path.glob, this takes absolute patterns and skips hidden files.
     return sorted(match for match in map(Path, glob.glob(name, recursive=True)) if match.is_file())  # noqa: PTH207
 
 

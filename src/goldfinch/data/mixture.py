@@ -1,4 +1,4 @@
-"""Several sources of training text in definite proportions."""
+"""Mixing several data sources in exact proportions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from goldfinch.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """A data directory as settings name it: "FOLDER" or "FOLDER=WEIGHT".
+    """A data directory as given in settings: "FOLDER" or "FOLDER=WEIGHT".
 
     Attributes:
-        folder: as it was written.
-        weight: its part of all training windows, in any unit; None where it is not given.
+        folder: as given.
+        weight: its share of all training windows, in any unit; None if not given.
     """
 
     folder: str
@@ -22,14 +22,14 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        """Read it; what follows the last "=" is the weight where it is a number.
+        """Parse it; a number after the last "=" is the weight.
 
         Raises:
             UserError: the weight is not above 0.
         """
         folder, _, number = text.rpartition("=")
         try:
-            # Fractions: 0.1 is a tenth, and proportions are exact after any number of steps.
+            # A fraction: 0.1 is exactly a tenth, and proportions stay exact after any number of steps.
             weight = Fraction(number)
         except (ValueError, ZeroDivisionError):
             return cls(text)
@@ -39,10 +39,10 @@ class Source:
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:
-    """Read the sources of a run.
+    """Parse the sources of a run.
 
     Raises:
-        UserError: there is none, one comes twice, a weight is not above 0, or some have weights and others none.
+        UserError: there are none, one is given twice, a weight is not above 0, or only some have weights.
     """
     sources = [Source.parse(text) for text in texts]
     if not sources:
@@ -53,45 +53,47 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
             raise UserError(f"data names {folder} twice: give it once, with a higher weight (FOLDER=WEIGHT)")
     without = [source.folder for source in sources if source.weight is None]
     if 0 < len(without) < len(sources):
-        raise UserError(f"{without[0]} has no weight, others have: give FOLDER=WEIGHT for each source or for none")
+        raise UserError(f"{without[0]} has no weight, but others do: give FOLDER=WEIGHT for all sources or for none")
     return sources
 
 
-class Turn(NamedTuple):
-    """Whose window a place in the training order takes, both counted from 0."""
+class WindowRef(NamedTuple):
+    """A window of a source, both counted from 0."""
 
     source: int
     window: int
 
 
 class Mixture:
-    """Which source fills each place of an endless order: evenly interleaved, exact, and computed for any place at once.
+    """Which source each position of an endless order is taken from: evenly interleaved, exact, with random access.
 
-    Of the first n places source 0 has n w_0 (rounded), where w is its part of all weights. The places that are left
-    are shared out by the same rule among the other sources, and so on. So at every place, in every batch and after
-    any number of steps, each source is within a few windows of its share; random turns would stray ever farther from
-    it, and need a table. Sources shuffle their own windows, so that the regular order of turns hides nothing.
+    1. Of the first n positions, source 0 has n w_0 (rounded), where w_0 is its share of the weights.
+    2. The remaining positions are divided by the same rule among the other sources, and so on.
+    3. So at every position each source is within a few windows of its share. Random choices would drift away from it
+       and need a table.
+
+    Sources shuffle their own windows, so the regular order does no harm.
 
     Args:
         weights: of the sources, above 0, in any unit.
     """
 
     def __init__(self, weights: Sequence[Fraction | int]) -> None:
-        # The part of source i among i, i + 1, ..., as whole numbers: arithmetic without rounding.
+        # The share of source i among sources i, i + 1, ..., as integers: exact arithmetic.
         rests = [sum(weights[i:], Fraction(0)) for i in range(len(weights))]
         parts = [Fraction(weight) / rest for weight, rest in zip(weights, rests, strict=True)]
         self._parts = [(part.numerator, part.denominator) for part in parts]
 
-    def counts(self, places: int) -> list[int]:
-        """How many of the first `places` places each source has."""
-        counts, left = [], places
+    def counts(self, num_positions: int) -> list[int]:
+        """How many of the first positions each source has."""
+        counts, left = [], num_positions
         for numerator, denominator in self._parts:
             counts.append((2 * left * numerator + denominator) // (2 * denominator))
             left -= counts[-1]
         return counts
 
-    def turn(self, place: int) -> Turn:
-        """The source and window of one place."""
-        before, after = self.counts(place), self.counts(place + 1)
+    def window_ref(self, position: int) -> WindowRef:
+        """The window at one position of the order."""
+        before, after = self.counts(position), self.counts(position + 1)
         source = next(i for i in range(len(before)) if after[i] > before[i])
-        return Turn(source, before[source])
+        return WindowRef(source, before[source])

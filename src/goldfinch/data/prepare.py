@@ -1,4 +1,4 @@
-"""Files of text, or of tokens, to a directory of token shards."""
+"""Preparing a data directory of token shards from text files or indexed datasets."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,13 +17,13 @@ from goldfinch.data.tokenizers import BpeTokenizer, Tokenizer
 from goldfinch.data.train_validation_split import D, Splitter
 from goldfinch.errors import UserError
 
-# Documents are encoded together until they have this many characters (tokens): enough for several threads.
-BATCH = 1 << 20
+# Documents are encoded together up to this many characters (or tokens): enough for several threads.
+BATCH_LENGTH = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far `prepare` is: bytes of the input files as they are stored, and tokens written."""
+    """Progress of `prepare`: bytes of the input files as stored, and tokens written."""
 
     bytes_read: int
     bytes_total: int
@@ -32,7 +32,7 @@ class Progress:
 
 @dataclass
 class SplitReport:
-    """What was written for one split; `text_bytes` counts UTF-8."""
+    """What was written for one split; `text_bytes` are UTF-8."""
 
     documents: int = 0
     tokens: int = 0
@@ -41,12 +41,12 @@ class SplitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """What `prepare` did.
+    """The result of `prepare`.
 
     Attributes:
-        splits: what was written, per split.
-        skipped: how many documents were left out as bad.
-        cut: whether a single document was cut in two: its last part is the validation split.
+        splits: what was written for each split.
+        skipped: number of bad documents that were skipped.
+        cut: whether the input was a single document, whose last part is the validation split.
     """
 
     splits: dict[Split, SplitReport]
@@ -65,21 +65,21 @@ class PrepareReport:
 
     @property
     def bytes_per_token(self) -> float:
-        """How much text a token stands for, on average."""
+        """Mean bytes of text per token."""
         return sum(split.text_bytes for split in self.splits.values()) / self.tokens
 
 
 def train_tokenizer(
     files: Sequence[Path], vocab_size: int, *, text_field: str = "text", sample_bytes: int = 100_000_000
 ) -> BpeTokenizer:
-    """Train a BPE tokenizer on the first `sample_bytes` of text, an equal share from the start of each file.
+    """Train a BPE tokenizer on the first `sample_bytes` of text, with an equal share from the start of each file.
 
-    Bad documents are passed over; `prepare` reports them.
+    Bad documents are skipped; `prepare` reports them.
 
     Raises:
         UserError: a file cannot be read, or `vocab_size` is too small.
     """
-    read_documents(files)  # finds a missing last file before the first is read
+    read_documents(files)  # reports a missing file before the first is read
     share = sample_bytes // max(1, len(files))
     texts = itertools.chain.from_iterable(_sample(file, text_field, share) for file in files)
     return BpeTokenizer.train(texts, vocab_size)
@@ -97,30 +97,30 @@ def prepare(
     on_progress: Callable[[Progress], None] | None = None,
     on_error: Callable[[str], None] | None = None,
 ) -> PrepareReport:
-    """Encode the documents of `files` and write the data directory `output`, complete or not at all.
+    """Encode the documents of `files` and write the data directory `output`, atomically.
 
-    Token pairs (.idx, see `indexed_dataset`) are taken over as they are; their documents are split by the same rule.
+    The tokens of indexed datasets (.idx, see `indexed_dataset`) are copied; their documents are split by the same rule.
 
-    Which documents are for validation depends on the seed and their place in the input alone. Both splits get at
-    least one; a single document is cut at the end of a paragraph, and its last part is for validation. The start of
-    the input is read twice for that, a single document all of it. Memory does not grow with the input.
+    Which documents are for validation depends only on the seed and their position in the input. Both splits get at
+    least one; a single document is cut at the end of a paragraph, and its last part is for validation. For that, the
+    start of the input is read twice, a single document completely. Memory does not grow with the input.
 
     Args:
-        files: see `read_documents`; or .idx files, each with its .bin beside it.
+        files: see `read_documents`; or .idx files, each with its .bin file next to it.
         output: the directory to write.
-        tokenizer: saved in `output` as well; of token pairs, the one that made them.
+        tokenizer: also saved in `output`; for indexed datasets, the one that they were made with.
         validation_fraction: between 0 and 1.
-        seed: another seed chooses other documents for validation.
-        text_field: the field or column that holds the text.
-        overwrite: replace `output`, if it is a data directory.
+        seed: random seed for the choice of validation documents.
+        text_field: the field or column with the text.
+        overwrite: replace `output` if it is a data directory.
         on_progress: called after each batch of documents.
-        on_error: called with "file:line: reason" for each document left out. None: the first one raises.
+        on_error: called with "file:line: reason" for each document that is skipped. None: the first one raises.
 
     Raises:
-        UserError: a file cannot be read, there is no document, or `output` exists.
+        UserError: a file cannot be read, there are no documents, or `output` exists.
     """
     if not 0 < validation_fraction < 1:
-        raise UserError(f"a validation fraction of {validation_fraction} leaves no text for one split; give 0.01, say")
+        raise UserError(f"--validation-fraction must be between 0 and 1, such as 0.01, not {validation_fraction}")
     check_output(output, overwrite=overwrite)
     skipped = 0
 
@@ -132,7 +132,9 @@ def prepare(
         on_error(message)
 
     source: _Source = (
-        _Pairs(files, tokenizer) if any(map(is_index_file, files)) else _Texts(files, text_field, tokenizer)
+        _IndexedSource(files, tokenizer)
+        if any(map(is_index_file, files))
+        else _TextSource(files, text_field, tokenizer)
     )
     splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
@@ -152,20 +154,20 @@ def prepare(
 def prepare_stream(
     stream: Stream, output: Path, tokenizer: Tokenizer, *, validation_documents: int, overwrite: bool = False
 ) -> PrepareReport:
-    """Write a data directory whose training text is streamed: its first documents are the validation split.
+    """Write a data directory whose training text is streamed; the first documents are the validation split.
 
     Args:
         stream: what to read; its `skip` is set here.
         output: the directory to write.
-        tokenizer: saved in `output` as well.
-        validation_documents: how many of the first documents.
+        tokenizer: also saved in `output`.
+        validation_documents: number of documents at the start for validation.
         overwrite: replace `output`, if it is a data directory.
 
     Raises:
-        UserError: the stream cannot be read or has no more documents than these, or `output` exists.
+        UserError: the stream cannot be read or has no more documents than that, or `output` exists.
     """
     if validation_documents < 1:
-        raise UserError(f"validation takes at least one document, not {validation_documents}")
+        raise UserError(f"--validation-documents must be at least 1, not {validation_documents}")
     check_output(output, overwrite=overwrite)
     texts, rows = first_documents(replace(stream, skip=0), validation_documents)
     report = SplitReport(documents=len(texts), text_bytes=sum(len(text.encode()) for text in texts))
@@ -182,19 +184,19 @@ class _Source(Protocol):
     size: int  # of the files, in bytes
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Any]:
-        """The documents in order; any number of times."""
+        """The documents in order; may be called several times."""
 
     def encode(self, documents: Sequence[Any]) -> Iterable[tuple[Sequence[int] | np.ndarray, int]]:
-        """The ids of each without the end of text, and the UTF-8 bytes of their text."""
+        """The ids of each document without the end of text, and the UTF-8 bytes of its text."""
 
 
-class _Texts:
+class _TextSource:
     def __init__(self, files: Sequence[Path], text_field: str, tokenizer: Tokenizer) -> None:
         self.files, self._text_field, self._tokenizer = files, text_field, tokenizer
         for file in files:
             if file.suffix == ".bin" and (index := file.with_suffix(".idx")).exists():
-                raise UserError(f"{file} holds the tokens of a pair: name its index, {index}")
-        read_documents(files)  # finds what is missing
+                raise UserError(f"{file} holds the tokens of an indexed dataset: name its index, {index}")
+        read_documents(files)  # reports missing files
         self.size = input_bytes(files)
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:
@@ -205,23 +207,23 @@ class _Texts:
         return zip(self._tokenizer.encode_batch(texts), (len(text.encode()) for text in texts), strict=True)
 
 
-class _Pairs:
-    """Token pairs: nothing is left to encode."""
+class _IndexedSource:
+    """Indexed datasets, which are tokens already."""
 
     def __init__(self, files: Sequence[Path], tokenizer: Tokenizer) -> None:
         texts = [file for file in files if not is_index_file(file)]
         if texts:
-            raise UserError(f"{texts[0]} is no .idx file, others are: prepare text and tokens apart, train on both")
+            raise UserError(f"{texts[0]} is text and others are .idx files: prepare them separately and train on both")
         self.files, self._tokenizer = files, tokenizer
-        self._pairs = [IndexedDataset(file) for file in files]
-        self.size = sum(pair.size for pair in self._pairs)
+        self._datasets = [IndexedDataset(file) for file in files]
+        self.size = sum(dataset.size for dataset in self._datasets)
         self._token_bytes = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[TokenDocument]:
         before = 0
-        for pair in self._pairs:
-            yield from pair.read(self._tokenizer.vocab_size, self._tokenizer.end_of_text, before)
-            before += pair.size
+        for dataset in self._datasets:
+            yield from dataset.read(self._tokenizer.vocab_size, self._tokenizer.end_of_text, before)
+            before += dataset.size
 
     def encode(self, documents: Sequence[TokenDocument]) -> Iterator[tuple[np.ndarray, int]]:
         return ((document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
@@ -239,8 +241,8 @@ def _plan(source: _Source, fraction: float, seed: int, *, strict: bool) -> Split
     bad: list[str] = []
     splitter = Splitter.plan(source.read(None if strict else bad.append), fraction, seed)
     if splitter is None:
-        reason = f": all {len(bad)} are bad, the first is {bad[0]}" if bad else ""
-        raise UserError(f"there is no document in {', '.join(map(str, source.files))}{reason}; give files with text")
+        reason = f": all {len(bad)} are bad, the first one: {bad[0]}" if bad else ""
+        raise UserError(f"no documents found in {', '.join(map(str, source.files))}{reason}")
     return splitter
 
 
@@ -250,7 +252,7 @@ def _batches(documents: Iterable[tuple[Split, D]]) -> Iterator[list[tuple[Split,
     for split, document in documents:
         batch.append((split, document))
         length += document.length
-        if length >= BATCH:
+        if length >= BATCH_LENGTH:
             yield batch
             batch, length = [], 0
     if batch:

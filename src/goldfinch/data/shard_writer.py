@@ -1,4 +1,4 @@
-"""Writing token shards in one pass, with memory for one piece of text."""
+"""Writing token shards in one pass, holding one piece of text in memory."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ SHARD_TOKENS = 1 << 27
 
 
 class _HashedFile:
-    """A file being written, and the SHA-256 of what was written so far."""
+    """A file that is being written, and its SHA-256 so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class _OpenShard:
         self._ids = _HashedFile(path)
         self._starts = _HashedFile(path.with_suffix(".docs"))
 
-    def begin_document(self) -> None:
+    def start_document(self) -> None:
         self._starts.write(np.array(self.tokens, dtype=START_DTYPE).tobytes())
         self.documents += 1
 
@@ -74,10 +74,10 @@ class SplitWriter:
         self._inside_document = False
 
     def append(self, ids: Sequence[int] | np.ndarray, text_bytes: int, *, continues: bool = False) -> int:
-        """Write the next document, or a piece of one that goes on with the next call; return the tokens written.
+        """Write the next document, or a piece that the next call continues; returns the number of tokens written.
 
         Args:
-            ids: the tokens, without the end of text, which is added where the document ends.
+            ids: the tokens without the end of text, which is added at the end of the document.
             text_bytes: UTF-8 bytes of their text.
             continues: whether more of this document follows.
         """
@@ -85,7 +85,7 @@ class SplitWriter:
         tokens = np.concatenate([np.asarray(part, dtype=self._dtype) for part in (ids, end)])
         shard = self._shard_with_room()
         if not self._inside_document:
-            shard.begin_document()
+            shard.start_document()
         shard.text_bytes += text_bytes
         written = 0
         while written < len(tokens):
@@ -97,7 +97,7 @@ class SplitWriter:
         return written
 
     def close(self) -> list[Shard]:
-        """Close the files; the shards that were written, in order."""
+        """Close the files; returns the shards in order."""
         if self._shard:
             self._finished.append(self._shard.close())
             self._shard = None
@@ -112,21 +112,20 @@ class SplitWriter:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """See that `write_dataset` may write to `output`, before long work is done.
+    """Check that `write_dataset` may write to `output`, before long work is done.
 
     Raises:
-        UserError: it exists and `overwrite` is not given, or it exists and is not a data directory: what somebody
-            else wrote is never deleted.
+        UserError: it exists without `overwrite`, or it is not a data directory, which is never overwritten.
     """
     if not output.exists():
         return
     if not overwrite:
-        raise UserError(f"{output} exists; choose another directory or give --overwrite")
+        raise UserError(f"{output} exists: choose another directory, or give --overwrite")
     if not output.is_dir() or any(output.iterdir()):
         try:
             Index.load(output)
         except UserError as error:
-            raise UserError(f"{output} is not a data directory, so it is not overwritten; choose another") from error
+            raise UserError(f"{output} is not a data directory, so it is not overwritten: choose another") from error
 
 
 @contextlib.contextmanager
@@ -138,10 +137,10 @@ def write_dataset(
     shard_tokens: int = SHARD_TOKENS,
     stream: Stream | None = None,
 ) -> Iterator[dict[Split, SplitWriter]]:
-    """Give a writer for each split; when the block ends well, `output` is the complete data directory.
+    """Yield a writer for each split; when the block succeeds, `output` is the complete data directory.
 
-    When the block raises, `output` is as it was. An `output` that is overwritten stays until the new one is
-    complete. With `stream`, that is what training reads in place of shards.
+    When the block raises, `output` is unchanged. An `output` that is overwritten stays until the new one is complete.
+    With `stream`, training reads that instead of shards.
 
     Raises:
         UserError: see `check_output`.

@@ -1,16 +1,16 @@
-"""Token shards: what a data directory holds, and reading it.
+"""Token shards: the format of a data directory, and reading it.
 
 A data directory has, for the splits "train" and "validation",
 
-    index.json             sizes and checksums of all the rest, which tokenizer, format version
+    index.json             sizes and checksums of the other files, the tokenizer's name, format version
     tokenizer.json         the tokenizer itself
     train-00000.bin        token ids, little-endian uint16 or uint32; every document ends with the end of text
-    train-00000.docs       where in train-00000.bin documents begin: little-endian uint64, in tokens
+    train-00000.docs       where documents start in train-00000.bin: little-endian uint64, in tokens
 
-A document may go on in the next shard. `shard_writer.py` writes it all.
+A document may continue in the next shard. `shard_writer.py` writes these files.
 
-Where index.json describes a stream (`stream.py`), there are no shards for training: the text is read, and tokenised,
-while a model trains on it.
+If index.json describes a stream (`stream.py`), there are no training shards: the text is read and tokenised while a
+model trains on it.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from goldfinch.files import write_text
 from goldfinch.settings import from_plain
 
 FORMAT = "goldfinch-tokens"
-VERSION = 2  # 2: streams; what has none is written as 1
+VERSION = 2
 INDEX = "index.json"
 TOKENIZER = "tokenizer.json"
 
@@ -43,13 +43,13 @@ START_DTYPE = np.dtype("<u8")
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One .bin file and the .docs file beside it.
+    """One .bin file and the .docs file next to it.
 
     Attributes:
         file: name of the .bin file.
-        tokens: ids in it.
-        documents: how many documents begin in it.
-        text_bytes: UTF-8 bytes of the text whose tokens begin in it.
+        tokens: number of ids in it.
+        documents: number of documents that start in it.
+        text_bytes: UTF-8 bytes of the text whose tokens start in it.
         sha256: of the .bin file, hex.
         starts_sha256: of the .docs file, hex.
     """
@@ -77,7 +77,7 @@ class Index:
         end_of_text: the id that ends documents.
         dtype: "uint16" or "uint32".
         splits: the shards of each split, in order.
-        stream: what to read for training, in place of shards; None where there are shards.
+        stream: what to read for training instead of shards; None if there are shards.
     """
 
     tokenizer: str
@@ -90,9 +90,7 @@ class Index:
 
     def save(self, directory: Path) -> None:
         """Write `directory`/index.json."""
-        content = {"format": FORMAT, "version": VERSION if self.stream else 1, **asdict(self)}
-        if self.stream is None:
-            del content["stream"]
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")
 
     @classmethod
@@ -100,17 +98,17 @@ class Index:
         """Read `directory`/index.json.
 
         Raises:
-            UserError: it is missing, malformed or of a newer version.
+            UserError: it is missing, corrupt or of another version.
         """
         path = directory / INDEX
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
-                raise ValueError("it is of another format")
+                raise ValueError("unknown format")
             version = content.pop("version")
-            if version > VERSION:
-                raise UserError(f"{path} has version {version}, newer than {VERSION}: upgrade goldfinch")
-            splits, stream = content.pop("splits"), content.pop("stream", None)
+            if version != VERSION:
+                raise UserError(f"{path} has version {version}, this program reads {VERSION}: prepare the data again")
+            splits, stream = content.pop("splits"), content.pop("stream")
             index = cls(
                 **content,
                 splits={name: [Shard(**shard) for shard in splits[name]] for name in SPLITS},
@@ -124,19 +122,19 @@ class Index:
                 f"make one: goldfinch data prepare FILES -o {directory}"
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}); prepare the data again") from error
+            raise UserError(f"{path} is corrupt ({error}); prepare the data again") from error
         return index
 
 
 class TokenDataset:
-    """The tokens of one split, read from disk as they are asked for.
+    """The tokens of one split, memory-mapped.
 
     Attributes:
         directory: the data directory.
         vocab_size: ids are below it.
         end_of_text: the id that ends every document.
-        tokenizer_hash: `Tokenizer.hash` of the tokenizer that made it.
-        text_bytes: UTF-8 bytes of the text that the tokens stand for.
+        tokenizer_hash: `Tokenizer.hash` of the tokenizer.
+        text_bytes: UTF-8 bytes of the text.
     """
 
     def __init__(self, directory: Path, split: Split, index: Index) -> None:
@@ -157,7 +155,7 @@ class TokenDataset:
             self._check_size(shard.file, shard.tokens * dtype.itemsize)
             self._check_size(shard.starts_file(), shard.documents * START_DTYPE.itemsize)
         self._memory = [np.memmap(directory / shard.file, dtype=dtype, mode="r") for shard in self._shards]
-        # _borders[i] is where shard i begins; the last one is the length of the split.
+        # _borders[i] is where shard i starts; the last one is the length of the split.
         self._borders = np.cumsum([0, *(shard.tokens for shard in self._shards)])
 
     @classmethod
@@ -165,7 +163,7 @@ class TokenDataset:
         """Open one split of a data directory. Sizes are checked now, checksums by `verify`.
 
         Raises:
-            UserError: a file is missing, damaged, of the wrong size, or written by a newer version.
+            UserError: a file is missing, corrupt, of the wrong size or of another version.
         """
         return cls(directory, split, Index.load(directory))
 
@@ -176,7 +174,7 @@ class TokenDataset:
         """Tokens start .. start + count - 1: (count,) int64, across shard borders.
 
         Raises:
-            IndexError: they are not all within the split.
+            IndexError: the range is outside the split.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start}..{start + count} of a split of {len(self)}")
@@ -193,7 +191,7 @@ class TokenDataset:
 
     @cached_property
     def document_starts(self) -> np.ndarray:
-        """Where each document begins in the split: (documents,) int64, rising, the first 0."""
+        """Where each document starts in the split: (documents,) int64, increasing from 0."""
         parts = [
             np.fromfile(self.directory / shard.starts_file(), dtype=START_DTYPE).astype(np.int64) + border
             for shard, border in zip(self._shards, self._borders, strict=False)
@@ -204,13 +202,15 @@ class TokenDataset:
         """Read every byte and compare the checksums.
 
         Raises:
-            UserError: a file is not what was written.
+            UserError: a file is corrupt.
         """
         for shard in self._shards:
             for name, expected in ((shard.file, shard.sha256), (shard.starts_file(), shard.starts_sha256)):
                 with (self.directory / name).open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                        raise UserError(f"{self.directory / name} is damaged (checksum); prepare the data again")
+                        raise UserError(
+                            f"{self.directory / name} is corrupt (its checksum does not match); prepare the data again"
+                        )
 
     def _check_size(self, name: str, expected: int) -> None:
         path = self.directory / name
@@ -219,14 +219,14 @@ class TokenDataset:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; prepare the data again") from error
         if size != expected:
-            raise UserError(f"{path} has {size:,} bytes where {expected:,} were written; prepare the data again")
+            raise UserError(f"{path} has {size:,} bytes instead of {expected:,}; prepare the data again")
 
 
 def verify(directory: Path) -> Iterator[tuple[Split, TokenDataset]]:
-    """Check every file of a data directory, split by split; yield each when it has passed. A stream has no files.
+    """Check every file of a data directory; yields each split that passes. A stream has no files.
 
     Raises:
-        UserError: a file is missing, damaged or of another tokenizer.
+        UserError: a file is missing, corrupt or of another tokenizer.
     """
     index = Index.load(directory)
     if load_tokenizer(directory / TOKENIZER).hash != index.tokenizer_hash:

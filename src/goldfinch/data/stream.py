@@ -1,6 +1,6 @@
-"""Documents of a Hugging Face dataset, read as they are needed and from any place again.
+"""Streaming the documents of a Hugging Face dataset, resumable at any position.
 
-The only file that knows the package `datasets` (extra `datasets`).
+The only module that imports the package `datasets` (extra `datasets`).
 """
 
 import itertools
@@ -14,25 +14,25 @@ from goldfinch.errors import UserError
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-# Formats whose readers run no code of the dataset's and unpickle nothing.
+# Formats whose readers run no code of the dataset and unpickle nothing.
 FORMATS = ("parquet", "json", "arrow", "csv", "text")
 
 Position = dict[str, Any]
-"""Where a reader stands: plain JSON types."""
+"""Position of a reader: plain JSON types."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What `goldfinch data stream` writes into index.json: a dataset to read while training.
+    """A dataset to read while training, as `goldfinch data stream` writes it into index.json.
 
     Attributes:
         dataset: a name on the Hub, or the absolute path of a folder or file.
-        config: which configuration of it; "" for the only or default one.
-        split: which split of it.
+        config: configuration of the dataset; "" for the only or default one.
+        split: split of the dataset.
         revision: commit, tag or branch of a dataset on the Hub; "" for the newest.
-        text_field: column that holds the text.
-        skip: rows at its start that are not for training: the validation split is made of them.
-        shuffle_windows: how many windows wait to be drawn; see `StreamWindows`.
+        text_field: column with the text.
+        skip: rows at its start that are the validation split.
+        shuffle_windows: size of the shuffle buffer in windows; see `StreamWindows`.
     """
 
     dataset: str
@@ -49,15 +49,15 @@ class Stream:
 
 
 class StreamReader:
-    """The documents of a stream, over and over: an iterator without end. Rows without text are passed over.
+    """Iterates endlessly over the documents of a stream. Rows without text are skipped.
 
     Attributes:
-        rows: read in this epoch, those without text included.
-        epoch: how many times all of it was read.
+        rows: number of rows read in this epoch, with those without text.
+        epoch: number of complete passes.
 
     Args:
         stream: what to read.
-        position: where to go on, as `position` has told; None for the start.
+        position: where to continue, from `position()`; None for the start.
 
     Raises:
         UserError: it cannot be opened or read, has no such column, or no text.
@@ -74,7 +74,7 @@ class StreamReader:
         while True:
             try:
                 row = next(self._rows, None)
-            except Exception as error:  # whatever the network, the file system and the format's reader raise
+            except Exception as error:  # whatever the network, the file system or the format's reader raises
                 raise self._unreadable(error) from error
             if row is None:
                 if not self._documents:
@@ -87,7 +87,7 @@ class StreamReader:
                 return text
 
     def position(self) -> Position:
-        """Where the next document is found: plain JSON types."""
+        """The position of the next document: plain JSON types."""
         state = self._dataset.state_dict()
         return {"epoch": self.epoch, "rows": self.rows, "documents": self._documents, "state": state}
 
@@ -156,10 +156,10 @@ def _open(stream: Stream) -> "IterableDataset":
 
 
 def first_documents(stream: Stream, count: int) -> tuple[list[str], int]:
-    """The first `count` documents, and how many rows they take up.
+    """The first `count` documents, and the number of rows that they take.
 
     Raises:
-        UserError: nothing would be left after them; see `StreamReader`.
+        UserError: there are no more documents after them; see `StreamReader`.
     """
     reader = StreamReader(stream)
     texts = list(itertools.islice(reader, count))
@@ -167,7 +167,7 @@ def first_documents(stream: Stream, count: int) -> tuple[list[str], int]:
     next(reader)
     if reader.epoch:
         raise UserError(
-            f"{stream.dataset} has no more than {count:,} documents, all for validation: "
+            f"{stream.dataset} has only {count:,} documents or fewer, all for validation: "
             "give a smaller --validation-documents, or use `goldfinch data prepare`"
         )
     return texts, rows

@@ -1,12 +1,15 @@
-"""Tokenising a stream, ahead of the training loop, in processes of their own.
+"""Tokenising a stream ahead of the training loop, in worker processes.
 
-Processes, because the World tokenizer keeps Python to itself while it encodes. Each is an ordinary program,
+Processes, because the World tokenizer holds the GIL while it encodes. Each worker is an ordinary program,
 
     python -m goldfinch.data.tokenizing TOKENIZER.json
 
-that reads documents from its standard input and writes their tokens to its standard output until there is nothing more
-to read. So it ends with us, whatever ends us; nothing is pickled, and whoever uses this as a library needs no
-`if __name__ == "__main__"`.
+that reads documents from its standard input and writes their tokens to its standard output until its input ends.
+
+Why not `concurrent.futures.ProcessPoolExecutor`: its workers are forked, which can hang a process that has threads (a
+training process always has some), or spawned, which runs the caller's main module again and so requires an
+`if __name__ == "__main__"` of every program that uses this library. Its workers can outlive a parent that is killed,
+while a program whose input is closed ends. And it pickles every message, where plain JSON and integers will do.
 """
 
 import atexit
@@ -28,14 +31,13 @@ from goldfinch.data.stream import Position, StreamReader
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
 
-# Documents that are tokenised together, in characters.
-CHUNK = 1 << 18
+CHUNK_CHARACTERS = 1 << 18  # of documents that are tokenised together
 ID = np.dtype("<i4")
 _LENGTH = struct.Struct("<Q")
 
 
 class Tokens(NamedTuple):
-    """The tokens of some documents, and where the stream goes on after them."""
+    """The tokens of some documents, and the position in the stream after them."""
 
     ids: np.ndarray
     """(n,) int32; each document ends with the end of text."""
@@ -43,7 +45,7 @@ class Tokens(NamedTuple):
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of documents, one after the other, each with the end of text: (n,) int32."""
+    """Encode documents one after the other, each followed by the end of text: (n,) int32."""
     row: list[int] = []
     for ids in tokenizer.encode_batch(texts):
         row += ids
@@ -52,7 +54,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def read_chunk(reader: StreamReader, characters: int) -> tuple[list[str], Position]:
-    """The next documents, until they have this many characters, and the position after them."""
+    """Read documents up to this many characters; returns them and the position after them."""
     texts, length = [], 0
     while length < characters:
         texts.append(next(reader))
@@ -60,63 +62,65 @@ def read_chunk(reader: StreamReader, characters: int) -> tuple[list[str], Positi
     return texts, reader.position()
 
 
-def tokenized(open_reader: Callable[[], StreamReader], tokenizer: Path, workers: int) -> Generator[Tokens, None, None]:
-    """The tokens of a stream in its order, whatever the number of workers; close it to end them.
+def tokenized(
+    open_reader: Callable[[], StreamReader], tokenizer: Path, num_workers: int
+) -> Generator[Tokens, None, None]:
+    """The tokens of a stream, in its order whatever the number of workers; close the generator to end them.
 
     Args:
         open_reader: opens the documents.
         tokenizer: a tokenizer.json file.
-        workers: processes that tokenise ahead, two chunks each; 0: here, when tokens are asked for.
+        num_workers: worker processes, each up to two chunks ahead; 0: tokenise here, on demand.
     """
-    if workers:
-        with contextlib.closing(_Ahead(open_reader, tokenizer, workers)) as ahead:
+    if num_workers:
+        with contextlib.closing(_TokenizerPool(open_reader, tokenizer, num_workers)) as ahead:
             yield from ahead
     else:
         reader, loaded = open_reader(), load_tokenizer(tokenizer)
         while True:
-            texts, position = read_chunk(reader, CHUNK)
+            texts, position = read_chunk(reader, CHUNK_CHARACTERS)
             yield Tokens(tokenize(texts, loaded), position)
 
 
-class _Ahead:
-    """Threads that take turns reading, each with a process that tokenises what it has read."""
+class _TokenizerPool:
+    """Worker processes, each with a thread that reads documents for it, one thread at a time."""
 
-    def __init__(self, open_reader: Callable[[], StreamReader], tokenizer: Path, workers: int) -> None:
+    def __init__(self, open_reader: Callable[[], StreamReader], tokenizer: Path, num_workers: int) -> None:
         self._open_reader = open_reader
         self._reader: StreamReader | None = None
         self._reading = threading.Lock()
         self._chunks = 0  # read so far, under the lock
         self._closed = False
-        self._room = threading.Semaphore(2 * workers)
+        self._free_slots = threading.Semaphore(2 * num_workers)
         self._done: dict[int, Tokens | Exception] = {}
-        self._news = threading.Condition()
-        self._workers = [_Worker(tokenizer) for _ in range(workers)]
-        # Daemons: one that waits for the network does not keep the program from ending.
+        self._changed = threading.Condition()
+        self._workers = [_Worker(tokenizer) for _ in range(num_workers)]
+        # Daemons: a thread that waits for the network must not keep the program from ending.
         self._threads = [threading.Thread(target=self._work, args=(each,), daemon=True) for each in self._workers]
         for thread in self._threads:
             thread.start()
-        # Before the interpreter stops daemons where they stand, with the locks that they hold.
+        # Before the interpreter stops daemon threads, which may hold locks.
         atexit.register(self.close)
 
     def __iter__(self) -> Iterator[Tokens]:
         for number in itertools.count():
-            with self._news:
+            with self._changed:
                 while number not in self._done:
-                    self._news.wait()
+                    self._changed.wait()
                 tokens = self._done.pop(number)
             if isinstance(tokens, Exception):
                 raise tokens
-            self._room.release()
+            self._free_slots.release()
             yield tokens
 
     def close(self) -> None:
-        """End the threads and their processes; more than once does no harm."""
+        """End the threads and their processes; may be called more than once."""
         atexit.unregister(self.close)
         self._closed = True
         for worker in self._workers:
-            worker.kill()  # nobody waits for its answer any more
+            worker.kill()  # its answer is no longer needed
         for _ in self._threads:
-            self._room.release()
+            self._free_slots.release()
         while self._threads:
             self._threads.pop().join(timeout=10)
         while self._workers:
@@ -124,25 +128,25 @@ class _Ahead:
 
     def _work(self, worker: "_Worker") -> None:
         number = 0
-        while self._room.acquire() and not self._closed:
+        while self._free_slots.acquire() and not self._closed:
             result: Tokens | Exception
             try:
                 with self._reading:
                     number, self._chunks = self._chunks, self._chunks + 1
                     texts, position = self._read()
                 result = Tokens(worker.tokenize(texts), position)
-            except Exception as error:  # raised again where these tokens are asked for
+            except Exception as error:  # raised again where these tokens are requested
                 result = error
-            with self._news:
+            with self._changed:
                 self._done[number] = result
-                self._news.notify_all()
+                self._changed.notify_all()
 
     def _read(self) -> tuple[list[str], Position]:
         if self._closed:
             raise EOFError("the stream is closed")
         try:
             self._reader = self._reader or self._open_reader()
-            return read_chunk(self._reader, CHUNK)
+            return read_chunk(self._reader, CHUNK_CHARACTERS)
         except Exception:
             self._closed = True
             raise
@@ -152,21 +156,21 @@ class _Worker:
     """A process that tokenises."""
 
     def __init__(self, tokenizer: Path) -> None:
-        # The same packages as here, but not those that happen to lie in the working directory.
+        # The same packages as here, but none from the working directory.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "goldfinch.data.tokenizing", str(tokenizer)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
-            start_new_session=True,  # Ctrl-C is for us: the run saves first
+            start_new_session=True,  # so that Ctrl-C reaches only us: the run saves first
         )
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        """`tokenize` over there.
+        """`tokenize` in the process.
 
         Raises:
-            UserError: the process is dead.
+            UserError: the process has died.
         """
         process = self._process
         assert process.stdin
@@ -178,17 +182,17 @@ class _Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
             raise UserError(
-                f"a process that tokenises has ended (exit code {process.returncode}); "
-                "go on with --resume, or with --num-workers 0 if it comes again"
+                f"a tokenizer process has died (exit code {process.returncode}); "
+                "continue with --resume, and with --num-workers 0 if it happens again"
             ) from error
 
     def kill(self) -> None:
-        """Let it end now; a `tokenize` that waits for its answer raises UserError."""
+        """Kill the process; a `tokenize` that waits for its answer raises UserError."""
         self._process.kill()
 
     def close(self) -> None:
-        """End it; it is gone when the call returns."""
-        with contextlib.suppress(OSError), self._process:  # closes its pipes, which ends it, and waits for it
+        """End the process and wait for it."""
+        with contextlib.suppress(OSError), self._process:  # closes its pipes, which ends it, and waits
             pass
 
 
@@ -206,9 +210,9 @@ def _read(file: IO[bytes]) -> bytes:
 
 
 def main(tokenizer: Path) -> None:
-    """Tokenise what is asked for on standard input until it ends."""
+    """Tokenise documents from standard input until it ends."""
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever prints would garble the answers
+    sys.stdout = sys.stderr  # prints would corrupt the answers
     loaded = load_tokenizer(tokenizer)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:

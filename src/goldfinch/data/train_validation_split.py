@@ -1,4 +1,4 @@
-"""Which text is for validation."""
+"""Choosing which documents are for validation."""
 
 import hashlib
 import struct
@@ -15,36 +15,36 @@ class Splittable(Protocol):
 
     @property
     def continues(self) -> bool:
-        """Whether the next item is a further piece of the same document."""
+        """Whether the next item continues the same document."""
 
     @property
     def length(self) -> int:
-        """In characters or tokens."""
+        """Number of characters or tokens."""
 
     def cut(self, at: int, margin: int) -> tuple[Self, Self | None]:
-        """The first part, of `at` units or up to `margin` more or fewer, and the rest, if any."""
+        """Split at `at`, up to `margin` earlier or later: the first part, and the rest if any."""
 
 
 D = TypeVar("D", bound=Splittable)
 
 
 def _draw(seed: int, index: int) -> float:
-    """A number in [0, 1) that depends on nothing but the seed and the place of the document in the input."""
+    """A number in [0, 1) that depends only on the seed and the position of the document in the input."""
     digest = hashlib.blake2b(struct.pack("<qq", seed, index), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splitter:
-    """Sends each document to training or validation, by a hash of the seed and its place in the input.
+    """Assigns each document to training or validation, by a hash of the seed and its position in the input.
 
-    Both splits get something: if the draw leaves one empty, the document that came closest to it is moved there. A
-    single document is cut, text at the end of a paragraph, and its end is for validation.
+    Both splits get something: if one would be empty, the document that came closest is moved there. A single document
+    is cut (text at the end of a paragraph), and its end is for validation.
 
     Attributes:
-        fraction: the part that is for validation, 0 < fraction < 1.
-        seed: another seed, another choice.
-        moved: place in the input of the document that is moved to the other split, if any.
+        fraction: of the documents, for validation, 0 < fraction < 1.
+        seed: random seed.
+        moved: position in the input of the document that is moved to the other split, if any.
         cut: length of the single document, if there is only one.
     """
 
@@ -55,17 +55,17 @@ class Splitter:
 
     @classmethod
     def plan(cls, documents: Iterable[Splittable], fraction: float, seed: int) -> "Splitter | None":
-        """Read as many documents as it takes to see that both splits get one. None: there is no document.
+        """Read as many documents as needed to know that both splits get one. None: there are no documents.
 
         Raises:
             UserError: the only document is a single character or token.
         """
-        lowest = highest = (_draw(seed, 0), 0)
+        smallest = largest = (_draw(seed, 0), 0)
         count = length = 0
         for document in documents:
             draw = (_draw(seed, count), count)
-            lowest, highest = min(lowest, draw), max(highest, draw)
-            if lowest[0] < fraction <= highest[0]:
+            smallest, largest = min(smallest, draw), max(largest, draw)
+            if smallest[0] < fraction <= largest[0]:
                 return cls(fraction=fraction, seed=seed)
             length += document.length
             count += not document.continues
@@ -73,9 +73,9 @@ class Splitter:
             return None
         if count > 1:
             # All were drawn for validation, or none.
-            return cls(fraction=fraction, seed=seed, moved=(highest if highest[0] < fraction else lowest)[1])
+            return cls(fraction=fraction, seed=seed, moved=(largest if largest[0] < fraction else smallest)[1])
         if length < 2:
-            raise UserError("one character or token cannot be split for training and validation; give more text")
+            raise UserError("a single character or token cannot be split into training and validation: give more text")
         return cls(fraction=fraction, seed=seed, cut=length)
 
     def assign(self, documents: Iterable[D]) -> Iterator[tuple[Split, D]]:

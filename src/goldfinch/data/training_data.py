@@ -1,4 +1,4 @@
-"""What a run trains on: one data directory, or several in proportion."""
+"""The training data of a run: one data directory, or several mixed by weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from goldfinch.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The sources of a run, opened.
+    """The opened data sources of a run.
 
     Attributes:
         sources: folders and weights.
-        train: the training tokens of each source, or where to stream them from.
-        validation: the validation tokens by name of the source; those that have some.
-        tokenizer: of all of them.
+        train: the training tokens of each source, or the stream to read them from.
+        validation: validation tokens by name of the source, of sources that have some.
+        tokenizer: the same for all sources.
     """
 
     sources: list[Source]
@@ -35,7 +35,7 @@ class TrainingData:
         """Open data directories: "FOLDER" each, or "FOLDER=WEIGHT" each.
 
         Raises:
-            UserError: a folder is no data directory, or not of the same tokenizer as the others; see `parse_sources`.
+            UserError: a folder is not a data directory, or has another tokenizer than the others; see `parse_sources`.
         """
         sources = parse_sources(texts)
         indices = [Index.load(Path(source.folder)) for source in sources]
@@ -61,29 +61,38 @@ class TrainingData:
         return cls(sources, train, validation, load_tokenizer(Path(sources[0].folder) / TOKENIZER))
 
     def batches(
-        self, context: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1, workers: int = 0
+        self,
+        sequence_length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
     ) -> Batches:
-        """The training batches: windows of `context` + 1 tokens, by weight, or by the number of windows.
+        """The training batches of windows of `sequence_length` + 1 tokens, mixed by weight or by number of windows.
 
         Args:
-            context: targets in a window.
-            batch_size: windows in a step, over all processes.
-            seed: of the order.
-            rank, world_size: which of the processes this is.
-            workers: processes that tokenise each stream ahead.
+            sequence_length: targets per window.
+            batch_size: windows per step, over all processes.
+            seed: random seed of the order.
+            rank, world_size: this process and the number of processes.
+            num_workers: processes that tokenise each stream ahead.
 
         Raises:
-            UserError: a source is shorter than one window, or a stream has no weight beside others.
+            UserError: a source is shorter than one window, or a stream is mixed without a weight.
         """
         windows: list[Windows] = []
         for number, (source, train) in enumerate(zip(self.sources, self.train, strict=True)):
             if isinstance(train, Stream):
                 tokenizer = Path(source.folder) / TOKENIZER
-                windows.append(StreamWindows(train, tokenizer, context, seed, number, workers))
+                windows.append(StreamWindows(train, tokenizer, sequence_length, seed, number, num_workers))
             else:
-                windows.append(ShuffledWindows(train, context, seed, number))
+                windows.append(ShuffledWindows(train, sequence_length, seed, number))
         alone = len(windows) == 1
-        weights = [source.weight or each.windows or alone for source, each in zip(self.sources, windows, strict=True)]
+        weights = [
+            source.weight or each.num_windows or alone for source, each in zip(self.sources, windows, strict=True)
+        ]
         if not all(weights):
             stream = self.sources[weights.index(False)].folder
             raise UserError(f"the stream {stream} has no known length: give each source a weight, FOLDER=WEIGHT")
@@ -91,6 +100,6 @@ class TrainingData:
 
 
 def _names(sources: list[Source]) -> list[str]:
-    """The last part of each folder's name; all of it where two end alike."""
+    """The last component of each folder; the whole path if two are the same."""
     short = [Path(source.folder).name for source in sources]
     return short if len(set(short)) == len(short) else [source.folder for source in sources]

@@ -32,7 +32,7 @@ TRAINING_PASSES = 3
 class Accounting:
     """What one model costs. FLOPs and bytes per token are those of one sequence."""
 
-    context_length: int
+    sequence_length: int
     """Tokens of the sequence that the FLOPs below are for."""
     parameters: int
     """All parameters, as we store them."""
@@ -41,12 +41,12 @@ class Accounting:
     embedding_parameters: int
     """Embedding and head, both V x D."""
     training_flops_per_token: int
-    """Forward and backward, mean over a sequence of `context_length` (attention sees half of it on average)."""
+    """Forward and backward, mean over a sequence of `sequence_length` (attention sees half of it on average)."""
     prefill_flops_per_token: int
-    """Reading a prompt of `context_length`, mean: every layer below the GOLD layers and W_KD. Not in it, because they
+    """Reading a prompt of `sequence_length`, mean: every layer below the GOLD layers and W_KD. Not in it, because they
     are paid once per prompt: the last 2G tokens through the GOLD layers, and the head (SPEC 5)."""
     decode_flops_per_token: int
-    """Writing token number `context_length`, when keys and values of all tokens before it are kept."""
+    """Writing token number `sequence_length`, when keys and values of all tokens before it are kept."""
     decode_rebuilding_flops_per_token: int
     """The same when GOLD layers rebuild them all from the compressed key memory; equal in models without GOLD."""
     recurrence_flops_per_token: int
@@ -86,19 +86,19 @@ class _Layer:
     state_bytes: int
 
 
-def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) -> Accounting:
+def account(config: ModelConfig, sequence_length: int = 8192, id_bytes: int = 4) -> Accounting:
     """Count what a model costs; takes no memory, whatever its size.
 
     Args:
         config: the model.
-        context_length: tokens, for the FLOPs.
+        sequence_length: tokens, for the FLOPs.
         id_bytes: what the key memory stores a token id in: 4, as in the paper's figures, or 2 for up to 65536 ids.
 
     Raises:
-        UserError: `context_length` below 1, or `id_bytes` that cannot hold the ids.
+        UserError: `sequence_length` below 1, or `id_bytes` that cannot hold the ids.
     """
-    if context_length < 1:
-        raise UserError(f"the context length must be at least 1 token, not {context_length}")
+    if sequence_length < 1:
+        raise UserError(f"the context length must be at least 1 token, not {sequence_length}")
     if id_bytes not in (2, 4) or config.vocab_size > 2 ** (8 * id_bytes):
         raise UserError(f"{config.vocab_size} token ids do not fit {id_bytes} bytes each; store them in 4")
     model = Decoder.on_meta(config)
@@ -115,18 +115,18 @@ def account(config: ModelConfig, context_length: int = 8192, id_bytes: int = 4) 
         """FLOPs of one query per attention layer, on `keys` keys."""
         return round(_ATTENTION_FLOPS_PER_CHANNEL * config.width * keys) * sum(layer.attends for layer in layers)
 
-    mean_keys = (context_length + 1) / 2
-    decode = per_token + attention(layers, context_length)
+    mean_keys = (sequence_length + 1) / 2
+    decode = per_token + attention(layers, sequence_length)
     parameters = _parameters(model)
     return Accounting(
-        context_length=context_length,
+        sequence_length=sequence_length,
         parameters=parameters,
         parameters_as_published=parameters + config.width * sum(kind in UNUSED_BONUS for kind in config.time_mixes),
         embedding_parameters=_parameters(model.embedding) + _parameters(model.head),
         training_flops_per_token=TRAINING_PASSES * (per_token + attention(layers, mean_keys)),
         prefill_flops_per_token=sum(layer.flops for layer in lower) + compress + attention(lower, mean_keys),
         decode_flops_per_token=decode,
-        decode_rebuilding_flops_per_token=decode + (context_length - 1) * rebuilding,
+        decode_rebuilding_flops_per_token=decode + (sequence_length - 1) * rebuilding,
         recurrence_flops_per_token=sum(layer.recurrence_flops for layer in layers),
         cache_bytes_per_token=sum(layer.cache_bytes for layer in layers) + latent_bytes,
         state_bytes=sum(layer.state_bytes for layer in layers),

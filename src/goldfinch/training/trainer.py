@@ -265,7 +265,7 @@ class Trainer:
         self._checkpoints.wait()
         last = next(iter(list_checkpoints(self._run)[::-1]), "no checkpoint yet")
         kept = f"the {'weights before this step' if weights_finite else 'last good weights'} are in {last}"
-        places = "; ".join(self._data.batches.places(step)[:4])
+        places = "; ".join(self._data.batches.describe(step)[:4])
         skipped = self._progress.skipped_in_a_row
         raise self._processes.error_on_main(
             Diverged(

@@ -11,14 +11,22 @@ from goldfinch.data.tokenizers.byte import ByteTokenizer
 from goldfinch.data.tokenizers.world import WorldTokenizer
 from goldfinch.errors import UserError
 
-__all__ = ["BpeTokenizer", "ByteTokenizer", "StreamDecoder", "Tokenizer", "WorldTokenizer", "load_tokenizer"]
+__all__ = [
+    "BpeTokenizer",
+    "ByteTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "WorldTokenizer",
+    "load_tokenizer",
+    "named_tokenizer",
+]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json: one that `Tokenizer.save` wrote, or any byte-level BPE one of Hugging Face.
+    """Load a tokenizer.json: from `Tokenizer.save`, or any byte-level BPE tokenizer of Hugging Face.
 
     Raises:
-        UserError: the file is missing, malformed, newer than this program, or not byte-level.
+        UserError: the file is missing, corrupt, of a newer version, or not byte-level.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -28,13 +36,28 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except ValueError as error:
         raise UserError(f"{path} is not a tokenizer.json file: {error}") from error
     if not isinstance(content, dict) or not (content.get("format") == FORMAT or "model" in content):
-        raise UserError(f"{path} is not a tokenizer.json file: it names neither a format nor a model")
+        raise UserError(f"{path} is not a tokenizer.json file: it has neither a format nor a model")
     if content.get("format") == FORMAT:
         return _load_own(path, content)
     try:
         return BpeTokenizer(tokenizers.Tokenizer.from_str(text))
     except Exception as error:  # `tokenizers` raises bare Exception for what it cannot read
-        raise UserError(f"{path} is not a byte-level BPE tokenizer, the kind that GoldFinch reads: {error}") from error
+        raise UserError(f"{path} is not a byte-level BPE tokenizer, the only kind supported: {error}") from error
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer called "bytes" or "world", or that of a tokenizer.json file.
+
+    Raises:
+        UserError: as `load_tokenizer`.
+    """
+    match name:
+        case "bytes":
+            return ByteTokenizer()
+        case "world":
+            return WorldTokenizer()
+        case path:
+            return load_tokenizer(Path(path))
 
 
 def _load_own(path: Path, content: dict) -> Tokenizer:
@@ -43,10 +66,10 @@ def _load_own(path: Path, content: dict) -> Tokenizer:
     }
     if content.get("version") != VERSION or content.get("name") not in kinds:
         raise UserError(
-            f"{path}: tokenizer {content.get('name')!r}, version {content.get('version')!r} is not known here "
-            f"({', '.join(kinds)}, version {VERSION} are); it may need a newer goldfinch"
+            f"{path}: unknown tokenizer {content.get('name')!r}, version {content.get('version')!r}; known are "
+            f"{', '.join(kinds)}, version {VERSION}; a newer goldfinch may read it"
         )
     tokenizer = kinds[content["name"]]()
     if content.get("hash") != tokenizer.hash:
-        raise UserError(f"{path}: its hash is not that of the {tokenizer.name} vocabulary; write it anew")
+        raise UserError(f"{path}: its hash is not that of the {tokenizer.name} vocabulary: save it again")
     return tokenizer

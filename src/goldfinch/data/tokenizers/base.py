@@ -1,4 +1,4 @@
-"""What every tokenizer is: text to ids by its own rule, ids to bytes by a table."""
+"""The base class of tokenizers: text to ids by a rule of their own, ids to bytes by a table."""
 
 import codecs
 import hashlib
@@ -17,8 +17,8 @@ VERSION = 1
 class Tokenizer(ABC):
     """Text to token ids and back; `decode(encode(text)) == text` for every text.
 
-    Each id stands for definite bytes, whatever surrounds it. Ids that stand for no text (the end of a document,
-    holes in the vocabulary) have no bytes, and no text encodes to them.
+    Each id has fixed bytes, whatever surrounds it. Ids without text (the end of a document, holes in the vocabulary)
+    have no bytes, and no text encodes to them.
 
     Attributes:
         name: "bytes", "bpe" or "world".
@@ -33,12 +33,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """Turn text into ids.
+        """WindowRef text into ids.
 
         Args:
             text: the text.
-            special_tokens: whether the names of special tokens, such as <|im_start|> in a chat template, stand for
-                these tokens; otherwise they are text like any other.
+            special_tokens: whether the names of special tokens, such as <|im_start|> in a chat template, are encoded
+                as these tokens; otherwise they are text like any other.
 
         Raises:
             UnicodeEncodeError: `text` holds a lone surrogate, which no UTF-8 can write.
@@ -46,15 +46,15 @@ class Tokenizer(ABC):
 
     @property
     def special_token_ids(self) -> dict[str, int]:
-        """Name -> id of the special tokens that text can name."""
+        """Name -> id of the special tokens that have names."""
         return {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` each text; faster than one by one where the tokenizer can use several threads."""
+        """`encode` each text; faster than one by one if the tokenizer can use several threads."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
+        """Decode ids to text; bytes that are not UTF-8 (an incomplete character) become U+FFFD.
 
         Raises:
             ValueError: an id is out of range.
@@ -62,7 +62,7 @@ class Tokenizer(ABC):
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that `id` stands for.
+        """The bytes of `id`.
 
         Raises:
             ValueError: `id` is out of range.
@@ -73,25 +73,25 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are: 0..vocab_size - 1."""
+        """Number of ids: 0..vocab_size - 1."""
         return len(self._table)
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of what the ids mean: their bytes, in order, and which one ends a document."""
+        """SHA-256 (hex) of the vocabulary: the bytes of all ids in order, and the id that ends a document."""
         meaning = [len(self._table), self.end_of_text, *(token.hex() for token in self._table)]
         return hashlib.sha256(" ".join(map(str, meaning)).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write a tokenizer.json that `load_tokenizer` reads, all or nothing."""
+        """Write a tokenizer.json that `load_tokenizer` reads, atomically."""
         content = {"format": FORMAT, "version": VERSION, "name": self.name, "hash": self.hash}
         write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 class StreamDecoder:
-    """Decodes ids one at a time: characters that are split over tokens come out whole, when they are complete.
+    """Decodes ids one at a time: a character that is split over tokens is returned when it is complete.
 
-    The pieces, joined and with `flush()` at the end, are `tokenizer.decode` of all ids.
+    The concatenated pieces, with `flush()` at the end, equal `tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -112,7 +112,7 @@ class StreamDecoder:
         return bool(self._decoder.getstate()[0])
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed. Starts anew afterwards."""
+        """The rest at the end: U+FFFD for an incomplete character. Resets the decoder."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

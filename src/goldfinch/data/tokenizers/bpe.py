@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, trained on the spot or read from an ordinary Hugging Face tokenizer.json."""
+"""Byte-level byte-pair encoding, trained here or loaded from a Hugging Face tokenizer.json."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from goldfinch.errors import UserError
 from goldfinch.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
-# What other byte-level vocabularies call it; the first one present is taken.
+# Names in other byte-level vocabularies; the first one present is used.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
 # Long texts are encoded in slices of about this many characters: in parallel, and several times faster than whole.
@@ -21,7 +21,7 @@ SLICE = 16_384
 # splits words splits too: slices that begin there have the same tokens as the whole.
 SLICE_BORDER = re.compile(r"(?<=[^\W\d_])(?=[ \n][^\W\d_]|[\u3001\u3002\uff0c])")
 
-# Text that a tokenizer which is not byte-level, or which changes text, does not give back.
+# Text that a tokenizer does not reproduce if it is not byte-level or changes text.
 PROBE = "word  Word\r\n\t e\u0301 \ufb01 \u4f60\u597d \U0001f44b\u200d\n " + "".join(map(chr, range(0x250))) + " "
 
 
@@ -97,9 +97,7 @@ class BpeTokenizer(Tokenizer):
             UserError: `vocab_size` does not hold the bytes.
         """
         if vocab_size < 257:
-            raise UserError(
-                f"--vocab-size {vocab_size} cannot hold the 256 bytes and the end of text: give 257 or more"
-            )
+            raise UserError(f"--vocab-size must be at least 257 (256 bytes and the end of text), not {vocab_size}")
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -140,5 +138,5 @@ class BpeTokenizer(Tokenizer):
         return encoded
 
     def save(self, path: Path) -> None:
-        """Write the ordinary Hugging Face tokenizer.json, all or nothing."""
+        """Write a Hugging Face tokenizer.json, atomically."""
         write_text(path, self._backend.to_str(pretty=True))

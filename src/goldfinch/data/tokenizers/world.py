@@ -10,7 +10,7 @@ from goldfinch.data.tokenizers.base import Tokenizer
 
 
 class WorldTokenizer(Tokenizer):
-    """Ids 1..65529 are the vocabulary, 0 ends a document, 65530..65535 stand for nothing.
+    """Ids 1..65529 are the vocabulary, 0 ends a document, 65530..65535 are unused.
 
     The vocabulary is rwkv_vocab_v20230424.txt of the Python package `rwkv` (Apache License 2.0), rewritten as one
     line of hexadecimal bytes per id, from 1 on, and compressed with gzip.
@@ -33,5 +33,5 @@ class WorldTokenizer(Tokenizer):
         return RWKVTokenizer()
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """The longest piece of the vocabulary that the rest of the text begins with, again and again."""
+        """Greedy longest match."""
         return self._encoder.encode(text)

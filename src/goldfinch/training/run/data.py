@@ -45,10 +45,10 @@ class RunData:
             config.seed,
             rank=processes.rank,
             world_size=processes.world_size,
-            workers=config.num_workers,
+            num_workers=config.num_workers,
         )
         """This process's part of every training batch."""
-        self.steps = config.steps or _steps_of_epochs(config, self.batches.windows)
+        self.steps = config.steps or _steps_of_epochs(config, self.batches.num_windows)
         """Total number of steps."""
         self._validation = data.validation
         self._at_once = config.micro_batch_size or config.batch_size // processes.world_size
