@@ -1,4 +1,4 @@
-"""What a model is: sizes and the layer plan, as plain frozen data."""
+"""The model config: sizes and the layer plan, as plain frozen data."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of one model. `time_mixes` is the layer plan, from the lowest layer up."""
+    """The shape of one model. `time_mixes` is the layer plan, from bottom to top."""
 
     vocab_size: int
     """V, number of token ids."""
@@ -46,11 +46,11 @@ class ModelConfig:
     head_size: int = 64
     """N, channels per head."""
     latent_ratio: int = 16
-    """D / R: how many times narrower than the model a compressed key is."""
+    """D / R: width of the model divided by the width of a latent."""
     shift_rank: int = 32
-    """Rank of the token-shift loras."""
+    """Rank of the low-rank parts of token shifts."""
     decay_rank: int = 64
-    """Rank of the decay lora."""
+    """Rank of the low-rank part of the decay."""
     value_rank: int = 64
     """Rank of Finch-C2's second value."""
     rope: RopeConfig | None = None

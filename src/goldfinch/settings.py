@@ -20,9 +20,9 @@ def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
 
     Args:
         cls: a dataclass whose fields are numbers, booleans, text, paths, literals, tuples of text and dataclasses.
-            Where several texts are wanted, one alone will do.
+            A single text is accepted for a tuple of texts.
         values: field name -> value.
-        prefix: how the user addresses these fields, put before their names in messages.
+        prefix: of the field names in messages.
 
     Raises:
         UserError: a field is unknown, missing or of another type, or the dataclass refuses the values.
@@ -81,6 +81,6 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The nearest of the known words as a hint, or all of them."""
+    """A hint: the nearest known word, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -85,9 +85,9 @@ class ModelState:
 
 
 def stack_states(states: Sequence[Sequence[BlockState | None] | None]) -> list[BlockState | None] | None:
-    """The states of several sequences, each with the same layers, as those of one batch; None where they have no stack.
+    """Stack the states of several sequences of the same layers into those of one batch; None if that is impossible.
 
-    Those that start a text (None), and those of layers whose state grows with the text, cannot be stacked: None.
+    States at the start of a text (None), and those of layers whose state grows with the text, cannot be stacked.
     """
     given = [state for state in states if state is not None]
     if len(given) == 1 == len(states):
@@ -114,7 +114,7 @@ def stack_states(states: Sequence[Sequence[BlockState | None] | None]) -> list[B
 
 
 def unstack_states(states: Sequence[BlockState], batch: int) -> list[list[BlockState]]:
-    """The inverse: the states of each sequence of a batch, in memory of their own."""
+    """The inverse: the states of each sequence of a batch, copied."""
     if batch == 1:
         return [list(states)]
 

@@ -100,7 +100,7 @@ def test_a_pure_finch_needs_no_config(sizes, save_pth, tmp_path):
     assert load_model(tmp_path / "folder").config == config
 
 
-# --- what is no checkpoint -------------------------------------------------------------------------------------------
+# --- what is not a checkpoint -------------------------------------------------------------------------------------------
 
 
 class Malicious:
@@ -123,7 +123,7 @@ def test_code_in_a_pickle_is_not_run(raw, tmp_path, save_pth):
     else:
         pth = save_pth(bad)
     with pytest.raises(
-        UserError, match=r"model\.pth " + ("is no checkpoint" if raw else r"holds .*mkdir.* not loaded")
+        UserError, match=r"model\.pth " + ("is not a checkpoint" if raw else r"holds .*mkdir.* not loaded")
     ):
         import_reference(pth, None, tmp_path / "folder", None)
     assert leftovers(tmp_path) == ["model.pth"]
@@ -144,7 +144,7 @@ def test_code_in_a_pickle_is_not_run(raw, tmp_path, save_pth):
         ({"emb.weight": torch.ones(1, device="meta")}, "holds a tensor .* under 'emb.weight'"),
         ({3: torch.ones(1)}, "under 3"),
         (torch.nn.Linear(2, 2), "holds objects of Python .*Linear"),
-        ({"unrelated.weight": torch.ones(1)}, "only a pure Finch .* with --config"),
+        ({"unrelated.weight": torch.ones(1)}, "only for a pure Finch .* with --config"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -162,7 +162,7 @@ def test_a_file_cut_off_anywhere_is_refused(share, save_pth, tmp_path):
     pth = save_pth(tensors_of(FINCH))
     whole = pth.read_bytes()
     pth.write_bytes(whole[: int(share * len(whole)) if isinstance(share, float) else share])
-    with pytest.raises(UserError, match=r"model\.pth is (empty|no checkpoint|broken or cut off)") as caught:
+    with pytest.raises(UserError, match=r"model\.pth is (empty|not a checkpoint|corrupt or truncated)") as caught:
         import_reference(pth, None, tmp_path / "folder", None)
     assert "\n" not in str(caught.value)
     assert leftovers(tmp_path) == ["model.pth"]
@@ -188,7 +188,7 @@ def test_files_that_are_no_zip_archives(kind, tmp_path):
             pth.write_text("weights, honestly")
         case "old":
             torch.save({"a": torch.ones(1)}, pth, _use_new_zipfile_serialization=False)
-    wanted = "is no checkpoint of torch 1.6 or later" if kind in ("text", "old") else "cannot read .*model.pth"
+    wanted = "is not a checkpoint of torch 1.6 or later" if kind in ("text", "old") else "cannot read .*model.pth"
     with pytest.raises(UserError, match=wanted):
         read_tensors(pth)
 
@@ -196,7 +196,7 @@ def test_files_that_are_no_zip_archives(kind, tmp_path):
 def test_a_checkpoint_of_another_model_lists_all_and_writes_nothing(published, save_pth, tmp_path):
     tensors = dict(published("goldfinch").tensors) | {"extra": torch.ones(1)}
     pth = save_pth(tensors)
-    with pytest.raises(UserError, match=r"model\.pth: .*missing: .*gate.* left over: .*extra"):
+    with pytest.raises(UserError, match=r"model\.pth: .*missing: .*gate.* unexpected: .*extra"):
         import_reference(pth, published("goldfinch_upgrade").config, tmp_path / "folder", None)
     assert leftovers(tmp_path) == ["model.pth"]
 
@@ -368,7 +368,7 @@ def test_a_tokenizer_file_is_taken_along(save_pth, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--config", "a.yaml"], ["--tokenizer", "world"]], ids=" ".join)
 def test_a_folder_needs_neither_config_nor_tokenizer(flags, tmp_path):
-    with pytest.raises(UserError, match="are for .pth files"):
+    with pytest.raises(UserError, match=r"are for \.pth files"):
         parse(tmp_path, *flags, "-o", "x.pth").run()
 
 

@@ -70,7 +70,7 @@ def test_half_written_weights_are_refused(share, folder):
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole)) if isinstance(share, float) else share])
-    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors is not a valid safetensors file"):
         load_model(folder)
 
 
@@ -82,7 +82,7 @@ def test_one_error_lists_all_that_does_not_fit(folder):
     save_file(tensors, path)
     with pytest.raises(UserError) as caught:
         load_model(folder)
-    for wanted in ("head.weight is missing", "extra is left over", "output_norm.bias is (3,), not (64,)", str(path)):
+    for wanted in ("head.weight is missing", "extra is unexpected", "output_norm.bias is (3,), not (64,)", str(path)):
         assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -93,9 +93,9 @@ def test_one_error_lists_all_that_does_not_fit(folder):
         (b"", "cannot read"),
         (b'{"format": "goldf', "cannot read"),
         (b"\xff\xfe", "cannot read"),
-        (b"[]", "is no GoldFinch config; `goldfinch convert`"),
-        (b'{"model_type": "llama"}', "is no GoldFinch config"),
-        (b'{"format": "goldfinch", "version": 1}', "is no GoldFinch config"),
+        (b"[]", "is not a GoldFinch config; convert published"),
+        (b'{"model_type": "llama"}', "is not a GoldFinch config"),
+        (b'{"format": "goldfinch", "version": 1}', "is not a GoldFinch config"),
         (b'{"format": "goldfinch", "version": 2, "model": {}}', "has version 2, this program reads 1: update"),
         (b'{"format": "goldfinch", "model": {}}', "has version None"),
         (b'{"format": "goldfinch", "version": 1, "model": {"widht": 3}}', "widht; did you mean width"),

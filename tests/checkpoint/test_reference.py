@@ -66,7 +66,7 @@ def test_one_error_lists_all_that_does_not_fit(published):
         from_reference(tensors, kind.config)
     message = str(caught.value)
     assert "missing: emb.weight, blocks.5.att.time_maa_kv_w2;" in message
-    assert "left over: blocks.6.ln1.weight, extra;" in message
+    assert "unexpected: blocks.6.ln1.weight, extra;" in message
     assert "of another shape: head.weight is (320, 64), not (320, 128)" in message
     assert "--config" in message
     assert "\n" not in message
@@ -171,13 +171,13 @@ def test_values_that_cannot_be_are_one_line(values, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.yaml", b"model: [1, 2", "a.yaml is not valid yaml"),
-        ("a.json", b"{", "a.json is not valid yaml or json"),
+        ("a.yaml", b"model: [1, 2", "a.yaml is not valid YAML"),
+        ("a.json", b"{", "a.json is not valid YAML or JSON"),
         ("a.yaml", b"", "must hold a mapping"),
         ("a.yaml", b"model: 3", "must hold a mapping"),
         ("a.yaml", b"- 1\n- 2", "must hold a mapping"),
         ("a.yaml", b"\xff\xfe\xfa", "cannot read .*a.yaml"),
-        ("a.yaml", b"a: \x00", "a.yaml is not valid yaml"),
+        ("a.yaml", b"a: \x00", "a.yaml is not valid YAML"),
         ("a.yaml", None, "cannot read .*a.yaml"),
     ],
     ids=str,
@@ -215,7 +215,7 @@ def test_other_kinds_do_not_tell_their_shape(golden):
     if set(golden.config.time_mixes) == {"finch"}:
         assert infer_finch_config(golden.tensors) == golden.config
     else:
-        with pytest.raises(UserError, match=r"only a pure Finch .* it lacks blocks\.\d\..* with --config"):
+        with pytest.raises(UserError, match=r"only for a pure Finch .* it lacks blocks\.\d\..* with --config"):
             infer_finch_config(golden.tensors)
 
 
@@ -247,7 +247,7 @@ def test_a_damaged_finch_is_a_user_error(change):
 def test_odd_names_are_left_over_not_a_crash(name):
     _, tensors = finch_tensors()
     odd = tensors | {name: torch.zeros(1)}
-    with pytest.raises(UserError, match="left over: blocks"):
+    with pytest.raises(UserError, match="unexpected: blocks"):
         from_reference(odd, infer_finch_config(odd))
     with pytest.raises(UserError, match=r"lacks emb\.weight"):
         infer_finch_config({name: torch.zeros(1)})

@@ -149,7 +149,7 @@ def test_positions_are_changed_for_one_command_and_the_rest_of_them_stays(goldfi
 
 def test_positions_that_cannot_be_changed_are_told(goldfinch, run_with_positions, small_run):
     cases = {
-        ("generate", small_run, "x", "--rope", "rescale=4"): "trained without positions",
+        ("generate", small_run, "x", "--rope", "rescale=4"): "trained without rotary positions",
         ("generate", run_with_positions, "x", "--rope", "none"): "positions can be changed, not removed",
         ("generate", run_with_positions, "x", "--rope", "rescal=4"): "did you mean rescale",
         ("generate", run_with_positions, "x", "--rope", "rescale=no"): "rope.rescale must be a number",

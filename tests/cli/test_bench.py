@@ -19,7 +19,7 @@ def test_what_is_measured_agrees_with_what_is_computed_and_what_does_not_fit_is_
     for shape in (config, llama_like(config)):
         costs = account(shape, id_bytes=2)
         room = costs.total_bytes(2000)
-        fits, too_large = measure(shape, lengths=SMALL, room=room)
+        fits, too_large = measure(shape, lengths=SMALL, max_bytes=room)
         assert fits.measured == pytest.approx(fits.computed, rel=0.01)
         assert fits.computed == costs.total_bytes(1024)
         assert (too_large.measured, too_large.total) == (None, costs.total_bytes(5000))
@@ -28,7 +28,7 @@ def test_what_is_measured_agrees_with_what_is_computed_and_what_does_not_fit_is_
 def test_latents_in_integers_take_less():
     config = model_config("goldfinch-L6-D512", 300)
     bf16, int8, int4 = (
-        next(measure(config, latents, lengths=(100_000,), room=10**9)).measured
+        next(measure(config, latents, lengths=(100_000,), max_bytes=10**9)).measured
         for latents in ("bfloat16", "int8", "int4")
     )
     assert bf16 - int8 == pytest.approx(100_000 * (32 - 2), rel=0.01)

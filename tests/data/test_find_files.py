@@ -42,7 +42,12 @@ def test_a_file_named_itself_is_taken_as_it_is_named() -> None:
 @pytest.mark.usefixtures("tree")
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("a/b/binary", "binary"), ("nothing", "does not exist"), ("*.rst", r"no text files found in \*.rst"), ("a/.git/y", "y")],
+    [
+        ("a/b/binary", "binary"),
+        ("nothing", "does not exist"),
+        ("*.rst", r"no text files found in \*.rst"),
+        ("a/.git/y", "y"),
+    ],
 )
 def test_names_that_lead_nowhere_are_refused(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):

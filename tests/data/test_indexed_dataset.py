@@ -129,7 +129,11 @@ HEADER = b"MMIDIDX\0\0"
         (INDEX[:42] + struct.pack("<2q", 0, -6) + INDEX[58:], IDS, "not contiguous"),
         (INDEX[:58] + struct.pack("<3q", 0, 1, 3), IDS, "do not span"),
         (INDEX[:58] + struct.pack("<3q", 1, 1, 2), IDS, "do not span"),
-        (HEADER + struct.pack("<QBQQ", 1, 8, 2, 4) + INDEX[34:58] + struct.pack("<4q", 0, 2, 1, 2), IDS, "not increasing"),
+        (
+            HEADER + struct.pack("<QBQQ", 1, 8, 2, 4) + INDEX[34:58] + struct.pack("<4q", 0, 2, 1, 2),
+            IDS,
+            "not increasing",
+        ),
     ],
 )
 def test_damage_is_one_line_and_costs_no_memory(tmp_path: Path, index: bytes, ids: bytes, says: str) -> None:

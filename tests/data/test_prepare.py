@@ -124,7 +124,7 @@ def test_nothing_to_prepare_is_refused_and_leaves_nothing(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"no documents found in .*a\.jsonl"):
         prepare([path], tmp_path / "d", ByteTokenizer())
     path.write_text('{"text": "one"}\n')
-    with pytest.raises(UserError, match=r"validation fraction of 0\.0"):
+    with pytest.raises(UserError, match=r"validation-fraction must be between 0 and 1, such as 0\.01, not 0\.0"):
         prepare([path], tmp_path / "d", ByteTokenizer(), validation_fraction=0.0)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
 

@@ -182,7 +182,7 @@ def test_a_state_of_other_settings_is_refused(rows_in_json: Path, tmp_path: Path
     for other in (data.batches(WINDOW + 1, BATCH, 5), data.batches(WINDOW, BATCH + 1, 5)):
         with pytest.raises(UserError, match="can only be resumed with the same settings"):
             other.load_state(1, state)
-    with pytest.raises(UserError, match="does not say where the stream"):
+    with pytest.raises(UserError, match="has no position of the stream"):
         source.load_state(1, {})
 
 

@@ -18,9 +18,9 @@ from goldfinch.presets import model_config
 )
 def test_a_token_takes_the_bytes_that_are_promised(vocab_size, latents, bytes_per_token):
     config = model_config("goldfinch-L24-D2048", vocab_size)
-    memory = KeyCache(config, FORMATS[latents], torch.device("meta"))
-    memory.append(torch.zeros(64000, dtype=torch.int64, device="meta"), torch.zeros(64000, 128, device="meta"))
-    assert memory.nbytes == 64000 * bytes_per_token
+    cache = KeyCache(config, FORMATS[latents], torch.device("meta"))
+    cache.append(torch.zeros(64000, dtype=torch.int64, device="meta"), torch.zeros(64000, 128, device="meta"))
+    assert cache.nbytes == 64000 * bytes_per_token
 
 
 def test_the_state_takes_the_bytes_that_it_should(model_of, text):

@@ -163,9 +163,9 @@ def test_attention_of_a_transformer_grows_with_half_the_context_in_training_and_
 
 
 def test_impossible_questions_are_refused():
-    with pytest.raises(UserError, match="at least 1 token, not 0"):
+    with pytest.raises(UserError, match="at least 1, not 0"):
         account(TINY["goldfinch"], 0)
-    with pytest.raises(UserError, match="70000 token ids do not fit 2 bytes"):
+    with pytest.raises(UserError, match="70000 token ids do not fit in 2 bytes"):
         account(dataclasses.replace(TINY["goldfinch"], vocab_size=70_000), id_bytes=2)
 
 

@@ -1,4 +1,4 @@
-"""How many bytes a text takes: counted on tensors that are really there, beside what `accounting` computes."""
+"""Measuring how many bytes a text takes, on allocated tensors, next to what `accounting` computes."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -20,23 +20,23 @@ LENGTHS = tuple(2**power for power in (10, 12, 14, 16, 18, 20))  # tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryUse:
-    """What one model remembers of one text: the cache and the state."""
+    """Cache and state of one model after one text."""
 
     tokens: int
     """Length of the text."""
     computed: int
-    """Bytes, by `accounting`."""
+    """Bytes according to `accounting`."""
     measured: int | None
-    """Bytes of the tensors; None where they did not fit."""
+    """Bytes of the tensors; None if they did not fit."""
 
     @property
     def total(self) -> int:
-        """The measured bytes, if there are any."""
+        """The measured bytes, else the computed ones."""
         return self.computed if self.measured is None else self.measured
 
     @property
     def per_token(self) -> float:
-        """Bytes, the state included."""
+        """Bytes per token, with the state."""
         return self.total / self.tokens
 
 
@@ -50,18 +50,18 @@ def measure(
     config: ModelConfig,
     latents: str = "bfloat16",
     lengths: Iterable[int] | None = None,
-    room: int | None = None,
+    max_bytes: int | None = None,
 ) -> Iterator[MemoryUse]:
-    """Fill the memory of a model in bf16 with tokens, and count.
+    """Fill the cache and state of a model in bf16, and count their bytes.
 
-    The numbers are random; which tensors there are, and of what shapes, is found by running the model on the meta
-    device, where weights take no memory.
+    The numbers are random; the tensors and their shapes come from running the model on the meta device, where weights
+    take no memory.
 
     Args:
         config: of the model.
         latents: format of the compressed keys.
         lengths: of the texts, in tokens, ascending; None for 1k to 1M.
-        room: bytes that may be filled; None for half of what is free.
+        max_bytes: maximum bytes to fill; None for half of the free memory.
 
     Yields:
         One result per length.
@@ -70,23 +70,23 @@ def measure(
         UserError: an unknown format, or one that does not fit the model.
     """
     stored = latent_format(latents, config.latent_width) if config.num_gold_layers else None
-    room = psutil.virtual_memory().available // 2 if room is None else room
+    max_bytes = psutil.virtual_memory().available // 2 if max_bytes is None else max_bytes
     per_token, fixed = _computed_bytes(config, stored)
     states, recent = _meta_states(config)
-    memory = KeyCache(config, stored, torch.device("cpu"))
+    cache = KeyCache(config, stored, torch.device("cpu"))
     for tokens in lengths or LENGTHS:
         computed = tokens * per_token + fixed
         measured = None
-        if computed <= room:
+        if computed <= max_bytes:
             measured = _filled_bytes(states, recent, tokens)
             if stored is not None:
-                _fill(memory, config, tokens)
-                measured += memory.nbytes
+                _fill(cache, config, tokens)
+                measured += cache.nbytes
         yield MemoryUse(tokens=tokens, computed=computed, measured=measured)
 
 
 def _computed_bytes(config: ModelConfig, stored: LatentFormat | None) -> tuple[int, int]:
-    """Bytes per token, and of the state, by `accounting`, with latents as they are stored here instead of in bf16."""
+    """Bytes per token, and of the state, by `accounting`, with latents in the given format instead of bf16."""
     accounting = account(config, id_bytes=id_dtype(config.vocab_size).itemsize)
     per_token = accounting.cache_bytes_per_token
     if stored is not None:
@@ -95,14 +95,14 @@ def _computed_bytes(config: ModelConfig, stored: LatentFormat | None) -> tuple[i
 
 
 def row_bytes(config: ModelConfig, stored: LatentFormat | None) -> int:
-    """Bytes of one token in the key memory."""
+    """Bytes of one token in the key cache."""
     kinds = column_formats(config, stored).values()
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds)
 
 
 @torch.inference_mode()
 def _meta_states(config: ModelConfig) -> tuple[list[BlockState], Tensor]:
-    """What a sequence carries on, without numbers: the states of all layers, and the outputs below GOLD."""
+    """The state of a sequence on the meta device: states of all layers, and the last outputs below GOLD."""
     model = Decoder.on_meta(config).to(torch.bfloat16)
     ids = torch.zeros(1, tail_length(model) + 1, dtype=torch.int64, device="meta")
     recent = read_lower(model, ids, [None])[1][0].tail if config.num_gold_layers else torch.empty(0)
@@ -110,7 +110,7 @@ def _meta_states(config: ModelConfig) -> tuple[list[BlockState], Tensor]:
 
 
 def _filled_bytes(states: Iterable[BlockState], recent: Tensor, tokens: int) -> int:
-    """Allocate the states after so many tokens, fill them, count them, and let them go."""
+    """Allocate and fill the states after `tokens` tokens, and count their bytes."""
     shapes = [(recent.shape, recent.dtype)]
     for state in states:
         grown = (state.time_mix.keys, state.time_mix.values) if isinstance(state.time_mix, AttentionState) else ()
@@ -119,15 +119,15 @@ def _filled_bytes(states: Iterable[BlockState], recent: Tensor, tokens: int) -> 
             if any(tensor is other for other in grown):
                 shape[2] = tokens
             shapes.append((torch.Size(shape), tensor.dtype))
-    # Filled, because a system hands out memory when it is written to, not when it is asked for.
+    # Filled, because the system provides memory when it is written to, not when it is allocated.
     tensors = [torch.ones(shape, dtype=dtype) for shape, dtype in shapes]
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _fill(memory: KeyCache, config: ModelConfig, tokens: int) -> None:
-    """Append random tokens until there are so many."""
+def _fill(cache: KeyCache, config: ModelConfig, tokens: int) -> None:
+    """Append random tokens up to this number."""
     generator = torch.Generator().manual_seed(0)
-    while len(memory) < tokens:
-        count = min(memory.block_size, tokens - len(memory))
+    while len(cache) < tokens:
+        count = min(cache.block_size, tokens - len(cache))
         ids = torch.randint(config.vocab_size, (count,), generator=generator)
-        memory.append(ids, torch.randn(count, config.latent_width, generator=generator))
+        cache.append(ids, torch.randn(count, config.latent_width, generator=generator))

@@ -1,4 +1,4 @@
-"""Whole checkpoints: a published `.pth` to our folder, and back (SPEC 9)."""
+"""Converting checkpoints: a published `.pth` to our folder, and back (SPEC 9)."""
 
 import dataclasses
 import pickle
@@ -20,13 +20,13 @@ from goldfinch.presets import WORLD_VOCABULARY
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a conversion found."""
+    """The result of a conversion."""
 
     config: ModelConfig
     parameters: int
-    """Numbers in the model, without what the reference stores and never uses."""
+    """Number of parameters, without those that the reference stores and never uses."""
     dtypes: tuple[str, ...]
-    """Such as ("bfloat16",); several only where the source mixes them."""
+    """Such as ("bfloat16",); several only if the source mixes them."""
     tokenizer: str | None
     """Name of the tokenizer that the folder has."""
 
@@ -34,17 +34,17 @@ class Converted:
 def import_reference(
     pth: Path, config: ModelConfig | None, output: Path, tokenizer: Tokenizer | None, *, overwrite: bool = False
 ) -> Converted:
-    """Convert a published checkpoint to our folder format. Every number and its dtype stay as they are.
+    """Convert a published checkpoint to our folder format, with the same numbers and dtypes.
 
     Args:
         pth: a flat dict of tensors with the published names.
-        config: what the model is; None to read a pure Finch (RWKV-6 World) model from its shapes.
-        output: the folder to make, all or nothing.
-        tokenizer: to store with it; None for the RWKV World tokenizer where the vocabulary has its size.
-        overwrite: replace `output` if it is such a folder and holds nothing else.
+        config: of the model; None to infer that of a pure Finch (RWKV-6 World) model from its shapes.
+        output: the folder to write, atomically.
+        tokenizer: to store with it; None for the RWKV World tokenizer if the vocabulary has its size.
+        overwrite: replace `output` if it is a model folder and holds nothing else.
 
     Raises:
-        UserError: `pth` is no such file or does not fit `config`, the tokenizer has more ids than the model, or
+        UserError: `pth` is not such a file or does not fit `config`, the tokenizer has more ids than the model, or
             `output` exists or cannot be written.
     """
     check_model_output(output, overwrite)
@@ -64,21 +64,21 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
 
     Args:
         folder: written by `goldfinch train` or `goldfinch convert`.
-        output: the `.pth` file to make, all or nothing.
+        output: the `.pth` file to write, atomically.
         overwrite: replace `output` if it exists.
 
     Raises:
-        UserError: the folder is missing or broken, or `output` exists, is not named .pth or cannot be written.
+        UserError: the folder is missing or corrupt, or `output` exists, is not named .pth or cannot be written.
     """
     if output.suffix != ".pth":
         raise UserError(f"{output} must end in .pth: a folder converts to a published checkpoint")
     if output.exists() and not overwrite:
-        raise UserError(f"{output} exists: choose another name, or overwrite it with --overwrite")
+        raise UserError(f"{output} exists: choose another name, or give --overwrite")
     model = load_model(folder)
     weights = model.state_dict()
     tensors = to_reference(weights, model.config)
     with writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
-        torch.save(tensors, file)  # given a path, it would store that: other bytes for the same weights
+        torch.save(tensors, file)  # given a path, it would store the path: other bytes for the same weights
     return _describe(model.config, weights, None)
 
 
@@ -93,15 +93,15 @@ def read_reference(pth: Path, config: ModelConfig | None = None) -> tuple[ModelC
 
 
 def usual_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    """The RWKV World tokenizer where the vocabulary has its size; None where it has another."""
+    """The RWKV World tokenizer if the vocabulary has its size, else None."""
     return WorldTokenizer() if config.vocab_size == WORLD_VOCABULARY else None
 
 
 def read_tensors(pth: Path) -> dict[str, Tensor]:
-    """Map a `.pth` into memory without running any code that it may hold.
+    """Memory-map a `.pth` without running any code in it.
 
     Raises:
-        UserError: it is missing, broken, or anything but a flat dict of floating-point tensors.
+        UserError: it is missing, corrupt, or not a flat dict of floating-point tensors.
     """
     try:
         with pth.open("rb") as file:
@@ -109,19 +109,19 @@ def read_tensors(pth: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read {pth}: {error.strerror or error}") from error
     if start != b"PK\x03\x04":  # a zip archive, which is what can be mapped
-        what = "is no checkpoint of torch 1.6 or later" if start else "is empty"
-        raise UserError(f"{pth} {what}: a .pth made by torch.save was expected; fetch or save it again")
+        what = "is not a checkpoint of torch 1.6 or later" if start else "is empty"
+        raise UserError(f"{pth} {what}: expected a .pth file from torch.save; download or save it again")
     try:
         content = torch.load(pth, weights_only=True, mmap=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"objects of Python ({found[1]})" if found else "something that is no tensor"
+        what = f"objects of Python ({found[1]})" if found else "objects other than tensors"
         raise UserError(
-            f"{pth} holds {what}, which could run any code, and was not loaded: save its state dict alone"
+            f"{pth} holds {what}, which could run arbitrary code, and was not loaded: save only its state dict"
         ) from error
-    except Exception as error:  # torch raises all kinds for a file that is cut off or damaged
+    except Exception as error:  # torch raises many types for a file that is truncated or corrupt
         reason = one_line(error).partition(". ")[0]
-        raise UserError(f"{pth} is broken or cut off ({reason}): fetch or save it again") from error
+        raise UserError(f"{pth} is corrupt or truncated ({reason}): download or save it again") from error
     return _flat_tensors(pth, content)
 
 

@@ -31,21 +31,21 @@ def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | N
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write `model.safetensors`, all or nothing."""
+    """Write `model.safetensors` atomically."""
     write_safetensors(folder / WEIGHTS, weights)
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write one safetensors file, all or nothing.
+    """Write one safetensors file atomically.
 
     Raises:
-        UserError: it cannot be written, because the disk is full for example; then `path` is as it was.
+        UserError: it cannot be written, for example because the disk is full; then `path` is unchanged.
     """
     try:
         with atomic_file(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from error
+        raise UserError(f"cannot write {path}: {error}; the existing file is unchanged") from error
 
 
 def save_model_folder(
@@ -56,7 +56,7 @@ def save_model_folder(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a model folder, all or nothing, with every weight in the dtype that it has.
+    """Write a model folder atomically, with every weight in its own dtype.
 
     Raises:
         UserError: as `check_model_output`, or it cannot be written.
@@ -68,7 +68,7 @@ def save_model_folder(
 
 
 def check_model_output(output: Path, overwrite: bool) -> None:
-    """Refuse to replace anything; with `overwrite`, anything but a folder that holds nothing but a model.
+    """Check that a model folder may be written: the path is free or, with `overwrite`, holds only a model.
 
     Raises:
         UserError: it exists.
@@ -76,9 +76,9 @@ def check_model_output(output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise UserError(f"{output} exists: choose another name, or overwrite it with --overwrite")
+        raise UserError(f"{output} exists: choose another name, or give --overwrite")
     if not output.is_dir():
-        raise UserError(f"{output} is a file: give the name of a folder")
+        raise UserError(f"{output} is a file: give a folder")
     others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE})
     if others:
         raise UserError(f"{output} also holds {others[0]}, so it is not overwritten: choose another name")
@@ -86,7 +86,7 @@ def check_model_output(output: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Turn what the disk refuses (no space, no permission) into a UserError about `output`."""
+    """Turn errors of the disk (no space, no permission) into a UserError about `output`."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:
@@ -109,17 +109,17 @@ def read_config(folder: Path) -> ModelConfig:
     """The model config of a folder.
 
     Raises:
-        UserError: no such folder, no config, or one that is broken or written by a newer version.
+        UserError: there is no such folder or no config, or it is corrupt or of a newer version.
     """
     path = folder / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no model: {CONFIG} is missing; `goldfinch train` makes one") from None
+        raise UserError(f"{folder} holds no model: {CONFIG} is missing; `goldfinch train` writes one") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path} is no GoldFinch config; `goldfinch convert` brings published checkpoints here")
+        raise UserError(f"{path} is not a GoldFinch config; convert published checkpoints with `goldfinch convert`")
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
         raise UserError(f"{path} has version {content.get('version')}, this program reads {VERSION}: update goldfinch")
     try:
@@ -129,7 +129,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer of a folder; None where there is none.
+    """The tokenizer of a folder; None if it has none.
 
     Raises:
         UserError: it has more ids than the model.
@@ -140,7 +140,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{path} has {tokenizer.vocab_size} ids, the model only {config.vocab_size}: they do not belong together"
+            f"{path} has {tokenizer.vocab_size} ids, the model only {config.vocab_size}: it belongs to another model"
         )
     return tokenizer
 
@@ -157,18 +157,18 @@ def load_model(
         folder: written by `goldfinch train` or `goldfinch convert`.
         dtype: of the parameters; None for the one they are stored in.
         device: where they go.
-        rope: positions in place of the model's own, which hold no weights; None for its own.
+        rope: positions instead of the model's own, which have no weights; None for its own.
 
     Raises:
-        UserError: the folder or a file in it is missing, broken, half-written or does not fit the config, or `rope` is
-            given for a model that knows no positions.
+        UserError: the folder or a file in it is missing, corrupt, or does not fit the config, or `rope` is
+            given for a model without positions.
     """
     config = read_config(folder)
     if rope is not None:
         if config.rope is None:
             raise UserError(
-                f"the model in {folder} was trained without positions: there are none to interpolate; to train it with "
-                f"them: goldfinch train --initial {folder} --model.rope rescale=1 ..."
+                f"the model in {folder} was trained without rotary positions, so they cannot be interpolated; "
+                f"to train it with them: goldfinch train --initial {folder} --model.rope rescale=1 ..."
             )
         config = dataclasses.replace(config, rope=rope)
     path = folder / WEIGHTS
@@ -178,17 +178,17 @@ def load_model(
     except FileNotFoundError:
         raise UserError(f"{folder} has no weights yet: {WEIGHTS} is missing; train it with `goldfinch train`") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from error
+        raise UserError(f"{path} is not a valid safetensors file: {error}") from error
     check_weights(path, weights, model)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     return model
 
 
 def check_weights(path: Path, weights: dict[str, Tensor], model: Decoder) -> None:
-    """Raise one UserError that lists every tensor that is missing, left over or of another kind than the model's."""
+    """Raise one UserError that lists every tensor that is missing, unexpected, or of another shape or dtype."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
-    problems += [f"{name} is left over" for name in weights.keys() - wanted.keys()]
+    problems += [f"{name} is unexpected" for name in weights.keys() - wanted.keys()]
     for name in wanted.keys() & weights.keys():
         tensor = weights[name]
         if tuple(tensor.shape) != wanted[name]:

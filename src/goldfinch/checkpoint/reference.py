@@ -1,4 +1,4 @@
-"""The published tensor names (SPEC 9), in both directions. This is the only place that knows them."""
+"""The published tensor names (SPEC 9), in both directions; no other module knows them."""
 
 import dataclasses
 import functools
@@ -102,7 +102,7 @@ def tensor_names(config: ModelConfig) -> list[TensorName]:
     """Every tensor that a published checkpoint of this model must hold."""
     for kind in config.time_mixes:
         if kind not in _TIME_MIX:
-            raise UserError(f"published checkpoints know no time mix {kind!r}, only {', '.join(_TIME_MIX)}")
+            raise UserError(f"published checkpoints have no time mix {kind!r}, only {', '.join(_TIME_MIX)}")
     ours = _our_shapes(config)
     pairs = {"emb.weight": "embedding.weight", "head.weight": "head.weight"}
     for part in ("weight", "bias"):
@@ -145,7 +145,7 @@ def from_reference(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str,
     """Published tensors -> our state dict, without copying where a view will do.
 
     Raises:
-        UserError: tensors are missing, left over or of another shape; the one message lists them all.
+        UserError: tensors are missing, unexpected or of another shape; the message lists all of them.
     """
     names = tensor_names(config)
     wanted = {name.reference: name.shape for name in names}
@@ -159,7 +159,7 @@ def from_reference(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str,
     ]
     problems = [
         f"{what}: {', '.join(which)}"
-        for what, which in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
+        for what, which in (("missing", missing), ("unexpected", left_over), ("of another shape", misshapen))
         if which
     ]
     if problems:

@@ -1,4 +1,4 @@
-"""The reference's own yaml and json config files -> `ModelConfig`."""
+"""Config files of the reference implementation (YAML or JSON) -> `ModelConfig`."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def _read_section(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the config file {path}: {error}") from error
     except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not valid yaml or json: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
     section = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise UserError(f"{path} must hold a mapping of model settings, or a `model:` section with one")
@@ -67,7 +67,7 @@ def _read_section(path: Path) -> dict[str, Any]:
 
 
 def ignored_keys(values: Mapping[str, Any]) -> list[str]:
-    """The keys that `model_config_from_reference` does not look at: dropout, context length, misspelt ones."""
+    """The keys that `model_config_from_reference` ignores: dropout, context length, misspelt ones."""
     return sorted(values.keys() - {*_NEEDED, *_OPTIONAL})
 
 
@@ -111,7 +111,7 @@ def _time_mix(values: Mapping[str, Any], key: str) -> str:
         return "finch_c2_no_one_minus_w"
     if use_one_minus_w:
         return "finch_c2_no_v2"
-    raise UserError("use_v2 and use_one_minus_w are both off: the paper has no such model, and neither have we")
+    raise UserError("use_v2 and use_one_minus_w are both off, but there is no such model in the paper or here")
 
 
 def _rope(value: object) -> RopeConfig | None:
@@ -152,7 +152,7 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     kind: str = "finch"
     numbers = [re.match(r"blocks\.(\d{1,4})\.", name) for name in tensors]
     layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
-    # `gate` tells Finch from Finch-C2, the other two tell it from GPTAlpha, GOLD and Llama.
+    # `gate` distinguishes Finch from Finch-C2, the other two from GPTAlpha, GOLD and Llama.
     marks = [f"blocks.{i}.att.{name}" for i in range(layers) for name in ("gate.weight", "time_decay", "time_faaaa")]
     sizes = ["emb.weight", "blocks.0.ffn.key.weight"]
     sizes += [f"blocks.0.att.{name}" for name in ("time_maa_w1", "time_decay_w1", "time_faaaa")]
@@ -172,6 +172,6 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
                 )
     why = f"it lacks {lacking[0]}" if lacking else f"{', '.join(sizes)} are {', '.join(map(str, shapes))}"
     raise UserError(
-        f"only a pure Finch (RWKV-6) checkpoint tells its shape by itself, and {why}; "
-        "give the reference's yaml or json with --config"
+        f"the config can be inferred only for a pure Finch (RWKV-6) checkpoint, and {why}; "
+        "give the reference's YAML or JSON with --config"
     )

@@ -1,4 +1,4 @@
-"""A pre-trained Finch becomes a GoldFinch, in both ways of the paper (SPEC 8).
+"""Turning a pre-trained Finch into a GoldFinch, in both ways of the paper (SPEC 8).
 
 GOLD layers are appended, or stand in place of time mixes. The layers below them stay as they are, to the bit, and what
 is new starts as the identity.
@@ -28,7 +28,7 @@ def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
         source: a folder of ours, or the `.pth` of a pure Finch (RWKV-6 World) model. The weights keep their types.
 
     Raises:
-        UserError: it is neither, is broken, or has layers that are not Finch.
+        UserError: it is neither, is corrupt, or has layers that are not Finch.
     """
     if source.is_dir():
         model = load_model(source)
@@ -41,7 +41,7 @@ def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
     others = sorted({kind for kind in model.config.time_mixes if not TIME_MIXES[kind].is_recurrent})
     if "gold" in others:
         raise UserError(
-            f"{source} has GOLD layers already: go on training it with `goldfinch train --initial {source} ...`"
+            f"{source} already has GOLD layers: continue training it with `goldfinch train --initial {source} ...`"
         )
     if others:
         raise UserError(
@@ -53,22 +53,22 @@ def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
 def upgraded_config(
     base: ModelConfig, gold: str, latent_ratio: int = 16, rope: RopeConfig | None = None
 ) -> ModelConfig:
-    """What becomes of a Finch.
+    """The config of an upgraded Finch.
 
     Args:
         base: its config.
-        gold: "append:4" for so many GOLD layers more, before the head; "replace:1/3" for GOLD in place of the time
-            mixes of so large a part of the layers, the last ones.
-        latent_ratio: D / R, how many times narrower than the model a compressed key is.
+        gold: "append:4" to add four GOLD layers before the head; "replace:1/3" to replace the time mixes of the last
+            third of the layers.
+        latent_ratio: D / R.
         rope: positions in the GOLD layers; None for none.
 
     Raises:
-        UserError: `gold` is written otherwise, or would leave no layer below.
+        UserError: `gold` is invalid, or leaves no layer below GOLD.
     """
     written = re.fullmatch(r"(append):(\d{1,3})|(replace):1/(\d{1,3})", gold)
     number = int(written[2] or written[4]) if written else 0
     if written is None or number < 1:
-        raise UserError(f"{gold!r} is no way to add GOLD layers: give append:4 (layers) or replace:1/3 (of them)")
+        raise UserError(f"invalid --gold value {gold!r}: give append:N or replace:1/N, such as append:4 or replace:1/3")
     kind: str = "gold"
     if written[1]:
         plan = base.time_mixes + (kind,) * number
@@ -101,7 +101,7 @@ def upgrade(base: Decoder, config: ModelConfig, seed: int = 0) -> Decoder:
 
 
 def new_parts(model: Decoder, base: ModelConfig) -> list[nn.Module]:
-    """The modules of an upgraded model that its base has not got: whole blocks on top, or time mixes, and TokenCat."""
+    """The modules of an upgraded model that its base does not have: blocks at the top, or time mixes, and TokenCat."""
     assert model.token_cat is not None
     plan = model.config.time_mixes
     replaced = [layer for layer, kind in enumerate(base.time_mixes) if plan[layer] != kind]

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains or reads."""
+"""Progress displays for training and reading."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from goldfinch.training.loss import Validation
 
 SECONDS_BETWEEN_LINES = 10.0
-# Bad documents that are shown one by one; the rest is only counted.
+# Bad documents that are shown one by one; the rest are counted.
 SHOWN_ERRORS = 20
 
 
@@ -38,7 +38,7 @@ class _Display:
         self._started = self._last_line = time.monotonic()
 
     def _line_is_due(self) -> bool:
-        """Whether there is no bar and the last line was long ago; from then on it is that long again."""
+        """Whether it is time to print another line, where no bar is shown."""
         now = time.monotonic()
         due = not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES
         if due:
@@ -116,10 +116,10 @@ class TrainingDisplay(_Display):
 
 
 class ReadingDisplay(_Display):
-    """How far the reading of files is, on stderr.
+    """Progress of reading files, on stderr.
 
     Args:
-        total: bytes of all files; None where that is not known.
+        total: bytes of all files; None if unknown.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -137,7 +137,7 @@ class ReadingDisplay(_Display):
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     @property
@@ -146,7 +146,7 @@ class ReadingDisplay(_Display):
         return self.tokens / max(self.seconds, 1e-9)
 
     def advance(self, tokens: int, position: float) -> None:
-        """Count `tokens` more, which end at about this byte of all files."""
+        """Add `tokens`, which end at about this byte of all files."""
         self.tokens += tokens
         self._bar.update(self._task, completed=position, tokens=self.tokens, speed=self.speed)
         if self._line_is_due():
@@ -158,20 +158,20 @@ class ReadingDisplay(_Display):
 
 
 class SkippedDocuments:
-    """Tells of bad documents: of the first ones each, of the rest how many (an `on_error` of `read_documents`)."""
+    """Reports bad documents: the first ones one by one, then their number (an `on_error` for `read_documents`)."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._count = 0
 
     def __call__(self, message: str) -> None:
-        """Tell of one."""
+        """Report one."""
         self._count += 1
         if self._count <= SHOWN_ERRORS:
             self._console.print(f"skipped {message}")
 
     def finish(self) -> None:
-        """Tell of the rest."""
+        """Report the number of the rest."""
         if self._count > SHOWN_ERRORS:
             self._console.print(f"skipped {self._count - SHOWN_ERRORS:,} more")
 

@@ -58,7 +58,7 @@ class Read:
         """Check everything that can be checked, read, save, and print a summary.
 
         Raises:
-            UserError: the output exists, a file has no text, or there is no model; nothing is read then.
+            UserError: the output exists, a file has no text, or there is no model; then nothing is read.
         """
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
         from goldfinch.data.find_files import find_text_files

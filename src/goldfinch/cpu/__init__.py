@@ -1,1 +1,1 @@
-"""C++ kernels for CPUs: how they are built, and what all of them share. Each kernel stands beside its operation."""
+"""C++ kernels for CPUs: how they are built, and what they share. Each kernel is next to its operation."""

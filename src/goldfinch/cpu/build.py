@@ -23,7 +23,7 @@ COMPILERS = ("c++", "g++", "clang++")
 # Contracting a * b + c into one instruction rounds once instead of twice; nothing else is reordered.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
 if sys.platform == "darwin":
-    FLAGS += ("-undefined", "dynamic_lookup")  # OpenMP's entries, where somebody has loaded them
+    FLAGS += ("-undefined", "dynamic_lookup")  # OpenMP's functions, if they are loaded
 VECTOR_BYTES = 64
 """Rows must be a multiple of this."""
 

@@ -1,4 +1,4 @@
-// What all C++ of this package is written with: vectors, and several threads.
+// Vectors and threads for all C++ of this package.
 //
 // Plain C interfaces, no headers but the standard library's: compiled in seconds, called through ctypes. Vectors are
 // those of GCC and Clang, which are correct on every processor and become as few instructions as it allows.
@@ -13,8 +13,7 @@
 #include <thread>
 #include <vector>
 
-// The threads of PyTorch, where it brings them: others would share the processors with these, which wait for work in a
-// busy loop. All OpenMP libraries for GCC's and Clang's code have these entries.
+// PyTorch's threads, if it has any: others would compete with these, which wait for work in a busy loop. All OpenMP libraries for GCC's and Clang's code have these entries.
 extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
 extern "C" int omp_get_num_threads() __attribute__((weak));
 
@@ -37,7 +36,7 @@ struct Vector {
     static INLINE void store(T* to, type x) { std::memcpy(to, &x, sizeof x); }
 };
 
-// Sixteen numbers, computed with in fp32, however they are stored.
+// Sixteen numbers, computed in fp32 however they are stored.
 typedef Vector<float>::type Floats;
 constexpr int LANES = Vector<float>::lanes;
 typedef std::int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
@@ -61,7 +60,7 @@ INLINE void store(bfloat16* to, Floats x) {
     for (int lane = 0; lane < LANES; ++lane) {
         std::uint32_t bits;
         std::memcpy(&bits, reinterpret_cast<const float*>(&x) + lane, sizeof bits);
-        // To the nearest, to even between two; what is no number stays one.
+        // To nearest even; NaN stays NaN.
         const bool number = (bits & 0x7fffffff) <= 0x7f800000;
         to[lane].bits = number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
     }
@@ -74,7 +73,7 @@ INLINE void store(bfloat16* to, Floats x) {
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Integers){__VA_ARGS__})
 #endif
 
-// The sums of sixteen vectors: at every step a vector takes in another, and of both what belongs together is added up.
+// The sums of sixteen vectors: every step halves the number of vectors and adds up what belongs together.
 INLINE Floats sums(Floats x[LANES]) {
 #define ADD_HALVES(count, low, high) \
     for (int i = 0; i < count; ++i) x[i] = SHUFFLE(x[2 * i], x[2 * i + 1], low) + SHUFFLE(x[2 * i], x[2 * i + 1], high);
@@ -150,14 +149,14 @@ void run(std::int64_t tasks, int threads, const Work& work) {
     for (auto& other : others) other.join();
 }
 
-// Threads that go through the same code together, each with its share of every loop.
+// Threads that run the same code together, each with its share of every loop.
 class Team {
   public:
     explicit Team(int wanted) : size_(wanted) {}
 
     int size() const { return size_; }
 
-    // Everything before it is done, by all, when anyone passes.
+    // Nobody passes before all have arrived.
     void barrier() {
         const unsigned round = round_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
@@ -176,7 +175,7 @@ class Team {
     void run(const Work& work) {
         std::atomic<int> next{0};
         const auto member = [&] {
-            // Fewer threads may come than were asked for.
+            // There may be fewer threads than requested.
             if (GOMP_parallel && size_ > 1) size_ = omp_get_num_threads();
             work(next++);
         };

@@ -1,4 +1,4 @@
-"""Loss by position: how well a token is predicted after so many others."""
+"""Loss by position: how well a token is predicted after a given number of tokens."""
 
 import dataclasses
 import itertools

@@ -274,7 +274,7 @@ class Context:
         return self.sequence.measure_quantization()
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file, which `LanguageModel.open` reads, all or nothing; an existing file is replaced.
+        """Write everything to one file, atomically; `LanguageModel.open` reads it. An existing file is replaced.
 
         The quantization of integer latents is measured first.
 

@@ -275,7 +275,7 @@ class LanguageModel:
         return dataclasses.replace(generation, text=text)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model folder that `gf.load` and every command take, all or nothing.
+        """Write the model folder that `gf.load` and every command take, atomically.
 
         Args:
             folder: config.json, model.safetensors, tokenizer.json and, if it is not the default, the chat template.

@@ -39,7 +39,7 @@ class Sampler:
         """
         logits = logits.float().cpu()
         if logits.max().isnan():
-            raise UserError("the model's logits contain NaN: its weights are broken, or overflow in this dtype")
+            raise UserError("the model's logits contain NaN: its weights are corrupt, or overflow in this dtype")
         token = self._choose(self._adjusted(logits))
         decay = self._sampling.penalty_decay
         if decay != 1:

@@ -70,7 +70,7 @@ class Sampling:
         """These settings with some fields changed.
 
         Raises:
-            UserError: there is no such field, or a value is out of range.
+            UserError: an unknown field, or a value is out of range.
         """
         fields = [field.name for field in dataclasses.fields(self)]
         for name in changes:

@@ -150,7 +150,7 @@ class TokenSequence:
 
     @torch.inference_mode()
     def append(self, ids: Tensor, progress: Callable[[int], None] | None = None) -> None:
-        """Read (T,) int64 ids, T >= 1, all in the vocabulary. If that is interrupted, the sequence is as it was.
+        """Read (T,) int64 ids, T >= 1, all in the vocabulary. If that is interrupted, the sequence is unchanged.
 
         Args:
             ids: on the model's device.
@@ -206,7 +206,7 @@ class TokenSequence:
         """(V,) float32: what follows the last token. Computed once for each length.
 
         Raises:
-            ValueError: there is no token yet.
+            ValueError: the sequence is empty.
             UserError: the key cache comes from a file that is corrupt.
         """
         return self._predict().logits

@@ -36,7 +36,7 @@ class RwkvChannelMix(nn.Module):
         """(B, T, D) and the (B, D) before it -> (B, T, D) and its last input; `document_starts` as in `token_shift`."""
         difference = token_shift(x, last, document_starts) - x
         r = self.receptance(torch.addcmul(x, difference, self.mu_r))
-        # In place: nobody needs k as it was, and it is the largest tensor of a layer.
+        # In place: k is not needed afterwards, and it is the largest tensor of a layer.
         k = self.key(torch.addcmul(x, difference, self.mu_k)).relu_()
         return torch.sigmoid(r) * self.value(k * k), last_token(x)
 
@@ -51,5 +51,5 @@ class SwiGlu(nn.Module):
         self.down = nn.Linear(channel_width, width, bias=False)
 
     def forward(self, x: Tensor, last: None = None, *, document_starts: Tensor | None = None) -> tuple[Tensor, None]:
-        """(B, T, D) -> (B, T, D), each token by itself: documents make no difference."""
+        """(B, T, D) -> (B, T, D), each token by itself, so documents do not matter."""
         return self.down(F.silu(self.gate(x)) * self.up(x)), last

@@ -54,5 +54,5 @@ def orthogonal_(linear: nn.Linear, gain: float) -> None:
 
 
 def _depth(layer: int, num_layers: int) -> float:
-    """0 at the lowest layer, 1 at the highest; 0 in a model of one layer."""
+    """0 at the bottom layer, 1 at the top; 0 in a model of one layer."""
     return layer / max(num_layers - 1, 1)

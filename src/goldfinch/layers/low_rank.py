@@ -26,7 +26,7 @@ class LowRank(nn.Module):
         hidden = torch.tanh(z @ self.a).flatten(0, -2).chunk(len(self.b), dim=-1)
         if not bases:
             return tuple((part @ b).view(z.shape) for part, b in zip(hidden, self.b, strict=True))
-        # The product adds to the base: one pass over the result instead of two.
+        # The product is added to the base in one pass over the result instead of two.
         return tuple(
             torch.addmm(base.expand(z.shape).flatten(0, -2), part, b).view(z.shape)
             for base, part, b in zip(bases, hidden, self.b, strict=True)

@@ -14,7 +14,7 @@ def layer_norm(width: int) -> nn.LayerNorm:
 def rms_normalize(x: Tensor) -> Tensor:
     """x / (rms(x) + 1e-8) over the last dimension, without a weight, in fp32 or better (P15).
 
-    Not `F.rms_norm`, whose eps stands inside the root: near zero the two differ.
+    Not `F.rms_norm`, whose eps is inside the root: near zero the two differ.
     """
     wide = x.float() if x.itemsize < 4 else x
     # The norm's gradient is 0 where x is 0; that of a square root would be NaN.

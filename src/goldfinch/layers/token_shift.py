@@ -52,7 +52,7 @@ class DataDependentLerp(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
         """Two of (B, T, D) -> one (B, T, D) per use."""
-        # lerp(a, b, w) = a + (b - a) * w; not `torch.lerp`, which wants one dtype where autocast gives it two.
+        # lerp(a, b, w) = a + (b - a) * w; not `torch.lerp`, which needs one dtype while autocast gives it two.
         difference = before - x
         weights = self.low_rank(torch.addcmul(x, difference, self.mu_x), *self.mu)
         return tuple(torch.addcmul(x, difference, weight) for weight in weights)

@@ -26,7 +26,8 @@ def _attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Three of (B, T, D) -> attention output (B, T, D), and all keys and values so far, (B, H, n + T, N).
 
-    With `document_starts`, (B, T), documents see themselves only. Positions go on over them: RoPE sees distances alone.
+    With `document_starts`, (B, T), each document sees only itself. Positions continue across documents,
+    since RoPE depends only on distances.
     """
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     start = state.keys.shape[2] if state else 0
@@ -37,7 +38,7 @@ def _attend(
 
 
 class AttentionTimeMix(TimeMix):
-    """What GPTAlpha and Llama share: a key-value cache of full width."""
+    """Base of GPTAlpha and Llama: attention with a full-width key-value cache."""
 
     state_type = AttentionState
     rotates = True

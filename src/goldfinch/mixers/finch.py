@@ -42,7 +42,7 @@ class Decay(nn.Module):
 
 
 class RecurrentTimeMix(TimeMix):
-    """What Finch and Finch-C2 share: their state and what the WKV6 recurrence costs."""
+    """Base of Finch and Finch-C2: their state, and the cost of the WKV6 recurrence."""
 
     state_type = RecurrentState
     is_recurrent = True

@@ -1,5 +1,5 @@
-// What GOLD rebuilds from the key memory, `Gold.mix` and `Gold.keys` (P17-21), a few tokens at a time from beginning to
-// end: nothing between is ever written to memory. The PyTorch code of the same methods is the truth it is tested against.
+// What GOLD rebuilds from the key cache, `Gold.mix` and `Gold.keys` (P17-21), a few tokens at a time from start to end,
+// without writing intermediate results to memory. Tests compare it with the PyTorch code of the same methods.
 //
 // Rows are fp32 or bf16, as the model's weights are; everything is computed in fp32. All widths are multiples of 16.
 
@@ -8,8 +8,8 @@
 namespace {
 
 typedef std::int64_t Size;
-constexpr int ROWS = 4;     // tokens at a time: so many that weights are loaded once for several
-constexpr int VECTORS = 4;  // of their products, so many that they stay in registers
+constexpr int ROWS = 4;     // tokens at a time, so that weights are loaded once for several
+constexpr int VECTORS = 4;  // of their products, which stay in registers
 
 template <typename W>
 struct LowRank {
@@ -59,7 +59,7 @@ INLINE void tanh(Rows& x) {
     for (Size i = 0; i < ROWS * x.width; i += LANES) {
         float* at = x.numbers.data() + i;
         const Floats value = load(at), square = value * value;
-        // Near zero the quotient would lose what little there is.
+        // Near zero the quotient would lose all precision.
         const Floats near = value + value * square * (-1 / 3.f + square * (2 / 15.f + square * (-17 / 315.f + square * (62 / 2835.f))));
         const Floats far = 1 - 2 / (1 + exponential(2 * value));
         store(at, square < 0.09f ? near : far);

@@ -20,11 +20,11 @@ from goldfinch.state import GoldState
 
 
 class KeyValueSource(Protocol):
-    """Where GOLD layers get keys and values: all tokens so far, at once or block by block."""
+    """Source of keys and values for GOLD layers: of all tokens so far, at once or block by block."""
 
     @property
     def query_positions(self) -> Tensor | None:
-        """(B, T): where in the text the queries stand; None: they are its last tokens."""
+        """(B, T): positions of the queries in the text; None: they are its last tokens."""
 
     def __len__(self) -> int:
         """S, tokens so far, the new ones included."""
@@ -109,7 +109,7 @@ class Gold(TimeMix):
         *,
         document_starts: Tensor | None = None,
     ) -> tuple[Tensor, GoldState]:
-        """Attend from T tokens to all of the cache up to each of them; they are its newest, unless it says otherwise.
+        """Attend from T tokens to all tokens of the cache up to each of them; by default they are its newest tokens.
 
         Args:
             x: (B, T, D).
@@ -128,7 +128,7 @@ class Gold(TimeMix):
         cache: KeyValueSource | Sequence[KeyValueSource],
         document_starts: Tensor | None = None,
     ) -> Tensor:
-        """Queries, (B, T, D) -> what they find in the cache, or in their document's part of it, (B, T, D)."""
+        """Attention of queries (B, T, D) to the cache, or to their document's part of it: (B, T, D)."""
         if isinstance(cache, Sequence):
             return torch.cat([self.attend(row, each) for row, each in zip(q.split(1), cache, strict=True)])
         q = self.split_heads(q)
@@ -153,7 +153,7 @@ class Gold(TimeMix):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def mix(self, embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """What depends on nothing but a token and the one before it (P18-21): equal bigrams, equal results.
+        """The part of keys and values that depends only on a token and the one before it (P18-21).
 
         Args:
             embeddings: e of the tokens, (..., D).

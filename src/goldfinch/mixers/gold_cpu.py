@@ -15,11 +15,11 @@ from goldfinch.cpu.build import compiled, pointer
 from goldfinch.layers.low_rank import LowRank
 
 SOURCE = Path(__file__).with_name("gold.cpp")
-LANES = 16  # what all widths must be a multiple of
+LANES = 16  # all widths must be a multiple of it
 
 
 def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
-    """Whether these rows, (S, D), are for C++: on a CPU, in the layer's type, without gradients, of fitting sizes."""
+    """Whether C++ can compute these rows, (S, D): on a CPU, in the layer's dtype, without gradients, of these sizes."""
     return (
         rows.dim() == 2
         and rows.device.type == "cpu"

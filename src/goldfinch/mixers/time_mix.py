@@ -1,4 +1,4 @@
-"""What every time mix is, and the facts about itself that the rest of the package asks for."""
+"""The base class of time mixes, with the facts about a mixer that the rest of the package needs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ class TimeMix(nn.Module):
     """
 
     state_type: ClassVar[type]
-    """Dataclass of what it carries from call to call, with `GROWS` and `FP32_FIELDS` (see `goldfinch.state`)."""
+    """Dataclass of its state, with `GROWS` and `FP32_FIELDS` (see `goldfinch.state`)."""
     is_recurrent: ClassVar[bool] = False
     """Whether it reads a text in linear time, with a state of fixed size."""
     rotates: ClassVar[bool] = False
-    """Whether rotary positions are part of what its state keeps."""
+    """Whether its state holds rotated keys."""
     attends: ClassVar[bool] = False
     """Whether each token attends to all tokens before it."""
     parameter_roles: ClassVar[Mapping[str, str]] = {}
@@ -36,7 +36,7 @@ class TimeMix(nn.Module):
         raise NotImplementedError
 
     def initialize_in_layer(self, layer: int, num_layers: int) -> None:
-        """Set the parameters of its own, and those below it whose start depends on their part in it (SPEC 7)."""
+        """Initialise its own parameters, and those of submodules that depend on their role in it (SPEC 7)."""
         raise NotImplementedError
 
     def extra_flops(self) -> int:

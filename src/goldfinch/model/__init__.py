@@ -1,4 +1,4 @@
-"""The model: blocks from the layer plan, the compressed key memory, initialisation and accounting."""
+"""The model: blocks from the layer plan, TokenCat, initialisation and accounting."""
 
 from goldfinch.model.decoder import Decoder
 

@@ -1,6 +1,6 @@
 """What a model costs: parameters, FLOPs and bytes (SPEC 4-6), from its module tree on the meta device.
 
-FLOPs: a multiply-add is 2. Counted are products with weights, WKV6 and attention; norms, activations and interpolations
+FLOPs: a multiply-add is 2. Products with weights, WKV6 and attention are counted; norms, activations and interpolations
 are not (below 1%). Bytes: bf16 numbers, except S of the recurrent layers, which is fp32.
 """
 
@@ -30,42 +30,42 @@ TRAINING_PASSES = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accounting:
-    """What one model costs. FLOPs and bytes per token are those of one sequence."""
+    """What one model costs. FLOPs and bytes per token are for one sequence."""
 
     sequence_length: int
-    """Tokens of the sequence that the FLOPs below are for."""
+    """Sequence length for the FLOPs below."""
     parameters: int
-    """All parameters, as we store them."""
+    """All parameters."""
     parameters_as_published: int
-    """The same with what the published checkpoints store and never use."""
+    """Parameters including those that published checkpoints store and never use."""
     embedding_parameters: int
     """Embedding and head, both V x D."""
     training_flops_per_token: int
     """Forward and backward, mean over a sequence of `sequence_length` (attention sees half of it on average)."""
     prefill_flops_per_token: int
-    """Reading a prompt of `sequence_length`, mean: every layer below the GOLD layers and W_KD. Not in it, because they
-    are paid once per prompt: the last 2G tokens through the GOLD layers, and the head (SPEC 5)."""
+    """Prefill of a prompt of `sequence_length`, mean: every layer below the GOLD layers, and W_KD. Without what is paid
+    once per prompt: the last 2G tokens through the GOLD layers, and the head (SPEC 5)."""
     decode_flops_per_token: int
-    """Writing token number `sequence_length`, when keys and values of all tokens before it are kept."""
+    """Decoding token number `sequence_length` with cached keys and values of all tokens before it."""
     decode_rebuilding_flops_per_token: int
-    """The same when GOLD layers rebuild them all from the compressed key memory; equal in models without GOLD."""
+    """The same if GOLD layers rebuild them all from the key cache; equal in models without GOLD."""
     recurrence_flops_per_token: int
-    """WKV6 of all layers, part of each forward above: what is left without it and attention are matrix products."""
+    """WKV6 of all layers, which is part of each forward above; besides it and attention there are matrix products."""
     cache_bytes_per_token: int
-    """What each token adds to the memory: GOLD's latent and id, once for all layers; keys and values of every other
-    attention layer. 0 in recurrent models."""
+    """Bytes that each token adds: GOLD's latent and id, once for all layers; keys and values of every other attention
+    layer. 0 in recurrent models."""
     state_bytes: int
-    """What does not grow: S of the recurrent layers, and the last inputs that token shifts reach back to."""
+    """Bytes that do not grow: S of the recurrent layers, and the last inputs that token shifts reach back to."""
     transformer_bytes_per_token: int
     """Keys and values of a Transformer of this depth and width in bf16, 2 * 2 D L."""
 
     @property
     def cache_ratio(self) -> float | None:
-        """How many times smaller than a Transformer's the cache is, the state left out; None where nothing grows."""
+        """How many times smaller than a Transformer's the cache is, without the state; None if there is no cache."""
         return self.transformer_bytes_per_token / self.cache_bytes_per_token if self.cache_bytes_per_token else None
 
     def total_bytes(self, tokens: int) -> int:
-        """Everything remembered of a sequence of `tokens`: the cache and the state."""
+        """Cache and state of a sequence of `tokens`."""
         return tokens * self.cache_bytes_per_token + self.state_bytes
 
 
@@ -74,7 +74,7 @@ class _Layer:
     """One layer's part, per token."""
 
     flops: int
-    """Forward, without what grows with the context."""
+    """Forward, without attention, which grows with the context."""
     attends: bool
     """Whether attention comes on top of `flops`."""
     recurrence_flops: int = 0
@@ -82,7 +82,7 @@ class _Layer:
     expansion_flops: int = 0
     """The part of `flops` that GOLD repeats for every token that it rebuilds."""
     cache_bytes: int = 0
-    """Without the key memory, which belongs to no layer."""
+    """Without the key cache, which belongs to no layer."""
     state_bytes: int
 
 
@@ -92,15 +92,15 @@ def account(config: ModelConfig, sequence_length: int = 8192, id_bytes: int = 4)
     Args:
         config: the model.
         sequence_length: tokens, for the FLOPs.
-        id_bytes: what the key memory stores a token id in: 4, as in the paper's figures, or 2 for up to 65536 ids.
+        id_bytes: bytes per token id in the key cache: 4, as in the paper's figures, or 2 for up to 65536 ids.
 
     Raises:
-        UserError: `sequence_length` below 1, or `id_bytes` that cannot hold the ids.
+        UserError: `sequence_length` is below 1, or `id_bytes` cannot hold the ids.
     """
     if sequence_length < 1:
-        raise UserError(f"the context length must be at least 1 token, not {sequence_length}")
+        raise UserError(f"sequence_length must be at least 1, not {sequence_length}")
     if id_bytes not in (2, 4) or config.vocab_size > 2 ** (8 * id_bytes):
-        raise UserError(f"{config.vocab_size} token ids do not fit {id_bytes} bytes each; store them in 4")
+        raise UserError(f"{config.vocab_size} token ids do not fit in {id_bytes} bytes each: use 4")
     model = Decoder.on_meta(config)
     layers = [_layer(cast(Block, block), config) for block in model.blocks]
     lower = layers[: config.first_gold_layer]
@@ -150,7 +150,7 @@ def _layer(block: Block, config: ModelConfig) -> _Layer:
 
 
 def _state_bytes(mixer: TimeMix, config: ModelConfig, num_tokens: int) -> int:
-    """Bytes of a time mix's state after so many tokens."""
+    """Bytes of a time mix's state after `num_tokens` tokens."""
     fp32 = getattr(mixer.state_type, "FP32_FIELDS", ())
     return sum(
         math.prod(shape) * (_FP32 if name in fp32 else _BF16)

@@ -1,4 +1,4 @@
-"""The whole stack, as in the paper's figure (SPEC 1)."""
+"""The whole model, as in the paper's figure (SPEC 1)."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -17,13 +17,13 @@ from goldfinch.state import BlockState, KeyCacheState, ModelState
 class Decoder(nn.Module):
     """Token ids to next-token logits, for every layer plan: GoldFinch, Finch, Finch-C2, GPTAlpha, Llama.
 
-    The parameters are not initialised here: `goldfinch.model.initialization` or a checkpoint fills them.
+    Parameters are not initialised here, but by `goldfinch.model.initialization` or a checkpoint.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # From a tensor: nn.Embedding itself draws numbers, which on the meta device loads all of torch's compiler.
+        # From a tensor: nn.Embedding draws random numbers, which on the meta device imports torch's compiler.
         weight = torch.empty(config.vocab_size, config.width)
         self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
         self.embedding_norm = layer_norm(config.width)
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
 
     @classmethod
     def on_meta(cls, config: ModelConfig) -> Self:
-        """A model whose weights take no memory: for its shapes, or for `load_state_dict(assign=True)`."""
+        """A model whose weights take no memory, for its shapes or for `load_state_dict(assign=True)`."""
         with torch.device("meta"):
             return cls(config)
 
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the head, and in models that were not mixed by hand of all weights."""
+        """The dtype of the head and, unless a model mixes them, of all weights."""
         return self.head.weight.dtype
 
     def forward(
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
 
         Returns:
             (B, T, V) logits, and the state after the last token. With `document_starts` it still has the key cache, and
-            the keys of full-width attention, of all documents: no text goes on from it.
+            the keys of full-width attention, of all documents, so no text can continue from it.
 
         Raises:
             ValueError: both a state and `document_starts` are given.
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ModelState]:
         """As `forward`, without the head: (B, T, D), normalised."""
         if state is not None and document_starts is not None:
-            raise ValueError("documents that begin at `document_starts` are read from an empty state, but one is given")
+            raise ValueError("`document_starts` needs an empty state, but a state is given")
         x0 = self.embed(ids)
         x, blocks = self.lower(x0, state.blocks if state else None, document_starts=document_starts)
         cache = None
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
     def lower(
         self, x0: Tensor, states: Sequence[BlockState | None] | None, *, document_starts: Tensor | None = None
     ) -> tuple[Tensor, list[BlockState]]:
-        """The layers below GOLD: (B, T, D) -> (B, T, D), and their states; `states` of more layers are left alone."""
+        """The layers below GOLD: (B, T, D) -> (B, T, D), and their states; `states` of further layers are ignored."""
         return self._run(range(self.config.first_gold_layer), x0, states, document_starts=document_starts)
 
     def upper(

@@ -1,7 +1,7 @@
 """Initial weights of every parameter (SPEC 7; Finch paper, appendix I).
 
-Each module that has parameters of its own says how they start: `initialize_in_layer`. Those of PyTorch, and low-rank
-parts, start the same in every layer.
+Each module with parameters of its own initialises them in `initialize_in_layer`. Modules of PyTorch, and low-rank
+parts, are initialised the same in every layer.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from goldfinch.model.decoder import Decoder
 
 @torch.no_grad()
 def initialize(model: Decoder, seed: int, parts: Iterable[nn.Module] | None = None) -> None:
-    """Fill every parameter of `model`, on any device, from `seed` alone; the global random state is not touched.
+    """Initialise every parameter of `model`, on any device, from `seed` alone; the global random state is unchanged.
 
     Args:
-        model: its size and depth decide where each parameter starts.
-        seed: of the random numbers.
-        parts: modules of `model` to fill, with all their submodules, leaving the rest alone; None for all of it.
+        model: its size and depth decide the initial values.
+        seed: random seed.
+        parts: modules of `model` to initialise, with their submodules; None for the whole model.
 
     Raises:
-        TypeError: no rule says how a parameter starts.
+        TypeError: no rule initialises a parameter.
     """
-    # In order: the numbers are drawn one after another.
+    # In order: random numbers are drawn one after another.
     chosen = {module: None for part in ((model,) if parts is None else parts) for module in part.modules()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def initialize(model: Decoder, seed: int, parts: Iterable[nn.Module] | None = No
 
 
 def _initialize_anywhere(module: nn.Module, is_embedding: bool) -> None:
-    """Parameters that start the same wherever the module is; those of others become NaN until they are set."""
+    """Initialise parameters that are the same in every layer; all others are NaN until `initialize_in_layer`."""
     match module:
         case nn.LayerNorm() | nn.GroupNorm():
             nn.init.ones_(module.weight)
@@ -57,7 +57,7 @@ def _initialize_anywhere(module: nn.Module, is_embedding: bool) -> None:
         case _ if not is_embedding:
             for name, parameter in module.named_parameters(recurse=False):
                 if not hasattr(module, "initialize_in_layer"):
-                    raise TypeError(f"no rule says how {type(module).__name__}.{name} starts: add initialize_in_layer")
+                    raise TypeError(f"no rule initialises {type(module).__name__}.{name}: add initialize_in_layer")
                 parameter.fill_(torch.nan)
 
 

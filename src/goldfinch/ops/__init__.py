@@ -1,1 +1,1 @@
-"""Stateless mathematics: the WKV6 recurrence and attention."""
+"""Stateless maths: the WKV6 recurrence, attention, and the loss of large vocabularies."""

@@ -13,7 +13,7 @@ from goldfinch.cpu.build import compiled, pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MAX_QUERIES = 16
-"""Above, PyTorch's matrix products are faster."""
+"""For more queries, PyTorch's matrix products are faster."""
 
 
 class KeyValueBlock(NamedTuple):
@@ -63,7 +63,7 @@ def blockwise_causal_attention(
 
     Nothing larger than one block is held: the scores are (T x block), never (T x S). Where keys share values, what
     attends to them is added up before the product with the values (SPEC 6, fact 1). Few queries of one sequence on a
-    CPU are answered in C++ (attention.cpp), which reads each key and value once.
+    CPU are computed in C++ (attention.cpp), which reads each key and value once.
 
     Args:
         q: (B, H, T, N).
@@ -104,7 +104,7 @@ def blockwise_causal_attention(
 
 
 def _cpu_attend(q: Tensor) -> Callable[..., None] | None:
-    """The C++ code for these queries; None where PyTorch answers them."""
+    """The C++ kernel for these queries; None if PyTorch must compute them."""
     batch, _, length, size = q.shape
     fits = batch == 1 and length <= MAX_QUERIES and size % 16 == 0 and q.dtype in (torch.float32, torch.bfloat16)
     if q.device.type != "cpu" or not fits or torch.is_grad_enabled():

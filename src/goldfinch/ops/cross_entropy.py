@@ -14,8 +14,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, counte
     """Sum of the cross entropy of softmax(hidden weight^T) against the targets, in nats.
 
     The same as `F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")`. Logits exist for a few
-    tokens at a time; their gradients are worked out with them, so that nothing is computed twice. Autocast applies to
-    the products; the softmax runs in fp32, in fp64 where the logits are.
+    tokens at a time; their gradients are computed along with them, so that nothing is computed twice. Autocast applies
+    to the products; the softmax runs in fp32, in fp64 where the logits are.
 
     Args:
         hidden: (T, D).
@@ -46,7 +46,7 @@ def linear_cross_entropy_per_token(hidden: Tensor, weight: Tensor, targets: Tens
 def _for_products(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
     """Both in the type of their products, and how many tokens to take at once."""
     device = hidden.device.type
-    # Autocast would convert the weight anew for every part.
+    # Autocast would convert the weight again for every part.
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return hidden.to(low), weight.to(low), max(1, LOGITS_AT_ONCE // len(weight))
 

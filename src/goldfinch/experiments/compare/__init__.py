@@ -1,1 +1,1 @@
-"""Several models trained on the same data: launching, measuring, and the report beside the paper's figures."""
+"""Comparing models trained on the same data: launching, measuring, and reporting next to the paper's results."""

@@ -115,7 +115,7 @@ def run_all(specs: Sequence[RunSpec], jobs: int, listener: ProgressListener) -> 
                     running.append((status, _start(status, jobs)))
                 running = [(status, process) for status, process in running if not _ended(status, process, listener)]
                 listener.update(statuses)
-                time.sleep(POLL_SECONDS)  # not stop.wait: a signal in the middle of it could block for ever
+                time.sleep(POLL_SECONDS)  # not stop.wait, which a signal can block forever
             stopped = stop.is_set()
             if stopped:
                 for _, process in running:

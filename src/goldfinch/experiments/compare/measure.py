@@ -57,7 +57,7 @@ def measure_runs(
         "NAME/seed-N" -> its measurement.
 
     Raises:
-        UserError: the data directory is not where a run says, or a run's weights are broken.
+        UserError: the data directory of a run is missing, or a run's weights are corrupt.
     """
     path = output / FILE
     known = _read(path)

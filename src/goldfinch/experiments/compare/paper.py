@@ -1,4 +1,4 @@
-"""What the paper measured, to be put beside our own figures (arXiv 2407.12077; SPEC 8)."""
+"""The paper's results, to compare with ours (arXiv 2407.12077; SPEC 8)."""
 
 from goldfinch.config import ModelConfig
 from goldfinch.presets import KINDS

@@ -9,11 +9,11 @@
 
 namespace {
 
-constexpr int MOST_VECTORS = 32;             // per row: N up to 512 floats or 256 doubles
+constexpr int MAX_VECTORS = 32;             // per row: N up to 512 floats or 256 doubles
 constexpr std::int64_t BETWEEN_STATES = 16;  // tokens between the states that the backward pass keeps
 constexpr std::int64_t AHEAD = 4;            // tokens whose rows are fetched early
 
-// Rows of one head lie all heads apart, too far for processors to guess what comes next.
+// Rows of one head are all heads apart, too far for the hardware prefetcher.
 template <typename T>
 INLINE void prefetch(const T* from, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += Vector<T>::lanes) __builtin_prefetch(from + i);
@@ -21,7 +21,7 @@ INLINE void prefetch(const T* from, std::int64_t count) {
 
 struct Shape {
     std::int64_t batch, length, heads, size;
-    // Each head's values are cut into so many parts: more tasks where there are fewer heads than processors.
+    // Each head's values are split into this many parts: more tasks if there are fewer heads than processors.
     std::int64_t parts;
 
     std::int64_t tasks() const { return batch * heads * parts; }
@@ -48,7 +48,7 @@ struct Forward {
     T *y, *after;
 };
 
-// M: vectors per row of the part; 0 if that is not known when this is compiled.
+// M: vectors per row of the part; 0 if unknown at compile time.
 template <typename T, int M>
 INLINE void forward(const Forward<T>& in, const Task& task) {
     using V = Vector<T>;
@@ -71,7 +71,7 @@ INLINE void forward(const Forward<T>& in, const Task& task) {
             prefetch(in.v + later + task.first, task.last - task.first);
             prefetch(in.y + later + task.first, task.last - task.first);
         }
-        typename V::type v[M ? M : MOST_VECTORS], y[M ? M : MOST_VECTORS];
+        typename V::type v[M ? M : MAX_VECTORS], y[M ? M : MAX_VECTORS];
         T bonus = 0;
         if (in.u)
             for (std::int64_t i = 0; i < size; ++i) bonus += r[i] * in.u[task.head * size + i] * k[i];
@@ -108,7 +108,7 @@ template <typename T, int M>
 INLINE void backward(const Backward<T>& in, const Task& task) {
     using V = Vector<T>;
     using X = typename V::type;
-    constexpr int MOST = M ? M : MOST_VECTORS;
+    constexpr int MAX = M ? M : MAX_VECTORS;
     const Shape& shape = in.shape;
     const std::int64_t size = shape.size, values = task.last - task.first, length = shape.length;
     const int vectors = M ? M : size / V::lanes;
@@ -125,7 +125,7 @@ INLINE void backward(const Backward<T>& in, const Task& task) {
             for (const T* from : {in.w, in.k}) prefetch(from + later, size);
             prefetch(in.v + later + task.first, values);
         }
-        X w[MOST], k[MOST];
+        X w[MAX], k[MAX];
         for (int i = 0; i < vectors; ++i) {
             w[i] = V::load(in.w + row + i * V::lanes);
             k[i] = V::load(in.k + row + i * V::lanes);
@@ -150,7 +150,7 @@ INLINE void backward(const Backward<T>& in, const Task& task) {
         for (std::int64_t t = start + 1; t < start + BETWEEN_STATES; ++t) step(s, s, t);
     }
 
-    X du[MOST] = {};
+    X du[MAX] = {};
     for (std::int64_t piece = pieces - 1; piece >= 0; --piece) {
         const std::int64_t start = piece * BETWEEN_STATES, stop = std::min(start + BETWEEN_STATES, length);
         std::copy_n(kept.data() + piece * entries, entries, inside.data());
@@ -162,7 +162,7 @@ INLINE void backward(const Backward<T>& in, const Task& task) {
             const X* s = inside.data() + (t - start) * entries;
             const std::int64_t row = shape.row(task.batch, t, task.head);
             const std::int64_t target = task.part * shape.batch * length * shape.heads * size + row;
-            X r[MOST], w[MOST], dr[MOST], dk[MOST], dw[MOST];
+            X r[MAX], w[MAX], dr[MAX], dk[MAX], dw[MAX];
             if (t >= AHEAD) {
                 const std::int64_t later = shape.row(task.batch, t - AHEAD, task.head), place = target - row + later;
                 prefetch(in.r + later, size);

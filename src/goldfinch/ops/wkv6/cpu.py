@@ -12,19 +12,19 @@ from goldfinch.cpu.build import VECTOR_BYTES, compiled, pointer
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 MAX_HEAD_SIZE = 256
-# Entries of S times tokens below which starting another thread costs more than it saves.
+# Entries of S times tokens; below, starting another thread costs more than it saves.
 WORTH_A_THREAD = 1 << 20
 
 Results = tuple[Tensor, Tensor]
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled code; None where that cannot be."""
+    """The compiled library; None without a compiler."""
     return compiled(SOURCE, "WKV6")
 
 
 def available() -> bool:
-    """Whether there is compiled code. Apart from `library`, so that torch.compile can take the answer as it is."""
+    """Whether there is a compiled library. Separate from `library` for torch.compile, which takes it as a constant."""
     return library() is not None
 
 
@@ -37,7 +37,7 @@ def wkv6_cpu(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, s
         r, k, v, w = (F.pad(x, (0, padding)) for x in (r, k, v, w))
         u = None if u is None else F.pad(u, (0, padding))
         state = F.pad(state, (0, padding, 0, padding))
-    # The operator costs more than the recurrence of a single token: it is for whoever traces or differentiates.
+    # The operator costs more than the recurrence of one token: only for tracing and differentiation.
     traced = type(r) is not Tensor or torch.compiler.is_compiling()
     inputs = (r, k, v, w, u, state)
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
@@ -103,11 +103,11 @@ def _added(parts: Tensor) -> Tensor:
 
 
 def _split(r: Tensor) -> tuple[int, int]:
-    """Into how many parts the values of each head are cut, and how many threads take them."""
+    """Number of parts that the values of each head are split into, and number of threads."""
     batch, length, heads, size = r.shape
     threads = torch.get_num_threads() if batch * length * heads * size**2 >= WORTH_A_THREAD else 1
-    most = size * r.itemsize // VECTOR_BYTES
-    return min(-(-threads // (batch * heads)), most), threads
+    max_parts = size * r.itemsize // VECTOR_BYTES
+    return min(-(-threads // (batch * heads)), max_parts), threads
 
 
 def _call(name: str, r: Tensor, parts: int, threads: int, tensors: tuple[Tensor | None, ...]) -> None:

@@ -38,10 +38,10 @@ SMALLEST_HEAD = 16
 
 @functools.cache
 def library() -> ModuleType | None:
-    """`fla.ops.rwkv6`, imported now if it has not been; None, and a line on stderr that says so, if it is not here.
+    """`fla.ops.rwkv6`, imported on first use; None, and a warning, if it is not installed.
 
     Where PyTorch multiplies fp32 matrices exactly (`torch.get_float32_matmul_precision()` is "highest", its default),
-    Triton is asked to do the same, unless TRITON_F32_DEFAULT already tells it what to do.
+    Triton is asked to do the same, unless TRITON_F32_DEFAULT is set already.
     """
     try:
         from fla.ops import rwkv6

@@ -1,4 +1,4 @@
-"""WKV6 one step at a time: the definition, and the truth that every faster form is tested against."""
+"""WKV6 one step at a time: the definition, which every faster form is tested against."""
 
 import torch
 from torch import Tensor
