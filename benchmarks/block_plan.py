@@ -1,6 +1,6 @@
-"""Training steps: as they are, with activation checkpointing, with compiled blocks. `python benchmarks/block_plan.py`
+"""Training steps: eager, with activation checkpointing, with compiled blocks. `python benchmarks/block_plan.py`
 
-Compiled code is kept from run to run; TORCHINDUCTOR_CACHE_DIR=(an empty folder) shows what a first one costs.
+Compiled code is cached between runs; TORCHINDUCTOR_CACHE_DIR=(an empty folder) shows the cost of the first one.
 """
 
 import argparse
@@ -25,19 +25,19 @@ PLANS = {
 
 
 def main() -> None:
-    """Parse, measure in turns, print."""
+    """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", nargs="?", default="goldfinch-L6-D256")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bf16", action="store_true", help="autocast")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    windows = random_windows(args.batch_size, args.context, args.vocab_size)
+    windows = random_windows(args.batch_size, args.sequence_length, args.vocab_size)
     models = {name: _model(args.preset, args.vocab_size, plan) for name, plan in PLANS.items()}
     steps = {name: make_step(model, windows, OptimizerConfig(), bf16=args.bf16) for name, model in models.items()}
     kept = {}
@@ -48,7 +48,7 @@ def main() -> None:
         first[name] = time.perf_counter() - started
         kept[name] = _saved_bytes(models[name], windows, args.bf16)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.rounds):
+    for _ in range(args.repeats):
         for name, step in steps.items():
             started = time.perf_counter()
             step()
@@ -64,8 +64,8 @@ def main() -> None:
         )
         for name in steps
     ]
-    columns = ("blocks", "tokens/s", "times eager", "more in the first step, s", "kept for the backward pass, MiB")
-    title = f"{args.preset}, {args.batch_size} x {args.context} tokens, {'bf16' if args.bf16 else 'fp32'}"
+    columns = ("blocks", "tokens/s", "times eager", "extra in the first step, s", "saved for the backward pass, MiB")
+    title = f"{args.preset}, {args.batch_size} x {args.sequence_length} tokens, {'bf16' if args.bf16 else 'fp32'}"
     report(title, columns, rows, args.json)
 
 
@@ -76,14 +76,14 @@ def _model(preset: str, vocab_size: int, plan: dict[str, bool]) -> Decoder:
 
 
 def _saved_bytes(model: Decoder, windows: Tensor, bf16: bool) -> int:
-    """Of the activations that a forward pass below the head keeps, each storage once."""
+    """Bytes that a forward pass below the head saves, each storage once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+            kept[storage.data_ptr()] = storage  # kept alive, so that its address is not reused
         return tensor
 
     with (

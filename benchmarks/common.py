@@ -1,4 +1,4 @@
-"""What all benchmarks share: the text they read, where they ran, how they print and draw."""
+"""Shared by all benchmarks: text, environment, tables and plots."""
 
 import argparse
 import importlib.metadata
@@ -14,33 +14,36 @@ from typing import Any
 
 import psutil
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
 import goldfinch
+from goldfinch import malloc
 from goldfinch.benchmark.timing import Timings
 from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.data.tokenizers import WorldTokenizer
-from goldfinch.files import atomic_file
+from goldfinch.plots import draw
 
-WIDTH = 160  # of tables that go into a file or a pipe
+malloc.tune()  # as the command line does
+
+WIDTH = 160  # of tables in files and pipes
 PEER_PACKAGES = ("transformers", "xllamacpp", "gguf")
 
 
 def moby_dick(tokens: int) -> torch.Tensor:
-    """(tokens,) ids of the World tokenizer: Moby-Dick, from the beginning again where it is too short."""
+    """(tokens,) ids of Moby-Dick by the World tokenizer, repeated if it is too short."""
     text = "\n\n".join(moby_dick_chapters())
     ids = torch.tensor(WorldTokenizer().encode(text))
     return ids.repeat(-(-tokens // len(ids)))[:tokens]
 
 
 def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """What every comparison takes."""
+    """A parser with the arguments of every comparison."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=repeats, help="after a warm-up round")
+    parser.add_argument("--repeats", type=int, default=repeats, help="after a warm-up")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--png", type=Path, help="also draw into this file")
+    parser.add_argument("--png", type=Path, help="also draw a plot")
     return parser
 
 
@@ -58,7 +61,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str] = PEER_PACKAGES) -> dict[str, str]:
-    """Of those that are installed."""
+    """Versions of the installed packages."""
     found = {}
     for name in packages:
         try:
@@ -78,19 +81,19 @@ def _processor() -> str:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Resident bytes of this process."""
     return psutil.Process().memory_info().rss
 
 
 def peak() -> int:
-    """The most that were so far."""
-    # The kernel's own mark: `getrusage` counts what the parent had before this process was there.
+    """Peak resident bytes of this process."""
+    # From the kernel: `getrusage` also counts the parent before the fork.
     status = Path(os.sep, "proc", "self", "status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool, **facts: Any) -> None:
-    """Print a table and the facts beside it, or one JSON object. None is an empty cell."""
+    """Print a table and facts below it, or one JSON object. None is an empty cell."""
     facts = environment() | facts
     if as_json:
         named = [dict(zip(columns, row, strict=True)) for row in rows]
@@ -116,12 +119,12 @@ def _cell(value: Any) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, lowest and highest."""
+    """Median (minimum - maximum)."""
     return f"{statistics.median(values):,.4g} ({min(values):,.4g} - {max(values):,.4g})"
 
 
 def times_faster_than_best(ours: Timings, others: Iterable[Timings]) -> float | None:
-    """How many times as fast as the fastest of the others: the median of rounds; None where there are no others."""
+    """How many times as fast as the fastest of the others, median over repeats; None if there are no others."""
     fastest = min(others, key=lambda samples: samples.median, default=None)
     return None if fastest is None else ours.times_faster(fastest)
 
@@ -133,33 +136,31 @@ def plot(
     lines: Mapping[str, Mapping[Any, Sequence[float]]],
     tick: Callable[[Any], str] = "{:,}".format,
 ) -> None:
-    """Draw medians with their lowest and highest, one line per name, on logarithmic axes.
+    """Plot medians with minimum and maximum, one line per name, on logarithmic axes.
 
     Args:
         path: of the PNG file.
         title: of the plot.
         labels: of the two axes.
-        lines: name -> place on the x axis -> values. Places that are no numbers stand side by side, unconnected.
-        tick: how a place is written.
+        lines: name -> x -> values. If x are not numbers, points are drawn side by side, unconnected.
+        tick: label of x.
     """
-    # The object interface, not pyplot: no global state, and no display is looked for.
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    places = list(dict.fromkeys(place for line in lines.values() for place in line))
-    numbers = all(isinstance(place, int) for place in places)
-    for name, line in lines.items():
-        middle = [statistics.median(values) for values in line.values()]
-        below = [at - min(values) for at, values in zip(middle, line.values(), strict=True)]
-        above = [max(values) - at for at, values in zip(middle, line.values(), strict=True)]
-        x = list(line) if numbers else [places.index(place) for place in line]
-        axes.errorbar(x, middle, (below, above), fmt="o-" if numbers else "o", capsize=3, label=name)
-    axes.set(yscale="log", xlabel=labels[0], ylabel=labels[1])
-    if numbers:
-        axes.set_xscale("log")
-    axes.set_title(title)
-    axes.set_xticks(places if numbers else range(len(places)), [tick(place) for place in places])
-    axes.set_xticks([], minor=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    xs = list(dict.fromkeys(x for line in lines.values() for x in line))
+    numbers = all(isinstance(x, int) for x in xs)
+
+    def fill(axes: Axes) -> None:
+        for name, line in lines.items():
+            middle = [statistics.median(values) for values in line.values()]
+            below = [at - min(values) for at, values in zip(middle, line.values(), strict=True)]
+            above = [max(values) - at for at, values in zip(middle, line.values(), strict=True)]
+            positions = list(line) if numbers else [xs.index(x) for x in line]
+            axes.errorbar(positions, middle, (below, above), fmt="o-" if numbers else "o", capsize=3, label=name)
+        axes.set(yscale="log", xlabel=labels[0], ylabel=labels[1])
+        if numbers:
+            axes.set_xscale("log")
+        axes.set_title(title)
+        axes.set_xticks(xs if numbers else range(len(xs)), [tick(x) for x in xs])
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+
+    draw(path, fill)

@@ -19,7 +19,7 @@ from common import arguments, moby_dick, plot, report, spread, times_faster_than
 from llama import Shape
 from peers import GoldFinch, add_arguments, peers
 
-from goldfinch.benchmark.speed import at_level, copy_probe, levels, write_seconds
+from goldfinch.benchmark.speed import at_level, copy_probe, decode_seconds, levels
 from goldfinch.benchmark.timing import Timings, interleave, seconds
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
@@ -32,7 +32,7 @@ NOTHING_SHARED = "GoldFinch, latents, no distinct bigrams, no table"
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__, repeats=5)
-    add_arguments(parser, longest=16384)
+    add_arguments(parser, max_peer_tokens=16384)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 16384, 65536])
     parser.add_argument("--tokens", type=int, default=4, help="decoded per repeat")
     parser.add_argument("--without-slowest", action="store_true", help=f"leave out '{NOTHING_SHARED}'")
@@ -111,16 +111,16 @@ def compare_levels(options: argparse.Namespace) -> None:
         for level in levels(ours.lm):
             contexts[length, f"GoldFinch, {level}" if level else "GoldFinch"] = at_level(reading, level)
         if ours.lm.config.num_gold_layers and not options.without_slowest:
-            contexts[length, NOTHING_SHARED] = at_level(reading, "latents", id_table=0)
+            contexts[length, NOTHING_SHARED] = at_level(reading, "latents", table_bytes=0)
     with peers(options.peers, Shape.of(options.preset, options.dtype)) as others:
         cases: dict[Any, Callable[[], float]] = {"copy": copy.measure}
         for length in lengths:
             for case, context in contexts.items():
                 if case[0] == length:
-                    write = write_sharing_nothing if case[1] == NOTHING_SHARED else write_seconds
+                    write = write_sharing_nothing if case[1] == NOTHING_SHARED else decode_seconds
                     cases[case] = partial(write, context, options.tokens)
-            if length <= options.longest_peer:
-                cases |= {(length, name): peer.writer(ids[:length], options.tokens) for name, peer in others.items()}
+            if length <= options.max_peer_tokens:
+                cases |= {(length, name): peer.decoder(ids[:length], options.tokens) for name, peer in others.items()}
         taken = interleave(cases, options.repeats)
         weight_bytes = {name: peer.weight_bytes for name, peer in others.items()}
         del cases["copy"]
@@ -142,9 +142,9 @@ def compare_levels(options: argparse.Namespace) -> None:
     columns = [
         "tokens",
         "model",
-        "ms a token: median (lowest - highest)",
+        "ms per token: median (min - max)",
         "times the better peer",
-        "share of the shortest step",
+        "fraction of the minimum step time",
         "key cache, bytes",
         "key-value cache, bytes",
     ]
@@ -161,8 +161,8 @@ def compare_levels(options: argparse.Namespace) -> None:
         weight_bytes=" | ".join(
             f"{name} {size:,}" for name, size in {"GoldFinch": ours.weight_bytes, **weight_bytes}.items()
         ),
-        shortest_step_of_goldfinch_ms=f"{1e3 * ours.weight_bytes / bandwidth:.4g}",
-        largest_difference_from_the_whole_forward=f"{difference:.1e}",
+        minimum_step_of_goldfinch_ms=f"{1e3 * ours.weight_bytes / bandwidth:.4g}",
+        max_difference_from_the_whole_forward=f"{difference:.1e}",
     )
     if options.png is not None:
         plot(options.png, title, ("tokens before", "ms a token"), lines)
@@ -172,7 +172,7 @@ def write_sharing_nothing(context: Context, tokens: int) -> float:
     """Seconds of a token when the keys and values of every token are computed, however often it occurs."""
     each_by_itself = partial(mock.patch, "goldfinch.cache.key_value_cache._distinct")
     with each_by_itself(lambda ids: (ids, torch.arange(len(ids)))):
-        return write_seconds(context, tokens)
+        return decode_seconds(context, tokens)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Training steps: of all weights, and of the GOLD layers and the head alone. `python benchmarks/gold_only.py`
+"""Training steps of all weights, and of the GOLD layers and the head only. `python benchmarks/gold_only.py`
 
-Steps are measured in turns in one process, peak memory in a process for each case: its largest resident set, less what
-Python with PyTorch takes before the model is there.
+Steps are interleaved in one process; peak memory is measured in a process per case: peak resident set, less what Python
+with PyTorch takes before the model is built.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from goldfinch.training.config import OptimizerConfig, gold_only
 from goldfinch.training.parallel.parallelize import apply_block_plan
 
 CASES = {"everything": False, "GOLD layers and head": True}
-PEAK_STEPS = 2  # the optimizer's moments are there from the first on
+PEAK_STEPS = 2  # the optimizer state exists after the first
 
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = arguments(__doc__, rounds=7)
+    parser = arguments(__doc__, repeats=7)
     parser.add_argument("preset", nargs="?", default="goldfinch-L6-D256")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--activation-checkpointing", action="store_true")
@@ -41,8 +41,8 @@ def main() -> None:
         print(json.dumps(peak_of_steps(options)))
         return
     peaks = {name: peak_in_new_process(name) for name in CASES}
-    taken = interleave({name: partial(seconds, case_step(options, name)) for name in CASES}, options.rounds)
-    whole, tokens = taken["everything"], options.batch_size * options.context
+    taken = interleave({name: partial(seconds, case_step(options, name)) for name in CASES}, options.repeats)
+    whole, tokens = taken["everything"], options.batch_size * options.sequence_length
     rows = [
         [
             name,
@@ -55,7 +55,7 @@ def main() -> None:
     ]
     columns = ["trained", "tokens/s", "times as fast", "peak memory, MiB", "times less memory"]
     plan = ", activation checkpointing" if options.activation_checkpointing else ""
-    title = f"{options.preset}, {options.batch_size} x {options.context} tokens, fp32{plan}"
+    title = f"{options.preset}, {options.batch_size} x {options.sequence_length} tokens, fp32{plan}"
     if options.png:
         speeds = {name: [tokens / one for one in samples.seconds] for name, samples in taken.items()}
         plot(options.png, title, ("", "tokens/s"), {"training": speeds}, tick=str)
@@ -63,11 +63,11 @@ def main() -> None:
 
 
 def case_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
-    """Steps of one case."""
+    """A training step of one case."""
     config = model_config(options.preset, options.vocab_size)
     model = Decoder(config)
     apply_block_plan(model, activation_checkpointing=options.activation_checkpointing)
-    windows = random_windows(options.batch_size, options.context, options.vocab_size)
+    windows = random_windows(options.batch_size, options.sequence_length, options.vocab_size)
     return make_step(
         model, windows, OptimizerConfig(learning_rate_multipliers=gold_only(config) if CASES[name] else ())
     )
@@ -80,7 +80,7 @@ def peak_in_new_process(name: str) -> int:
 
 
 def peak_of_steps(options: argparse.Namespace) -> int:
-    """Bytes that a few steps take in this process."""
+    """Peak bytes of a few steps in this process."""
     before = resident()
     step = case_step(options, options.only)
     for _ in range(PEAK_STEPS):

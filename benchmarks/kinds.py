@@ -1,6 +1,6 @@
-"""Training steps of all kinds of the arena side by side: 5.0 million parameters each. `python benchmarks/kinds.py`
+"""Training steps of all kinds of the compare/ recipes: 5.0 million parameters each. `python benchmarks/kinds.py`
 
-Measured in turns, a step of each in every round, with the recipes' own batch and settings.
+Interleaved, a step of each kind per repeat, with the batch and settings of the recipes.
 """
 
 import argparse
@@ -23,13 +23,13 @@ BASELINE = "goldfinch"
 def main() -> None:
     """Parse, measure, print."""
     kinds = [name.rpartition("-")[2] for name in recipe_names() if name.startswith("compare/")]
-    parser = arguments(__doc__, rounds=7)
+    parser = arguments(__doc__, repeats=7)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    taken = interleave({kind: partial(seconds, compare_step(options, kind)) for kind in options.kinds}, options.rounds)
+    taken = interleave({kind: partial(seconds, compare_step(options, kind)) for kind in options.kinds}, options.repeats)
     settings = recipe(f"compare/L6-D256-{BASELINE}")
     tokens = settings["batch_size"] * settings["sequence_length"]
     baseline = taken.get(BASELINE)
@@ -41,7 +41,7 @@ def main() -> None:
         ]
         for kind, samples in sorted(taken.items(), key=lambda item: item[1].median)
     ]
-    title = f"compare/L6-D256, {settings['batch_size']} x {settings['context']} tokens a step, fp32"
+    title = f"compare/L6-D256, {settings['batch_size']} x {settings['sequence_length']} tokens per step, fp32"
     if options.png:
         speeds = {kind: [tokens / one for one in samples.seconds] for kind, samples in taken.items()}
         plot(options.png, title, ("", "tokens/s"), {"training": speeds}, tick=str)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def compare_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
-    """Steps of one kind, as its recipe makes them."""
+    """A training step of one kind, as in its recipe."""
     settings = recipe(f"compare/L6-D256-{kind}", options.vocab_size)
     model = Decoder(ModelConfig.from_dict(settings["model"]))
     windows = random_windows(settings["batch_size"], settings["sequence_length"], options.vocab_size)

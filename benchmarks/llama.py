@@ -1,4 +1,4 @@
-"""The Llama of transformers, which the peers share: its sizes, its weights, and itself as one of them."""
+"""The Llama of transformers: sizes and weights of the peers, and itself one of them."""
 
 import dataclasses
 import importlib
@@ -15,14 +15,14 @@ from goldfinch.presets import model_config
 HEAD_SIZE = 64
 NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
-LONGEST = 1 << 17  # tokens that the Llamas are declared to take
+MAX_POSITIONS = 1 << 17  # of the Llamas
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, the type of its weights, and the seed they are drawn from."""
+    """Sizes of a model, the dtype of its weights, and their random seed."""
 
-    layers: int
+    num_layers: int
     width: int
     vocab_size: int
     dtype: str = "float32"
@@ -35,13 +35,13 @@ class Shape:
         return cls(config.num_layers, config.width, config.vocab_size, dtype)
 
     @property
-    def heads(self) -> int:
-        """Of the Llamas."""
+    def num_heads(self) -> int:
+        """Heads of the Llamas."""
         return self.width // HEAD_SIZE
 
     @property
     def channel_width(self) -> int:
-        """SwiGLU's, in the Llamas."""
+        """Width of the Llamas' SwiGLU."""
         return 8 * self.width // 3 // 32 * 32
 
 
@@ -55,11 +55,11 @@ def llama(shape: Shape) -> Any:
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
-        max_position_embeddings=LONGEST,
+        max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
         rms_norm_eps=NORM_EPS,
         tie_word_embeddings=False,
-        # Queries, keys and logits of about 1: attention that looks somewhere, so that agreement means something.
+        # Queries, keys and logits of about 1, so that attention is not uniform and agreement means something.
         initializer_range=shape.width**-0.5,
         attn_implementation="sdpa",
         bos_token_id=None,
@@ -87,23 +87,23 @@ class Transformers:
         """As `Peer`."""
         return self._last_logits(ids, None).log_softmax(-1)
 
-    def read_seconds(self, ids: Tensor) -> float:
+    def prefill_seconds(self, ids: Tensor) -> float:
         """As `Peer`."""
         return seconds(lambda: self._last_logits(ids, None))
 
     @torch.inference_mode()
-    def writer(self, ids: Tensor, tokens: int) -> Callable[[], float]:
-        """As `Peer`. The cache is filled with noise: what is in it costs nothing."""
+    def decoder(self, ids: Tensor, tokens: int) -> Callable[[], float]:
+        """As `Peer`. The cache is filled with noise: its content does not affect the speed."""
         cache = self._cache_class()
         size = (1, self.shape.num_heads, len(ids), HEAD_SIZE)
         for layer in range(self.shape.num_layers):
             cache.update(*torch.randn(2, *size).to(getattr(torch, self.shape.dtype)), layer)
 
-        def write() -> None:
+        def decode() -> None:
             for token in range(tokens):
                 self._last_logits(torch.tensor([token]), cache)
 
-        return lambda: seconds(write) / tokens
+        return lambda: seconds(decode) / tokens
 
     def release(self) -> None:
         """As `Peer`."""

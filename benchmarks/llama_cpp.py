@@ -1,7 +1,7 @@
-"""llama.cpp, by the xllamacpp wheel: the Llama of transformers in a GGUF file, timed by llama.cpp itself.
+"""llama.cpp from the xllamacpp wheel: the Llama of transformers in a GGUF file, timed by llama.cpp itself.
 
-The wheel offers llama.cpp's server in this process. It answers completions with its own timings (`prompt_ms`,
-`predicted_per_token_ms`) and with log-probabilities of as many tokens as are asked for.
+The wheel runs llama.cpp's server in this process. It answers completions with its own timings (`prompt_ms`,
+`predicted_per_token_ms`) and with log-probabilities of as many tokens as requested.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama import HEAD_SIZE, LONGEST, NORM_EPS, ROPE_BASE, Shape, llama
+from llama import HEAD_SIZE, MAX_POSITIONS, NORM_EPS, ROPE_BASE, Shape, llama
 from torch import Tensor
 
 BATCH = 2048  # tokens; llama.cpp's defaults
@@ -27,16 +27,16 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""Of a layer's weights, in transformers and in GGUF files."""
+"""Names of a layer's weights in transformers and in GGUF files."""
 
 
 class LlamaCpp:
-    """A server for each length of context that is asked for: weights are mapped from one file, and so shared.
+    """A server for each context size; weights are mapped from one file, and so shared.
 
     Args:
         shape: of the model.
-        folder: for its file, which is written unless it is there.
-        flash_attention: how attention is computed.
+        folder: for the GGUF file, which is written if missing.
+        flash_attention: whether to use flash attention.
     """
 
     def __init__(self, shape: Shape, folder: Path, flash_attention: bool) -> None:
@@ -51,7 +51,7 @@ class LlamaCpp:
         self._servers: dict[int, Any] = {}
 
     def _server(self, tokens: int) -> Any:
-        """One that has room for so many."""
+        """A server with room for this many tokens."""
         room = -(-tokens // BATCH) * BATCH
         if room not in self._servers:
             self._servers[room] = self._start(room)
@@ -69,7 +69,7 @@ class LlamaCpp:
             else attention.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.n_gpu_layers = 0
-        params.cache_ram_mib = 0  # prompts are kept by no one but their own server
+        params.cache_ram_mib = 0  # prompts are cached only by their own server
         params.fit_params = params.warmup = False
         params.verbosity = -1
         return self._xllamacpp.Server(params)
@@ -91,23 +91,23 @@ class LlamaCpp:
         result[[entry["id"] for entry in found]] = torch.tensor([entry["logprob"] for entry in found])
         return result
 
-    def read_seconds(self, ids: Tensor) -> float:
+    def prefill_seconds(self, ids: Tensor) -> float:
         """As `Peer`."""
         answer = self._complete(self._server(len(ids) + 1), ids, n_predict=1, cache_prompt=False)
         if answer["timings"]["prompt_n"] != len(ids):
             raise RuntimeError(f"llama.cpp read {answer['timings']['prompt_n']} tokens instead of {len(ids)}")
         return answer["timings"]["prompt_ms"] / 1e3
 
-    def writer(self, ids: Tensor, tokens: int) -> Callable[[], float]:
+    def decoder(self, ids: Tensor, tokens: int) -> Callable[[], float]:
         """As `Peer`. The text is read once, now; later calls find it in the server's memory."""
         server = self._start(len(ids) + tokens + 2)
         self._complete(server, ids, n_predict=1, cache_prompt=True)
 
         def write() -> float:
-            # The first token written comes from the reading, and is not in the timing.
+            # The first token comes from the prefill and is not in the timing.
             answer = self._complete(server, ids, n_predict=tokens + 1, cache_prompt=True)
             if answer["timings"]["prompt_n"] != 1 or answer["timings"]["predicted_n"] != tokens + 1:
-                raise RuntimeError(f"llama.cpp did not go on from what it had read: {answer['timings']}")
+                raise RuntimeError(f"llama.cpp did not reuse the prompt: {answer['timings']}")
             return answer["timings"]["predicted_per_token_ms"] / 1e3
 
         return write
@@ -118,13 +118,13 @@ class LlamaCpp:
 
 
 def write_gguf(path: Path, shape: Shape) -> None:
-    """Write the Llama of transformers."""
+    """Write the Llama of transformers as a GGUF file."""
     gguf = importlib.import_module("gguf")
     kind = gguf.GGMLQuantizationType[QUANTIZATION[shape.dtype]]
     weights = llama(shape).state_dict()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[shape.dtype]])
-    writer.add_context_length(LONGEST)
+    writer.add_context_length(MAX_POSITIONS)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.num_layers)
     writer.add_feed_forward_length(shape.channel_width)
@@ -137,7 +137,7 @@ def write_gguf(path: Path, shape: Shape) -> None:
     _add_tokenizer(writer, gguf.TokenType, shape.vocab_size)
 
     def add(name: str, weight: Tensor) -> None:
-        # Norms stay in fp32, as llama.cpp wants them.
+        # llama.cpp needs norms in fp32.
         stored = gguf.GGMLQuantizationType.F32 if weight.ndim == 1 else kind
         writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weight.float().numpy(), stored), raw_dtype=stored)
 
@@ -155,12 +155,12 @@ def write_gguf(path: Path, shape: Shape) -> None:
 
 
 def _paired(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a head, from (i, i + N/2) rotated together, as in transformers, to (2i, 2i + 1), as in GGUF files."""
+    """Reorder the rows of a head from rotated pairs (i, i + N/2), as in transformers, to (2i, 2i + 1), as in GGUF."""
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape).contiguous()
 
 
 def _add_tokenizer(writer: Any, types: Any, vocab_size: int) -> None:
-    """The least that llama.cpp accepts: three special tokens, all bytes, and words that stand for nothing."""
+    """The minimum that llama.cpp accepts: three special tokens, all bytes, and placeholder words."""
     special, first_word = ["<unk>", "<s>", "</s>"], 3 + 256
     words = [f"w{number}" for number in range(first_word, vocab_size)]
     writer.add_tokenizer_model("llama")

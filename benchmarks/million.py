@@ -1,7 +1,7 @@
-"""A million tokens: peak memory of reading them, and what opening them again takes. `python benchmarks/million.py`
+"""A million tokens: peak memory of prefill, and the time to save and open the context. `python benchmarks/million.py`
 
-Peak memory is that of a process of its own (its largest resident set), less what Python with PyTorch takes before the
-model is there. It is compared with weights + cache + one chunk, of which the last is measured by reading one first.
+Peak memory is that of a separate process (peak resident set), less what Python with PyTorch takes before the model is
+loaded. It is compared with weights + cache + one chunk; the last is measured by reading one chunk first.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from common import moby_dick, peak, report, resident
 import goldfinch as gf
 from goldfinch.benchmark.timing import seconds
 from goldfinch.checkpoint.model_folder import save_description, save_weights
-from goldfinch.inference.prefill import CHUNK
+from goldfinch.inference.prefill import CHUNK_SIZE
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="goldfinch-L3-D256", help="a preset, or the folder of a model")
+    parser.add_argument("model", nargs="?", default="goldfinch-L3-D256", help="a preset, or a model folder")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--latents", default="bfloat16")
     parser.add_argument("--dtype", default="float32")
@@ -34,7 +34,7 @@ def main() -> None:
     if options.ids is not None:
         measure(options)
         return
-    # Making random weights and ids takes more memory than reading: this process does that, another one reads.
+    # Creating random weights and ids takes more memory than prefill, so another process does the prefill.
     with tempfile.TemporaryDirectory() as folder:
         ids = Path(folder) / "ids.npy"
         np.save(ids, moby_dick(options.tokens).numpy())
@@ -48,32 +48,32 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Read with the model in a folder, and print."""
+    """Measure with the model in a folder, and print."""
     ids = torch.from_numpy(np.load(options.ids))
     before = resident()
     lm = gf.load(options.model)
     weights = sum(parameter.nbytes for parameter in lm.model.parameters())
     for parameter in lm.model.parameters():
-        parameter.sum()  # weights are memory-mapped: now they are there
+        parameter.sum()  # weights are memory-mapped: load them
     with_weights = peak()
-    lm.read(ids[:CHUNK])
+    lm.read(ids[:CHUNK_SIZE])
     chunk = peak() - with_weights
     started = time.perf_counter()
     context = lm.context(options.latents, budget=0)
     context.read(ids, name="text")
     reading = time.perf_counter() - started
-    cache = sum(context.nbytes.values())
+    usage = context.memory_usage()
     used = peak() - before
     rows: list[list[object]] = [
-        ["reading, tokens/s", options.tokens / reading],
+        ["prefill, tokens/s", options.tokens / reading],
         ["weights, bytes", weights],
-        ["key memory, bytes", context.nbytes["memory"]],
-        ["key memory, bytes a token", context.nbytes["memory"] / options.tokens],
-        ["state, bytes", context.nbytes["state"]],
-        [f"snapshots ({len(context.snapshots)}), bytes", context.nbytes["snapshots"]],
-        [f"one chunk of {CHUNK:,} tokens, bytes", chunk],
-        ["peak of reading, bytes", used],
-        ["peak / (weights + cache + chunk)", used / (weights + cache + chunk)],
+        ["key cache, bytes", usage.key_cache],
+        ["key cache, bytes per token", usage.key_cache / options.tokens],
+        ["state, bytes", usage.state],
+        [f"snapshots ({len(context.snapshots)}), bytes", usage.snapshots],
+        [f"one chunk of {CHUNK_SIZE:,} tokens, bytes", chunk],
+        ["peak of prefill, bytes", used],
+        ["peak / (weights + cache + chunk)", used / (weights + usage.total + chunk)],
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "million.gfc"
@@ -82,9 +82,9 @@ def measure(options: argparse.Namespace) -> None:
         rows.append(["open, s", seconds(lambda: lm.open(path))])
         opened = lm.open(path, budget=0)
         rows.append(["all checksums, s", seconds(opened.sequence.key_cache.verify)])
-        rows.append(["first logits, all rebuilt, s", seconds(lambda: opened.logits)])
+        rows.append(["first logits, everything rebuilt, s", seconds(lambda: opened.logits)])
     report(
-        f"{options.tokens:,} tokens, {lm.config.num_layers} layers, {lm.config.width} wide",
+        f"{options.tokens:,} tokens, {lm.config.num_layers} layers, width {lm.config.width}",
         ["what", "measured"],
         rows,
         options.json,

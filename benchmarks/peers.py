@@ -1,8 +1,7 @@
-"""What GoldFinch is compared with: a Llama of the same depth, width and vocabulary, by transformers and by llama.cpp.
+"""The peers: a Llama of the same depth, width and vocabulary, in transformers and in llama.cpp.
 
-All have one interface, GoldFinch too. Peers are installed by `pip install -e '.[bench]'`; those that are not are left
-out. Both Llamas have the very same weights: heads of 64, RMSNorm, SwiGLU of width floor(8D/3/32)*32, RoPE base 10000, a
-head of its own.
+All have one interface, GoldFinch too. `pip install -e '.[bench]'` installs the peers; missing ones are skipped. Both
+Llamas have the same weights: heads of 64, RMSNorm, SwiGLU of width floor(8D/3/32)*32, RoPE base 10000, untied head.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from llama_cpp import LlamaCpp
 from torch import Tensor
 
 import goldfinch as gf
-from goldfinch.benchmark.speed import check_agreement, fill_zero_weights, read_seconds, weight_bytes
+from goldfinch.benchmark.speed import check_agreement, fill_zero_weights, prefill_seconds, weight_bytes
 from goldfinch.inference.language_model import LanguageModel
 
 INSTALL = "pip install -e '.[bench]'"
@@ -30,33 +29,33 @@ NEEDS = {
     "llama.cpp": ("transformers", "xllamacpp", "gguf"),
     "llama.cpp-flash": ("transformers", "xllamacpp", "gguf"),
 }
-"""Peer -> packages. llama.cpp computes attention in two ways; which one is faster depends on length and processor."""
+"""Peer -> packages. llama.cpp has two attention kernels; which one is faster depends on length and processor."""
 CHECKED_TOKENS = 200
-# Nats that log-probabilities may be apart. llama.cpp stores keys and values in fp16, also where the weights are fp32.
+# Maximum difference of log-probabilities, nats. llama.cpp stores keys and values in fp16 even with fp32 weights.
 TOLERANCE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.3}
 
 
 class Peer(Protocol):
-    """A model that reads and writes."""
+    """A model for prefill and decode."""
 
     weight_bytes: int
-    """Of the weights that each written token must read."""
+    """Weights that each decoded token must read."""
 
     def log_probabilities(self, ids: Tensor) -> Tensor:
-        """(T,) ids -> (V,) float32: of what follows the last."""
+        """(T,) ids -> (V,) float32, of the next token."""
 
-    def read_seconds(self, ids: Tensor) -> float:
-        """How long reading (T,) ids takes, up to the logits after the last."""
+    def prefill_seconds(self, ids: Tensor) -> float:
+        """Seconds for the prefill of (T,) ids, with the logits after the last."""
 
-    def writer(self, ids: Tensor, tokens: int) -> Callable[[], float]:
-        """What writes so many tokens after (T,) ids at each call, and returns the seconds that one takes."""
+    def decoder(self, ids: Tensor, tokens: int) -> Callable[[], float]:
+        """A function that decodes `tokens` tokens after (T,) ids and returns the seconds per token."""
 
     def release(self) -> None:
-        """Give everything back."""
+        """Free everything."""
 
 
 class GoldFinch:
-    """Ours, with weights that leave no part of the model without effect."""
+    """Ours, with no zero weights."""
 
     def __init__(self, preset: str, dtype: str, seed: int = 0) -> None:
         self.lm: LanguageModel = gf.build(preset, dtype, seed)
@@ -64,30 +63,30 @@ class GoldFinch:
         self.weight_bytes = weight_bytes(self.lm.model, self.lm.model.embedding)
 
     def check(self) -> float:
-        """Raise where reading or writing gives other logits than the whole forward; the largest difference."""
+        """Check prefill and decode against the whole forward; returns the maximum difference."""
         return check_agreement(self.lm, moby_dick(CHECKED_TOKENS))
 
-    def read_seconds(self, ids: Tensor) -> float:
+    def prefill_seconds(self, ids: Tensor) -> float:
         """As `Peer`."""
-        return read_seconds(self.lm, ids)
+        return prefill_seconds(self.lm, ids)
 
 
-def add_arguments(parser: argparse.ArgumentParser, longest: int | None = None) -> None:
-    """The model, which peers, and, where lengths differ, how much of one's patience they get."""
+def add_arguments(parser: argparse.ArgumentParser, max_peer_tokens: int | None = None) -> None:
+    """Arguments for the model, the peers and, if lengths vary, the maximum length for peers."""
     parser.add_argument("preset", nargs="?", default="goldfinch-L12-D768")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE))
-    parser.add_argument("--peers", nargs="*", default=list(NEEDS), choices=list(NEEDS), help="none for GoldFinch alone")
-    if longest is not None:
-        parser.add_argument("--longest-peer", type=int, default=longest, help="tokens that peers are given at most")
+    parser.add_argument("--peers", nargs="*", default=list(NEEDS), choices=list(NEEDS), help="none: only GoldFinch")
+    if max_peer_tokens is not None:
+        parser.add_argument("--max-peer-tokens", type=int, default=max_peer_tokens, help="maximum tokens for peers")
 
 
 def installed(names: list[str]) -> list[str]:
-    """Those peers that are; a line on stderr names the others."""
+    """The installed peers; a line on stderr names the others."""
     found = []
     for name in names:
         missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
         if missing:
-            print(f"{name} is left out, without {', '.join(missing)}: {INSTALL}", file=sys.stderr)
+            print(f"skipping {name}, which needs {', '.join(missing)}: {INSTALL}", file=sys.stderr)
         else:
             found.append(name)
     return found
@@ -95,7 +94,7 @@ def installed(names: list[str]) -> list[str]:
 
 @contextmanager
 def peers(names: list[str], shape: Shape) -> Iterator[dict[str, Peer]]:
-    """Those that are installed, checked to agree with each other."""
+    """The installed peers, checked to agree with each other."""
     with ExitStack() as open_peers:
         folder = Path(open_peers.enter_context(tempfile.TemporaryDirectory()))
         found: dict[str, Peer] = {}
@@ -113,10 +112,10 @@ def _make(name: str, shape: Shape, folder: Path) -> Peer:
 
 
 def check_peers(found: dict[str, Peer], shape: Shape) -> None:
-    """Raise where peers do not predict the same after the same tokens.
+    """Check that peers make the same prediction after the same tokens.
 
     Raises:
-        RuntimeError: log-probabilities differ by more than `TOLERANCE`, or the likeliest token does.
+        RuntimeError: log-probabilities differ by more than `TOLERANCE`, or the most likely tokens differ.
     """
     ids = moby_dick(CHECKED_TOKENS)
     predicted = {name: peer.log_probabilities(ids) for name, peer in found.items()}
@@ -125,6 +124,6 @@ def check_peers(found: dict[str, Peer], shape: Shape) -> None:
             difference = float((one - other).abs().max())
             if not difference <= TOLERANCE[shape.dtype]:
                 raise RuntimeError(f"{name} and {other_name} disagree by {difference:.2g} nats; no speed is shown")
-            # Another likeliest token is a disagreement only where rounding cannot have chosen it.
+            # Different most likely tokens are a disagreement only if rounding cannot explain it.
             if float(one.max() - one[other.argmax()]) > 2 * TOLERANCE[shape.dtype]:
-                raise RuntimeError(f"{name} and {other_name} would write different tokens; no speed is shown")
+                raise RuntimeError(f"{name} and {other_name} predict different tokens; no speed is shown")

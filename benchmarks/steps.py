@@ -1,4 +1,4 @@
-"""A training step to be measured: all that the trainer does in one, but for the data."""
+"""A training step to be measured: everything that the trainer does, except loading data."""
 
 from collections.abc import Callable
 
@@ -13,22 +13,22 @@ from goldfinch.training.optimizer.groups import build_optimizer
 from goldfinch.training.parallel.processes import SINGLE_PROCESS
 
 
-def random_windows(batch_size: int, context: int, vocab_size: int) -> Tensor:
+def random_windows(batch_size: int, sequence_length: int, vocab_size: int) -> Tensor:
     """(B, T + 1) ids, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (batch_size, context + 1), generator=generator)
+    return torch.randint(vocab_size, (batch_size, sequence_length + 1), generator=generator)
 
 
 def make_step(
     model: Decoder, windows: Tensor, optimizer: OptimizerConfig, *, micro_batch_size: int = 0, bf16: bool = False
 ) -> Callable[[], None]:
-    """Steps of `model`, initialised here, on one batch.
+    """A training step of `model`, which is initialised here, on one batch.
 
     Args:
         model: with its plan, if any.
         windows: (B, T + 1) ids.
         optimizer: its settings.
-        micro_batch_size: windows at once; 0 for all.
+        micro_batch_size: windows per forward pass; 0 for all.
         bf16: under autocast.
     """
     initialize(model, 0)

@@ -1,7 +1,7 @@
-"""Training steps: GoldFinch beside the Llama of transformers of its size. `python benchmarks/train.py`
+"""Training steps: GoldFinch next to transformers' Llama of its size. `python benchmarks/train.py`
 
-A step is forward, backward and AdamW. Speeds are measured in turns in one process, peak memory in a process for each
-case: its largest resident set, less what Python with PyTorch takes before the model is there.
+A step is forward, backward and AdamW. Speeds are interleaved in one process; peak memory is measured in a process per
+case: peak resident set, less what Python with PyTorch takes before the model is built.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from goldfinch.training.optimizer.groups import build_optimizer
 
 CHECKED = (2, 33)  # windows and tokens of the comparison of losses
 TOLERANCE = 1e-5  # relative, of the loss in fp32
-PEAK_STEPS = 2  # the optimizer's moments are there from the first on
+PEAK_STEPS = 2  # the optimizer state exists after the first
 
 
 class Trainer:
@@ -50,10 +50,10 @@ class Trainer:
 
 def main() -> None:
     """Measure and print."""
-    parser = arguments(__doc__, rounds=5)
+    parser = arguments(__doc__, repeats=5)
     add_arguments(parser)
     parser.set_defaults(peers=["transformers"])
-    parser.add_argument("--shapes", nargs="+", default=["4x512", "1x4096"], help="BxT: sequences and their tokens")
+    parser.add_argument("--shapes", nargs="+", default=["4x512", "1x4096"], help="BxT: sequences x tokens")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is not None:
@@ -71,7 +71,7 @@ def main() -> None:
     for shape, windows in batches.items():
         for name, trainer in trainers.items():
             cases[shape, name] = partial(seconds, partial(trainer.step, windows, options.dtype != "float32"))
-    taken = interleave(cases, options.rounds)
+    taken = interleave(cases, options.repeats)
     del cases["products"]
     rows, lines = [], dict[str, dict[str, list[float]]]()
     for shape, name in cases:
@@ -88,7 +88,7 @@ def main() -> None:
     columns = [
         "B x T",
         "model",
-        "tokens/s: median (lowest - highest)",
+        "tokens/s: median (min - max)",
         "times the peer",
         "share of matrix products",
         "peak memory, bytes",
@@ -100,7 +100,7 @@ def main() -> None:
         rows,
         options.json,
         **versions(("transformers",)),
-        rounds=options.rounds,
+        repeats=options.repeats,
         matrix_product_flops_per_second=f"{products.rate(taken['products']):.4g}",
     )
     if options.png is not None:
@@ -108,12 +108,12 @@ def main() -> None:
 
 
 def models(options: argparse.Namespace) -> list[str]:
-    """Names of those that take part; the only peer that trains is transformers."""
+    """GoldFinch and the only peer that trains, transformers, if installed."""
     return ["GoldFinch", *(name for name in installed(options.peers) if name == "transformers")]
 
 
 def make(name: str, options: argparse.Namespace) -> Trainer:
-    """A model in fp32; with another `dtype` its steps run under autocast."""
+    """A model in fp32; steps run under autocast with another `dtype`."""
     config = OptimizerConfig()
     if name == "GoldFinch":
         model = GoldFinch(options.preset, "float32").lm.model
@@ -138,7 +138,7 @@ def make(name: str, options: argparse.Namespace) -> Trainer:
 
 
 def low_dtype(options: argparse.Namespace) -> torch.dtype:
-    """What the products run in."""
+    """Dtype of matrix products."""
     return getattr(torch, options.dtype)
 
 
@@ -150,14 +150,14 @@ def make_batch(shape: str) -> Tensor:
 
 @torch.no_grad()
 def check(model: Decoder) -> None:
-    """Raise where our loss is not the cross entropy of all logits."""
+    """Check that our loss is the cross entropy of all logits."""
     batch, length = CHECKED
     windows = moby_dick(batch * length).view(batch, length)
     logits, _ = model(windows[:, :-1])
     expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
     difference = float((next_token_loss(model, windows) / expected - 1).abs())
     if not difference <= TOLERANCE:
-        raise RuntimeError(f"the loss is off by {difference:.1e}; no speed is shown")
+        raise RuntimeError(f"the loss differs by {difference:.1e}; no speed is shown")
 
 
 def peak_in_new_process(options: argparse.Namespace, shape: str, name: str) -> int:
@@ -167,9 +167,9 @@ def peak_in_new_process(options: argparse.Namespace, shape: str, name: str) -> i
 
 
 def peak_of_steps(options: argparse.Namespace) -> int:
-    """Bytes that a few steps take in this process."""
+    """Peak bytes of a few steps in this process."""
     if options.only != "GoldFinch":
-        import transformers.models.llama.modeling_llama  # noqa: F401, what is imported is not counted
+        import transformers.models.llama.modeling_llama  # noqa: F401, imports are not counted
     before = resident()
     windows = make_batch(options.shapes[0])
     trainer = make(options.only, options)

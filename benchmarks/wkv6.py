@@ -1,4 +1,4 @@
-"""WKV6: C++ beside the chunked PyTorch form, in one run. `python benchmarks/wkv6.py`
+"""WKV6: C++ next to the chunked PyTorch form, in one run. `python benchmarks/wkv6.py`
 
 Times are per token and head. No time is printed before outputs and gradients agree.
 """
@@ -17,7 +17,7 @@ NAMES = ("cpu", "chunked")
 
 def main() -> None:
     """Measure and print."""
-    parser = arguments(__doc__, rounds=15)
+    parser = arguments(__doc__, repeats=15)
     parser.add_argument("--shapes", nargs="+", default=["1x1024x4", "4x512x12", "1x4096x12", "1x1x12"], help="BxTxH")
     options = parser.parse_args()
 
@@ -27,20 +27,20 @@ def main() -> None:
         inputs = make_inputs(batch, length, heads)
         check(inputs)
         for what, run in (("forward", forward), ("forward + backward", both)):
-            taken = interleave({name: partial(seconds, partial(run, inputs, name)) for name in NAMES}, options.rounds)
+            taken = interleave({name: partial(seconds, partial(run, inputs, name)) for name in NAMES}, options.repeats)
             cpu, chunked = (micro(taken[name], batch * length * heads) for name in NAMES)
             rows.append([shape, what, spread(cpu), spread(chunked), taken["cpu"].times_faster(taken["chunked"])])
             for name, values in zip(NAMES, (cpu, chunked), strict=True):
                 lines.setdefault(f"{name}, {what}", {})[shape] = values
     columns = ["B x T x H", "what", "cpu, us", "chunked, us", "times faster"]
     title = "WKV6, heads of 64, fp32, us per token and head"
-    report(title, columns, rows, options.json, rounds=options.rounds)
+    report(title, columns, rows, options.json, repeats=options.repeats)
     if options.png is not None:
         plot(options.png, title, ("B x T x H", "us per token and head"), lines, tick=str)
 
 
 def micro(samples: Timings, count: int) -> list[float]:
-    """Microseconds for each of so many."""
+    """Microseconds for each of `count`."""
     return [one / count * 1e6 for one in samples.seconds]
 
 
@@ -65,7 +65,7 @@ def both(inputs: list[Tensor], name: str) -> list[Tensor]:
 
 
 def check(inputs: list[Tensor]) -> None:
-    """Raise where the two disagree."""
+    """Check that both agree."""
     assert set(NAMES) <= set(IMPLEMENTATIONS)
     for one, other in zip(both(inputs, "cpu"), both(inputs, "chunked"), strict=True):
         difference = (one - other).abs().max() / other.abs().max().clamp(min=1e-30)

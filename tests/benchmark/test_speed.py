@@ -1,4 +1,4 @@
-"""Measuring speed: what is counted, what is compared, and that no speed is shown where outputs disagree."""
+"""Measuring speed: what is counted, what is compared, and that no speed is shown if outputs disagree."""
 
 import dataclasses
 from functools import partial
@@ -73,14 +73,14 @@ def test_bytes_read_per_token_are_all_weights_but_the_embedding(lm):
     assert weight_bytes(lm.model, lm.model.embedding) == others
 
 
-def test_a_case_takes_part_in_every_round_and_the_warm_up_does_not_count():
+def test_a_case_takes_part_in_every_repeat_and_the_warm_up_does_not_count():
     order, times = [], iter(range(1, 100))
 
     def run(name):
         order.append(name)
         return float(next(times))
 
-    taken = interleave({name: partial(run, name) for name in "ab"}, rounds=2)
+    taken = interleave({name: partial(run, name) for name in "ab"}, repeats=2)
     assert order == list("ababab")
     assert taken["a"].seconds == [3.0, 5.0]
     assert taken["a"].median == 4.0
@@ -88,19 +88,19 @@ def test_a_case_takes_part_in_every_round_and_the_warm_up_does_not_count():
 
 
 def test_what_takes_too_long_is_measured_once():
-    taken = interleave({"slow": lambda: 9.0, "fast": lambda: 1.0}, rounds=3, patience=8)
+    taken = interleave({"slow": lambda: 9.0, "fast": lambda: 1.0}, repeats=3, patience=8)
     assert taken["slow"].seconds == [9.0]
     assert taken["fast"].seconds == [1.0] * 3
 
 
-def test_ratios_are_medians_over_rounds_that_both_took_part_in():
-    ours = Timings(by_round={0: 50.0, 1: 1.0, 2: 2.0, 3: 4.0})
-    assert ours.times_faster(Timings(by_round={0: 1.0, 1: 3.0, 2: 4.0, 3: 20.0})) == 3.0
-    assert ours.times_faster(Timings(by_round={0: 100.0})) == 2.0
+def test_ratios_are_medians_over_repeats_that_both_took_part_in():
+    ours = Timings(by_repeat={0: 50.0, 1: 1.0, 2: 2.0, 3: 4.0})
+    assert ours.times_faster(Timings(by_repeat={0: 1.0, 1: 3.0, 2: 4.0, 3: 20.0})) == 3.0
+    assert ours.times_faster(Timings(by_repeat={0: 100.0})) == 2.0
 
 
 @pytest.mark.parametrize("preset", ["goldfinch-L3-D128", "finch-L3-D128", "llama-L3-D128"])
-def test_reading_and_writing_of_every_kind_agree_with_the_whole_forward(preset):
+def test_prefill_and_decode_of_every_kind_agree_with_the_whole_forward(preset):
     lm = gf.build(preset, vocab_size=97)
     fill_zero_weights(lm.model)
     assert check_agreement(lm, torch.arange(50) % 97) < 1e-4
@@ -117,8 +117,8 @@ def test_a_new_model_with_its_zeros_filled_depends_on_all_of_the_text():
 def test_no_speed_is_shown_where_outputs_disagree(lm, monkeypatch):
     whole = lm.logits
     monkeypatch.setattr(lm, "logits", lambda ids: whole(ids) * 1.01)
-    with pytest.raises(RuntimeError, match="reading: outputs disagree by 9"):
-        measure(lm, read_tokens=8, lengths=(8,))
+    with pytest.raises(RuntimeError, match="prefill: outputs disagree by 9"):
+        measure(lm, prefill_tokens=8, lengths=(8,))
 
 
 def test_a_fork_at_a_level_keeps_that_and_no_more(lm):
@@ -131,11 +131,11 @@ def test_a_fork_at_a_level_keeps_that_and_no_more(lm):
 
 
 def test_speed_has_a_row_for_every_length_and_level(lm, monkeypatch):
-    monkeypatch.setattr(speed_module, "COPIED_BYTES", 1 << 16)
-    monkeypatch.setattr(speed_module, "LEAST_PRODUCT_FLOPS", 1)
-    speed = measure(lm, read_tokens=8, lengths=(5, 9), rounds=2, written=1)
-    assert [(row.tokens, row.level) for row in speed.writings] == [(n, level) for n in (5, 9) for level in levels(lm)]
-    assert all(len(row.seconds) == 2 for row in speed.writings)
+    monkeypatch.setattr(speed_module, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(speed_module, "MIN_PRODUCT_FLOPS", 1)
+    speed = measure(lm, prefill_tokens=8, lengths=(5, 9), repeats=2, decode_tokens=1)
+    assert [(row.tokens, row.level) for row in speed.decodes] == [(n, level) for n in (5, 9) for level in levels(lm)]
+    assert all(len(row.seconds) == 2 for row in speed.decodes)
     assert speed.bound_seconds == speed.weight_bytes / speed.copy_bytes_per_second
     plain = speed.to_dict()
     assert {field.name for field in dataclasses.fields(speed)} < plain.keys()

@@ -100,7 +100,7 @@ def test_a_pure_finch_needs_no_config(sizes, save_pth, tmp_path):
     assert load_model(tmp_path / "folder").config == config
 
 
-# --- what is not a checkpoint -------------------------------------------------------------------------------------------
+# --- what is not a checkpoint ---
 
 
 class Malicious:

@@ -1,4 +1,4 @@
-"""`goldfinch bench memory`: measured beside computed; `goldfinch bench speed`: beside what the machine can do."""
+"""`goldfinch bench memory`: measured against computed; `goldfinch bench speed`: against what the machine can do."""
 
 import json
 
@@ -56,34 +56,34 @@ def test_a_preset_that_is_none_is_refused(capsys):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The machine's own speeds are measured on next to nothing."""
-    monkeypatch.setattr(speed_benchmark, "COPIED_BYTES", 1 << 16)
-    monkeypatch.setattr(speed_benchmark, "LEAST_PRODUCT_FLOPS", 1)
+    """The machine's own speeds are measured on tiny tensors."""
+    monkeypatch.setattr(speed_benchmark, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(speed_benchmark, "MIN_PRODUCT_FLOPS", 1)
     monkeypatch.setattr(speed_benchmark, "LENGTHS", (16, 64))
-    monkeypatch.setattr(speed_benchmark, "READ_TOKENS", 64)
+    monkeypatch.setattr(speed_benchmark, "PREFILL_TOKENS", 64)
 
 
-def test_speed_of_a_users_own_model_is_shown_beside_what_the_machine_can_do(short, small_run, goldfinch):
-    out = goldfinch("bench", "speed", small_run, "--rounds", 1).out
-    for promised in ("read 64", "write at 16", "latents", "shared_keys", "keys_values", "GFLOP/s", "of weights"):
+def test_speed_of_a_users_own_model_is_shown_next_to_what_the_machine_can_do(short, small_run, goldfinch):
+    out = goldfinch("bench", "speed", small_run, "--repeats", 1).out
+    for promised in ("prefill 64", "decode at 16", "latents", "shared_keys", "keys_values", "GFLOP/s", "of weights"):
         assert promised in out
 
 
 def test_speed_as_json_has_all_that_the_table_shows(short, small_run, goldfinch):
-    content = json.loads(goldfinch("bench", "speed", small_run, "--rounds", 2, "--json").out)
+    content = json.loads(goldfinch("bench", "speed", small_run, "--repeats", 2, "--json").out)
     assert (content["name"], content["dtype"], content["latents"]) == (small_run, "float32", "bfloat16")
-    assert len(content["read_seconds"]) == 2
-    assert content["read_tokens"] == 64
-    assert [(row["tokens"], row["level"]) for row in content["writings"][:3]] == [
+    assert len(content["prefill_seconds"]) == 2
+    assert content["prefill_tokens"] == 64
+    assert [(row["tokens"], row["level"]) for row in content["decodes"][:3]] == [
         (16, "latents"),
         (16, "shared_keys"),
         (16, "keys_values"),
     ]
     for field in ("product_share", "product_flops_per_second", "copy_bytes_per_second", "bound_seconds"):
         assert content[field] > 0
-    assert content["largest_difference"] < 1e-4
+    assert content["max_difference"] < 1e-4
 
 
 def test_speed_draws_nothing_and_says_so(goldfinch):
     assert "--png is for `bench memory`" in goldfinch("bench", "speed", "--png", "speed_benchmark.png", code=2).err
-    assert "at least 1, not 0" in goldfinch("bench", "speed", "--rounds", 0, code=2).err
+    assert "at least 1, not 0" in goldfinch("bench", "speed", "--repeats", 0, code=2).err

@@ -1,6 +1,6 @@
-"""What rounding the latents changes, for a trained model: `python benchmarks/rounding.py runs/quickstart book.txt`
+"""Quantization error of the latents of a trained model: `python benchmarks/quantization.py runs/quickstart book.txt`
 
-Next-token predictions from stored latents are compared with those from unrounded ones, at evenly spaced places.
+Next-token predictions from stored latents are compared with those from exact ones, at evenly spaced positions.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("text", type=Path)
-    parser.add_argument("--tokens", type=int, default=65536, help="of the text at most")
+    parser.add_argument("--tokens", type=int, default=65536, help="maximum, from the start of the text")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -29,13 +29,18 @@ def main() -> None:
         context = lm.context(latents, budget=0)
         context.sequence.probe = QuantizationProbe(lm.model, options.samples)
         context.read(ids)
-        certificate = context.measure_quantization()
-        assert certificate is not None
-        memory = context.nbytes["memory"] / len(context)
-        rows.append([latents, memory, certificate.mean_kl, certificate.max_kl, f"{certificate.top1_agreement:.1%}"])
-    columns = ["latents", "bytes a token", "mean KL, nats", "largest KL, nats", "same likeliest token"]
+        measured = context.measure_quantization()
+        assert measured is not None
+        per_token = context.memory_usage().key_cache / len(context)
+        rows.append([latents, per_token, measured.mean_kl, measured.max_kl, f"{measured.top1_agreement:.1%}"])
+    columns = ["latents", "bytes per token", "mean KL, nats", "max KL, nats", "same top-1 token"]
     report(
-        f"rounding, {options.model.name}", columns, rows, options.json, tokens=len(ids), places=certificate.positions
+        f"quantization, {options.model.name}",
+        columns,
+        rows,
+        options.json,
+        tokens=len(ids),
+        positions=measured.positions,
     )
 
 
