@@ -60,16 +60,15 @@ struct State {
 };
 
 // y[t][o] = x[t] . w[o] for rows o of w, (rows, width); `done(t, o, dot)` receives each result.
-template <int TOKENS, typename W, typename Done>
+template <int ROWS, int TOKENS, typename W, typename Done>
 INLINE void products(const float* x, const W* w, Size width, Size row, const Done& done) {
-    constexpr int ROWS = 4;
     Floats partial[ROWS * TOKENS] = {};  // of row r and token t: partial[r * TOKENS + t]
     for (Size i = 0; i < width; i += LANES) {
         Floats inputs[TOKENS];
         for (int t = 0; t < TOKENS; ++t) inputs[t] = load(x + t * width + i);
         for (int r = 0; r < ROWS; ++r) {
             const W* at = w + (row + r) * width + i;
-            __builtin_prefetch(at + ROWS * width);
+            __builtin_prefetch(at + 4 * width);
             const Floats weights = load(at);
             for (int t = 0; t < TOKENS; ++t) partial[r * TOKENS + t] += weights * inputs[t];
         }
@@ -89,9 +88,12 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
     for (Size row = rows.first; row < rows.last; row += 4) {
         Size t = 0;
         const auto later = [&](Size token, Size o, float dot) { done(t + token, o, dot); };
-        for (; t + 4 <= count; t += 4) products<4>(x + t * width, w, width, row, later);
-        for (; t + 2 <= count; t += 2) products<2>(x + t * width, w, width, row, later);
-        for (; t < count; ++t) products<1>(x + t * width, w, width, row, later);
+        // Eight tokens read each weight once; sixteen sums are as many as stay in registers.
+        for (; t + 8 <= count; t += 8)
+            for (int half = 0; half < 4; half += 2) products<2, 8>(x + t * width, w, width, row + half, later);
+        for (; t + 4 <= count; t += 4) products<4, 4>(x + t * width, w, width, row, later);
+        for (; t + 2 <= count; t += 2) products<4, 2>(x + t * width, w, width, row, later);
+        for (; t < count; ++t) products<4, 1>(x + t * width, w, width, row, later);
     }
 }
 
