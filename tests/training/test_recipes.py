@@ -1,4 +1,4 @@
-"""Recipes: every row of the paper's tables by name, with its numbers, and the arena's."""
+"""Recipes: every row of the paper's tables by name, with its numbers, and those of the comparison."""
 
 import re
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_the_papers_recipes_have_the_papers_numbers():
     assert "1,498,226,207" in SPECIFICATION
 
 
-def test_the_arenas_models_have_five_million_parameters_outside_embedding_and_head():
+def test_the_models_of_the_comparison_have_five_million_parameters_outside_embedding_and_head():
     names = [name for name in recipe_names() if name.startswith("compare/")]
     assert len(names) == 9
     for name in names:
