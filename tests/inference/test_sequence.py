@@ -8,7 +8,7 @@ from goldfinch.cache.key_cache import KeyCache
 from goldfinch.cache.latents import FORMATS
 from goldfinch.errors import UserError
 from goldfinch.inference.prefill import read_upper
-from goldfinch.inference.sequence import log_spaced
+from goldfinch.inference.snapshots import log_spaced
 from goldfinch.presets import model_config
 
 

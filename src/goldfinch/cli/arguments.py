@@ -54,7 +54,7 @@ def plain_metavars() -> tyro.constructors.ConstructorRegistry:
             metavar=_KINDS[kind],
             instance_from_str=lambda words: None if words[0] == "None" else _convert(kind, words[0]),
             is_instance=lambda value: value is None or isinstance(value, kind),
-            str_from_instance=lambda value: [str(value)],
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
         )
 
     @registry.primitive_rule

@@ -26,7 +26,7 @@ class Ask(ChatOptions):
 
     file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE.gfc")]]
     """Context file from `goldfinch read`."""
-    question: tyro.conf.Positional[str]
+    question: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTION")]
     """The question; - reads it from standard input."""
     keep: bool = False
     """Add question and answer to the file, for follow-up questions."""

@@ -97,7 +97,7 @@ class Grep:
 
     file: File
     """Context file, from `goldfinch read` or `Context.save`."""
-    text: tyro.conf.Positional[str]
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXT")]
     """What to find, literally."""
     ignore_case: Annotated[bool, tyro.conf.arg(aliases=["-i"])] = False
     """Ignore case."""

@@ -28,7 +28,7 @@ class Generate(ContextOptions):
 
     source: tyro.conf.Positional[ModelOrContextPath]
     """Model folder from `goldfinch train` or `goldfinch convert`, or a context file from `goldfinch read`."""
-    prompt: tyro.conf.Positional[str] = ""
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = ""
     """Text to continue; - reads it from standard input. Required for a model; for a file it follows its text."""
     max_tokens: int = DEFAULT_MAX_TOKENS
     """Maximum number of tokens to generate."""

@@ -1,4 +1,4 @@
-"""`goldfinch quickstart`: from nothing to a model that writes, in minutes."""
+"""`goldfinch quickstart`: from nothing to a model that generates text, in minutes."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ STEPS = 440
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """Train a small GoldFinch on Moby-Dick, which comes with the package, and watch it write. Needs no network."""
+    """Train a small GoldFinch on Moby-Dick, which comes with the package, and generate text. Needs no network."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/quickstart")
     """Folder for everything: data, weights, metrics, samples."""
@@ -48,8 +48,8 @@ def main(args: list[str]) -> None:
     print(f"2/3  training {PRESET}, {_parameters(config)}")
     with TrainingDisplay() as display:
         result = Trainer(config, display).train()
-    print("3/3  the model writes:\n")
-    cache = _write(run)
+    print("3/3  text from the model:\n")
+    cache = _generate(run)
     print(
         f"\n\nvalidation  {result.loss:.3f} nats per token, {result.bits_per_byte:.3f} bits per byte on chapters it "
         f"has never seen\nloss plot   {run / 'loss.png'}\n{cache}\n\nnext:\n"
@@ -61,7 +61,7 @@ def main(args: list[str]) -> None:
 
 
 def _prepare(data: Path, seed: int) -> None:
-    """Moby-Dick, a document per chapter, by the same road as any user's text."""
+    """Moby-Dick, a document per chapter, with the same functions as any other text."""
     from goldfinch.data.moby_dick import moby_dick_chapters
     from goldfinch.data.prepare import prepare, train_tokenizer
     from goldfinch.files import write_text
@@ -104,8 +104,8 @@ def _parameters(config: "TrainConfig") -> str:
     return f"{millions:.1f} million parameters, for {config.max_minutes:g} minutes at most"
 
 
-def _write(run: Path) -> str:
-    """Print a paragraph of the new model's, and say what reading and writing it cost in memory."""
+def _generate(run: Path) -> str:
+    """Print a paragraph from the new model; returns a line on the size of its cache."""
     from goldfinch import load
     from goldfinch.model.accounting import account
 
@@ -116,6 +116,6 @@ def _write(run: Path) -> str:
         print(piece, end="", flush=True)
     costs = account(lm.config)
     return (
-        f"cache       {costs.cache_bytes_per_token} bytes a token, where a Transformer of the same depth and width "
+        f"cache       {costs.cache_bytes_per_token} bytes per token, where a Transformer of the same depth and width "
         f"keeps {costs.transformer_bytes_per_token:,}: {costs.cache_ratio:.0f}x less"
     )

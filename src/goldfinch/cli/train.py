@@ -62,7 +62,7 @@ class Train:
     shown are those of the preset or recipe and the files given before --help.
     """
 
-    preset: tyro.conf.Positional[str] = DEFAULT_PRESET
+    preset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRESET")] = DEFAULT_PRESET
     """KIND-SIZE, such as goldfinch-L6-D256; `goldfinch info` lists them."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Complete settings by name instead of a preset, such as paper/L12-D768-goldfinch; `list` shows all recipes."""

@@ -13,13 +13,16 @@
 #include <thread>
 #include <vector>
 
-// PyTorch's threads, if it has any: others would compete with these, which wait for work in a busy loop. All OpenMP libraries for GCC's and Clang's code have these entries.
+// PyTorch's threads, if it has any: others would compete with these, which wait for work in a busy loop. All OpenMP
+// libraries for GCC's and Clang's code have these entries.
 extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
 extern "C" int omp_get_num_threads() __attribute__((weak));
 
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
+
+typedef std::int64_t Size;
 
 constexpr int VECTOR_BYTES = 64;
 

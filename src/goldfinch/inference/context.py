@@ -17,10 +17,11 @@ from goldfinch.errors import UserError
 from goldfinch.inference.context_file.format import Document, save_context
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
+from goldfinch.inference.memory_usage import MemoryUsage
 from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.score import Score, append_and_score
-from goldfinch.inference.sequence import MemoryUsage, TokenSequence
+from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.speculation import DEFAULT_MAX_DRAFT_TOKENS, DraftPolicy
 from goldfinch.inference.token_ids import token_ids
 from goldfinch.model import Decoder
@@ -229,12 +230,12 @@ class Context:
     @property
     def snapshots(self) -> dict[int, int]:
         """Position -> bytes of each state that `truncate` can start from."""
-        return {position: state.nbytes for position, state in sorted(self.sequence.snapshots.items())}
+        return {position: state.nbytes for position, state in sorted(self.sequence.snapshots.states.items())}
 
     def snapshot(self) -> None:
         """Keep the state at the present end for as long as the context reaches up to it.
 
-        Automatic snapshots are kept as well, dense near the end (`goldfinch.inference.sequence.log_spaced`).
+        Automatic snapshots are kept as well, dense near the end (`goldfinch.inference.snapshots.log_spaced`).
         """
         self.sequence.snapshot()
 

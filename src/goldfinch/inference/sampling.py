@@ -38,7 +38,7 @@ class Sampling:
     min_p: float = 0.0
     """Drop tokens whose probability is below this fraction of the most likely one's."""
     seed: int | None = None
-    """Random seed; the same seed gives the same text. None: a different text each time."""
+    """Random seed; the same seed gives the same text. Without one, the text differs each time."""
     stop: tuple[str | int, ...] = ()
     """Generation stops before the first of these strings, or at one of these token ids."""
     ignore_eos: bool = False

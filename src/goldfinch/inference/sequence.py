@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,13 +14,12 @@ from goldfinch.cache.key_value_cache import KeyValueCache, expand_newest
 from goldfinch.cache.latents import FloatLatents, LatentFormat
 from goldfinch.inference.context_file.quantization import QuantizationProbe, QuantizationReport
 from goldfinch.inference.cpu_decode import MAX_TOKENS
+from goldfinch.inference.memory_usage import MemoryUsage
 from goldfinch.inference.prefill import CHUNK_SIZE, LowerState, chunks, next_token_logits, read_lower, read_upper
+from goldfinch.inference.snapshots import Snapshots
 from goldfinch.model import Decoder
 from goldfinch.state import BlockState
 
-# Automatic snapshots lie at multiples of the block size, of SNAPSHOT_SPACING blocks, of its square ...: the last two of
-# each are kept.
-SNAPSHOT_SPACING = 4
 # Releasing memory makes the next chunks fault it in again: once in two blocks that costs less than a twentieth.
 BLOCKS_PER_RELEASE = 2
 
@@ -61,27 +59,6 @@ class DraftStep:
     """(tokens of the step, V)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MemoryUsage:
-    """Bytes that a context holds, by purpose, counted on its tensors."""
-
-    key_cache: int
-    """Ids and latents of all tokens."""
-    state: int
-    """States of all layers: the same at any length."""
-    key_value_cache: int
-    """Keys and values that are kept expanded, within the budget."""
-    snapshots: int
-    """States at earlier positions, to go back to."""
-    unquantized_latents: int
-    """Latents before quantization to integers, kept until `measure_quantization`."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(vars(self).values())
-
-
 class TokenSequence:
     """One sequence: its key cache, states, expanded keys and values, and snapshots to go back to.
 
@@ -118,10 +95,7 @@ class TokenSequence:
         self._num_pending = 0  # tokens at the end that the state has not seen
         self._draft: DraftStep | None = None
         self._prediction: Prediction | None = None
-        self.snapshots: dict[int, LowerState] = {}
-        """Position -> the state there."""
-        self.pinned: set[int] = set()
-        """Positions of snapshots that were asked for and are never dropped."""
+        self.snapshots = Snapshots()
         self.quantization: QuantizationReport | None = None
         self.probe: QuantizationProbe | None = None
         """What the report is measured from; None once it is measured, or where latents are not integers."""
@@ -157,7 +131,7 @@ class TokenSequence:
             progress: called after each chunk with the number of its tokens.
         """
         self.current_state()
-        mark, snapshots = self.mark(), self.snapshots
+        mark, snapshots = self.mark(), self.snapshots.copy()
         try:
             for start, stop in chunks(mark.length, mark.length + len(ids), self.chunk_size):
                 self._append_chunk(ids[start - mark.length : stop - mark.length])
@@ -191,16 +165,13 @@ class TokenSequence:
         self._set_state(state)
         fixed_size = not any(block.time_mix.GROWS for block in state.blocks)
         if len(self) % self.block_size == 0 and fixed_size:
-            kept = self.pinned | log_spaced(len(self), self.block_size)
-            self.snapshots = {position: state for position, state in self.snapshots.items() if position in kept}
-            self.snapshots[len(self)] = state
+            self.snapshots.add(len(self), state, self.block_size)
 
     def snapshot(self) -> None:
         """Keep the present state, so that going back here costs nothing."""
         state = self.current_state()
         if state is not None:
-            self.snapshots[len(self)] = state
-            self.pinned.add(len(self))
+            self.snapshots.pin(len(self), state)
 
     def compute_logits(self) -> Tensor:
         """(V,) float32: what follows the last token. Computed once for each length.
@@ -314,8 +285,7 @@ class TokenSequence:
         """
         if length == len(self):
             return 0
-        start = max((position for position in self.snapshots if position <= length), default=0)
-        state = self.snapshots.get(start)
+        start, state = self.snapshots.nearest(length)
         for first, last in chunks(start, length, self.chunk_size):
             _, (state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [state])
             if progress is not None:
@@ -328,12 +298,11 @@ class TokenSequence:
         self,
         key_cache: KeyCache,
         state: LowerState,
-        snapshots: dict[int, LowerState],
-        pinned: set[int],
+        snapshots: Snapshots,
         quantization: QuantizationReport | None,
     ) -> None:
         """Become the sequence that was saved with these parts."""
-        self.key_cache, self.snapshots, self.pinned = key_cache, snapshots, pinned
+        self.key_cache, self.snapshots = key_cache, snapshots
         self._set_state(state)
         self.quantization, self.probe, self._prediction, self._draft = quantization, None, None, None
         if self.key_value_cache is not None:
@@ -346,8 +315,7 @@ class TokenSequence:
             self.key_value_cache.truncate(length)
         if self.probe is not None:
             self.probe.truncate(length)
-        self.snapshots = {position: state for position, state in self.snapshots.items() if position <= length}
-        self.pinned &= self.snapshots.keys()
+        self.snapshots.truncate(length)
         if self._prediction is not None and self._prediction.length > length:
             self._prediction = None
 
@@ -357,7 +325,7 @@ class TokenSequence:
         other.key_cache = self.key_cache.fork()
         other.key_value_cache = self.key_value_cache.fork(other.key_cache) if self.key_value_cache is not None else None
         other.probe = self.probe.fork() if self.probe is not None else None
-        other.snapshots, other.pinned, other._draft = dict(self.snapshots), set(self.pinned), None
+        other.snapshots, other._draft = self.snapshots.copy(), None
         return other
 
     @torch.inference_mode()
@@ -377,7 +345,7 @@ class TokenSequence:
             + (self._state.nbytes if self._state is not None else 0),
             key_value_cache=self.key_value_cache.nbytes if self.key_value_cache is not None else 0,
             # The one at the present end is the state itself.
-            snapshots=sum(kept.nbytes for kept in self.snapshots.values() if kept is not self._state),
+            snapshots=sum(kept.nbytes for kept in self.snapshots.states.values() if kept is not self._state),
             unquantized_latents=self.probe.nbytes if self.probe is not None else 0,
         )
 
@@ -420,14 +388,3 @@ def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
         sequence._draft = None
         sequence._finish_append(state)
     return logits
-
-
-def log_spaced(length: int, block_size: int) -> set[int]:
-    """Positions of the snapshots that a text of `length` tokens keeps: dense near its end, sparse before.
-
-    Going back d tokens then reads fewer than max(2 blocks, 7 d) tokens again.
-    """
-    levels = range(math.ceil(math.log(max(length, 1), SNAPSHOT_SPACING)) + 1)
-    spacings = [block_size * SNAPSHOT_SPACING**level for level in levels]
-    last = {length // spacing * spacing - back for spacing in spacings for back in (0, spacing)}
-    return {position for position in last if position > 0}

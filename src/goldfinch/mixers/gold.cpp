@@ -7,7 +7,6 @@
 
 namespace {
 
-typedef std::int64_t Size;
 constexpr int ROWS = 4;     // tokens at a time, so that weights are loaded once for several
 constexpr int VECTORS = 4;  // of their products, which stay in registers
 

@@ -7,7 +7,6 @@
 
 namespace {
 
-typedef std::int64_t Size;
 constexpr Size TILE = 64;  // keys whose scores are held at once
 
 template <typename W>

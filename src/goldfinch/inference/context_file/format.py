@@ -34,6 +34,7 @@ from goldfinch.inference.context_file.fingerprint import context_hash, predictio
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.prefill import LowerState, tail_length
 from goldfinch.inference.sequence import TokenSequence
+from goldfinch.inference.snapshots import Snapshots
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
 from goldfinch.settings import from_plain
@@ -126,14 +127,14 @@ def save_context(
         num_tokens=len(sequence),
         block_size=key_cache.block_size,
         documents=tuple(documents),
-        snapshots=tuple(sequence.snapshots),
-        pinned=tuple(sequence.pinned),
+        snapshots=tuple(sequence.snapshots.states),
+        pinned=tuple(sequence.snapshots.pinned),
         quantization=sequence.measure_quantization(),
     ).to_json()
     key_cache.verify()  # a block that was never used may be corrupt: it must not get a new, matching checksum
     checksums = [key_cache.checksum(block) for block in range(key_cache.num_blocks)]
     others = {"checksums": torch.tensor(checksums, dtype=torch.int64)}
-    for position, state in (sequence.snapshots | {len(sequence): current}).items():
+    for position, state in (sequence.snapshots.states | {len(sequence): current}).items():
         others |= _state_tensors(position, state)
     blocks = {
         _block_name(name, block): column.block(block)
@@ -164,12 +165,11 @@ def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | Non
         raise UserError(f"{path} is corrupt: it has an unknown tensor {min(tensors)}; {READ_AGAIN}")
     if path.stat().st_size <= MAX_BYTES_CHECKED_AT_OPEN:
         key_cache.verify()
-    snapshots = {position: states[position] for position in description.snapshots}
+    snapshots = Snapshots({position: states[position] for position in description.snapshots}, description.pinned)
     quantization = description.quantization
     if quantization is not None and quantization.prediction_hash != prediction_hash(model):
         quantization = None  # measured on other predictions than this model's
-    pinned = set(description.pinned)
-    sequence.restore(key_cache, states[description.num_tokens], snapshots, pinned, quantization)
+    sequence.restore(key_cache, states[description.num_tokens], snapshots, quantization)
     return list(description.documents)
 
 

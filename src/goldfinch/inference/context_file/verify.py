@@ -68,7 +68,7 @@ def verify_latents(
     position, state = 0, None
     for each in plan:
         if each.start != position:
-            position, state = each.start, context.sequence.snapshots.get(each.start)
+            position, state = each.start, context.sequence.snapshots.states.get(each.start)
         for start, stop in _pieces(context, position, each.last):
             x, (state,) = read_lower(model, key_cache.ids(start, stop)[None], [state])
             first = max(start, each.first)
