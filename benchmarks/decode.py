@@ -1,4 +1,4 @@
-"""Decoding after a text: GoldFinch at its three cache levels, beside a Llama of its size; or several texts at once.
+"""Decoding after a text: GoldFinch at its three cache levels, next to a Llama of its size; or several texts at once.
 
 `python benchmarks/decode.py`. Each repeat decodes a few tokens with every model at every length, and copies a large
 tensor: a step cannot take less than reading all weights but the embedding takes at that rate. The contexts of the
@@ -98,7 +98,7 @@ def generate_seconds(contexts: list[Context], tokens: int) -> float:
 
 
 def compare_levels(options: argparse.Namespace) -> None:
-    """Milliseconds of a step at each cache level and length, beside the peers."""
+    """Milliseconds of a step at each cache level and length, next to the peers."""
     ours = GoldFinch(options.preset, options.dtype)
     difference = ours.check()
     copy = copy_probe()

@@ -35,7 +35,7 @@ def test_a_file_is_new_after_the_block_and_not_before(tmp_path):
     with atomic_file(path) as temporary:
         temporary.write_bytes(b"content")
         assert not path.exists()
-        assert temporary.parent == path.parent, "a rename over a file system's border is no rename"
+        assert temporary.parent == path.parent, "a rename across file systems is not atomic"
     assert path.read_bytes() == b"content"
     assert names(path.parent) == ["file"]
 

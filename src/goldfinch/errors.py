@@ -8,7 +8,7 @@ class UserError(Exception):
 
     The message is one line that names the file or value and the remedy. The command line prints it without a
     traceback and exits with `exit_code`; as a library, catch it like any exception. Without a message, another process
-    of the same run has told it.
+    of the same run has reported it.
     """
 
     exit_code = 2

@@ -23,6 +23,6 @@ def test_auto_is_half_of_what_is_free(monkeypatch):
 
 
 @pytest.mark.parametrize("written", ["", "much", "-1", "2 GiB please", "GiB"])
-def test_what_is_no_amount_is_refused_with_an_example(written):
+def test_an_invalid_size_is_refused_with_an_example(written):
     with pytest.raises(UserError, match="for example 500MB"):
         parse_budget(written)

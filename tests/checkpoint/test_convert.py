@@ -51,7 +51,7 @@ def test_there_and_back_on_disk(golden, dtype, save_pth, same_bits, tmp_path):
     assert same_bits({name: exported[name] for name in used}, {name: tensors[name] for name in used})
 
 
-def test_the_second_way_round_changes_no_byte(published, save_pth, tmp_path):
+def test_converting_back_changes_no_byte(published, save_pth, tmp_path):
     kind = published("goldfinch")
     import_reference(save_pth(kind.tensors), kind.config, tmp_path / "folder", None)
     export_reference(tmp_path / "folder", tmp_path / "first.pth")
@@ -179,7 +179,7 @@ def test_damaged_pickles_are_user_errors(save_pth):
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text", "old"])
-def test_files_that_are_no_zip_archives(kind, tmp_path):
+def test_files_that_are_not_zip_archives(kind, tmp_path):
     pth = tmp_path / "model.pth"
     match kind:
         case "folder":
@@ -283,7 +283,7 @@ def files_of_at_most_50_kb():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_the_reason_of_the_system_is_told(save_pth, tmp_path, request):
+def test_the_reason_from_the_system_is_shown(save_pth, tmp_path, request):
     """Both libraries hide it behind errors of their own."""
     pth, folder = save_pth(tensors_of(FINCH)), tmp_path / "folder"
     import_reference(pth, None, folder, None)

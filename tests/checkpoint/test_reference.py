@@ -103,7 +103,7 @@ def test_a_later_null_takes_positions_away(tmp_path):
     assert model_config_from_reference(read_reference_config([first, second])).rope is None
 
 
-def test_every_golden_config_is_understood_whole(golden):
+def test_every_golden_config_is_understood_completely(golden):
     assert ignored_keys(golden.values) == ["seed"]
 
 

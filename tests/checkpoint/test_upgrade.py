@@ -155,7 +155,7 @@ def test_a_folder_becomes_one_that_predicts_the_same(folder, tmp_path, capsys):
     assert after.config.latent_width == 8
     text = before.encode("Call me Ishmael.")[None]
     assert torch.equal(before.logits(text), after.logits(text))
-    # Read as a text is read in use, the key memory included.
+    # Read as a text is read in use, the key cache included.
     context = after.read("Call me Ishmael.")
     torch.testing.assert_close(context.logits, before.logits(text)[0, -1], rtol=0, atol=0.05)
 

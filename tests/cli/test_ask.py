@@ -19,7 +19,7 @@ SHORT = ["--max-tokens", "6", "--seed", "1"]
 
 @pytest.fixture
 def book(small_run, goldfinch):
-    """The file book.gfc, beside the folder of its model."""
+    """The file book.gfc, next to the folder of its model."""
     Path("book.txt").write_text(TEXT)
     goldfinch("read", "book.txt", "-m", small_run, "-o", "book.gfc")
     return Path("book.gfc")
@@ -84,7 +84,7 @@ def test_a_question_comes_from_standard_input(book, goldfinch, monkeypatch):
     assert goldfinch("ask", book, "-", *SHORT).out == expected
 
 
-def test_generate_goes_on_from_the_files_text(book, goldfinch):
+def test_generate_continues_the_files_text(book, goldfinch):
     before = book.read_bytes()
     with_prompt = goldfinch("generate", "run", TEXT, *SHORT).out
     assert TEXT + goldfinch("generate", book, *SHORT).out == with_prompt
@@ -147,7 +147,7 @@ def test_positions_are_changed_for_one_command_and_the_rest_of_them_stays(goldfi
     assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
 
 
-def test_positions_that_cannot_be_changed_are_told(goldfinch, run_with_positions, small_run):
+def test_positions_that_cannot_be_changed_are_refused(goldfinch, run_with_positions, small_run):
     cases = {
         ("generate", small_run, "x", "--rope", "rescale=4"): "trained without rotary positions",
         ("generate", run_with_positions, "x", "--rope", "none"): "positions can be changed, not removed",

@@ -49,7 +49,7 @@ def test_the_command_prints_a_table_and_draws_a_plot(tmp_path, capsys, monkeypat
     assert content["llama"][0]["bytes"] > content["this_model"][0]["bytes"]
 
 
-def test_a_preset_that_is_none_is_refused(capsys):
+def test_an_unknown_preset_is_refused(capsys):
     assert run(["bench", "memory", "goldfish-L3-D128"]) == 2
     assert "did you mean goldfinch" in capsys.readouterr().err
 

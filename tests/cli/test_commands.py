@@ -125,7 +125,7 @@ def test_a_runs_own_settings_start_the_same_run_again(corpus, trained, tmp_path)
     assert losses[0] == losses[1]
 
 
-def test_resuming_goes_on_with_more_steps(corpus, tmp_path):
+def test_resuming_continues_with_more_steps(corpus, tmp_path):
     args = ["train", "finch-L1-D64", "--data", str(corpus / "data"), "-o", str(tmp_path / "run"), *SMALL]
     assert run(args) == 0
     assert run(["train", "--resume", str(tmp_path / "run"), "--steps", "6"]) == 0
@@ -142,7 +142,7 @@ def test_info_speaks_of_presets_and_runs(trained, capsys):
     assert json.loads(capsys.readouterr().out)["model"]["vocab_size"] == 257
 
 
-def test_a_conversation_in_turns(trained, capsys, monkeypatch):
+def test_a_conversation_of_several_messages(trained, capsys, monkeypatch):
     lines = iter(["The whale", "The ship"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
     assert run(["chat", str(trained), "--plain", "--max-tokens", "5", "--seed", "0"]) == 0

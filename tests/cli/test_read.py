@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_named(args, says, read):
     assert not Path("book.gfc").exists()
 
 
-def test_a_file_that_exists_is_replaced_or_read_on_only_when_told(read, monkeypatch):
+def test_a_file_that_exists_is_overwritten_or_appended_to_only_when_asked(read, monkeypatch):
     Path("a.txt").write_text("first")
     Path("b.txt").write_text("second")
     read("a.txt")
@@ -154,7 +154,7 @@ def test_an_interrupted_reading_says_how_far_it_was_and_writes_nothing(read, mon
     assert not Path("book.gfc").exists()
 
 
-def test_a_long_reading_shows_how_far_it_is_where_there_is_no_terminal(read, monkeypatch):
+def test_a_long_prefill_shows_progress_without_a_terminal(read, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     Path("a.jsonl").write_text("".join(json.dumps({"text": "x" * 1500}) + "\n" for _ in range(3)))
     lines = read("a.jsonl").err.splitlines()

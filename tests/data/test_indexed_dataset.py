@@ -52,7 +52,7 @@ def test_a_pair_spelled_out_byte_for_byte_is_read_and_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("code", "letter"), [(1, "B"), (2, "b"), (3, "h"), (4, "i"), (5, "q"), (8, "H")])
-def test_every_type_of_whole_numbers(tmp_path: Path, code: int, letter: str) -> None:
+def test_every_integer_type(tmp_path: Path, code: int, letter: str) -> None:
     size = struct.calcsize(letter)
     index = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, code, 2, 3) + struct.pack("<2i2q3q", 1, 2, 0, size, 0, 1, 2)
     assert read(pair(tmp_path, index, struct.pack(f"<3{letter}", 5, 6, 7))) == [[5], [6, 7]]

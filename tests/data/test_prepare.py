@@ -106,12 +106,12 @@ def test_single_document_without_paragraphs_is_cut_all_the_same(tmp_path: Path, 
         prepare([tmp_path / "book.txt"], tmp_path / "e", ByteTokenizer())
 
 
-def test_bad_lines_are_told_once_counted_and_left_out(tmp_path: Path) -> None:
+def test_bad_lines_are_reported_once_counted_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\nbroken\n{"text": "two"}\n{}\n')
-    told: list[str] = []
-    report = prepare([path], tmp_path / "d", ByteTokenizer(), on_error=told.append)
-    assert [message.split(": ")[0] for message in told] == [f"{path}:2", f"{path}:4"]
+    reported: list[str] = []
+    report = prepare([path], tmp_path / "d", ByteTokenizer(), on_error=reported.append)
+    assert [message.split(": ")[0] for message in reported] == [f"{path}:2", f"{path}:4"]
     assert (report.skipped, report.documents) == (2, 2)
 
 

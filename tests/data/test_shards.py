@@ -87,7 +87,7 @@ def test_ids_take_two_bytes_where_they_can(tokenizer: Tokenizer, size: int, tmp_
     assert (tmp_path / "d" / "train-00000.bin").stat().st_size == 2 * size
 
 
-def test_whole_data_verifies(tmp_path: Path) -> None:
+def test_intact_data_verifies(tmp_path: Path) -> None:
     write(tmp_path / "d")
     assert [(split, len(data)) for split, data in verify(tmp_path / "d")] == [("train", 16), ("validation", 4)]
 

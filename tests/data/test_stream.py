@@ -137,7 +137,7 @@ def test_processes_share_out_one_stream(rows_in_json: Path, tmp_path: Path) -> N
         assert torch.equal(torch.cat(shares, dim=1), whole)
 
 
-def test_resuming_goes_on_exactly_at_every_step_and_on_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
+def test_resuming_is_exact_at_every_step_and_on_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
     directory = stream(folder, tmp_path / "d")
     whole = steps(batches(directory), range(25))
     stopped = [batches(directory, rank=rank, world_size=2) for rank in range(2)]
@@ -225,7 +225,7 @@ def test_what_cannot_be_streamed_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "d").exists()
 
 
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+def test_a_missing_path_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     for name in (tmp_path / "missing", "./missing", "far/too/deep"):
         with pytest.raises(UserError, match="does not exist"):
             stream(name, tmp_path / "d")
@@ -251,7 +251,7 @@ def test_a_dataset_that_breaks_off_is_named_and_nothing_hangs(tmp_path: Path, nu
     assert workers_of() == []
 
 
-def test_a_dead_worker_is_told(rows_in_json: Path, tmp_path: Path) -> None:
+def test_a_dead_worker_is_reported(rows_in_json: Path, tmp_path: Path) -> None:
     source = batches(stream(rows_in_json, tmp_path / "d"), num_workers=1)
     source.batch(0)
     (child,) = workers_of()

@@ -74,7 +74,7 @@ def test_stream_of_any_ids_equals_decode(tokenizer_of: dict[str, Tokenizer], nam
         assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
 
-def test_stream_gives_split_characters_whole() -> None:
+def test_stream_joins_split_characters() -> None:
     stream = StreamDecoder(ByteTokenizer())
     assert [stream.push(byte) for byte in "a€b".encode()] == ["a", "", "", "€", "b"]
     assert [stream.push(0xE2), stream.flush(), stream.flush()] == ["", "\ufffd", ""]

@@ -60,7 +60,7 @@ def test_contexts_join_and_leave_between_steps_and_can_be_used_afterwards(lm):
     left = states[1].result().token_ids
     assert 0 < len(left) < 12
     assert left == expected[1][: len(left)]
-    # What left goes on alone from where it was, as if it had been alone all the time.
+    # What left continues from where it was, as if it had been alone all the time.
     whole = lm.read(PROMPTS[1]).read(list(left))
     torch.testing.assert_close(contexts[1].logits, whole.logits, rtol=0, atol=1e-4)
 

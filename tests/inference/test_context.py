@@ -46,7 +46,7 @@ def test_greedy_decoding_is_the_argmax_of_the_whole_forward_at_each_step(lm):
 
 @pytest.mark.parametrize("channel_width", [64, 72])
 def test_under_autocast_the_model_predicts_what_it_does_without(channel_width, small_config, small_model):
-    # 72 is no multiple of 16: the layers run in PyTorch, in bfloat16, and the key cache stays float32.
+    # 72 is not a multiple of 16: the layers run in PyTorch, in bfloat16, and the key cache stays float32.
     config = small_config("finch_c2", "finch_c2", "gold", vocab_size=300, channel_width=channel_width)
     lm = LanguageModel(small_model(config, torch.float32), ByteTokenizer())
     exact = lm.read("Call me Ishmael.").score(" Some years ago")

@@ -96,7 +96,7 @@ def test_a_recurrent_model_has_no_cache_and_a_transformer_has_ratio_1():
 
 @pytest.fixture(autouse=True)
 def recurrence_in_pytorch(monkeypatch):
-    """What native code does is hidden from PyTorch's counter."""
+    """PyTorch's counter does not see what C++ does."""
     monkeypatch.setattr(cpu, "library", lambda: None)
 
 
@@ -111,13 +111,13 @@ def counted_by_pytorch(model, tokens):
 
 
 def elementwise_wkv6_flops(config):
-    """The part of WKV6 that is no matrix product, and so no FLOP to PyTorch's counter: 3 of 5 per entry of S."""
+    """The part of WKV6 that is not a matrix product, and not counted by PyTorch's counter: 3 of 5 per entry of S."""
     return 3 * config.width * config.head_size * sum(kind.startswith("finch") for kind in config.time_mixes)
 
 
 @every_kind
 def test_flops_of_a_step_equal_what_pytorch_counts(kind, small_model):
-    """The decoder's own step rebuilds the whole key memory, so it costs what `decode_rebuilding` says."""
+    """The decoder's own step rebuilds the whole key cache, so it costs what `decode_rebuilding` says."""
     config = TINY[kind]
     model = small_model(config, torch.float32)
     for tokens in (1, 3):

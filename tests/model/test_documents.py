@@ -1,7 +1,7 @@
 """Documents packed into one window: each is read as if it stood alone, and no gradient crosses a border.
 
 The family has four ways for a document to reach the next: recurrent state, token shift (of time mixes and of channel
-mixes), key memory, attention mask. Every layer plan and every time mix there is goes through every test.
+mixes), key cache, attention mask. Every layer plan and every time mix there is goes through every test.
 """
 
 import pytest
@@ -107,7 +107,7 @@ LEAKS = {
     "token shift of Finch and Finch-C2": ("finch_c2", finch, "token_shift"),
     "token shift of GPTAlpha": ("gptalpha", attention, "token_shift"),
     "token shift of channel mixes": ("finch", channel_mix, "token_shift"),
-    "key memory": ("gold", TokenCat, "expand"),
+    "key cache": ("gold", TokenCat, "expand"),
     "attention mask of GOLD": ("gold", gold, "causal_attention"),
     "attention mask of GPTAlpha": ("gptalpha", attention, "causal_attention"),
     "attention mask of Llama": ("llama", attention, "causal_attention"),

@@ -76,7 +76,7 @@ def test_queries_from_inside_the_text_see_what_lies_before_them_and_share_the_ke
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("length", "blocks"), [(1, [300]), (1, [130, 1]), (3, [64, 64, 2, 1]), (16, [9, 90, 1, 33])])
-def test_native_attention_of_few_queries_is_attention(length, blocks, threads, dtype, tolerance, monkeypatch):
+def test_cpu_attention_of_few_queries_is_attention(length, blocks, threads, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     total, distinct = sum(blocks), 40

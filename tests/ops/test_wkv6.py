@@ -148,7 +148,7 @@ def test_not_the_smallest_gradient_crosses_the_border_of_a_document(implementati
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("size", [16, 48, 64])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-def test_native_code_is_exact_at_usual_sizes_and_however_many_threads_share_a_head(
+def test_cpu_code_is_exact_at_usual_sizes_and_however_many_threads_share_a_head(
     size, dtype, tolerance, threads, monkeypatch
 ):
     monkeypatch.setattr(cpu, "WORTH_A_THREAD", 0)
@@ -161,13 +161,13 @@ def test_native_code_is_exact_at_usual_sizes_and_however_many_threads_share_a_he
 
 
 @needs_compiler
-def test_the_native_operator_is_one_that_torch_can_trace():
+def test_the_cpu_operator_is_one_that_torch_can_trace():
     values = list(inputs(5, torch.float32, size=16).values())
     torch.library.opcheck(cpu._forward, [value.requires_grad_() for value in values])
 
 
 @needs_compiler
-def test_native_code_is_what_runs_on_a_cpu_by_default(monkeypatch):
+def test_the_cpp_kernel_is_what_runs_on_a_cpu_by_default(monkeypatch):
     called = []
     real = IMPLEMENTATIONS["cpu"]
     monkeypatch.setitem(IMPLEMENTATIONS, "cpu", lambda *args: (called.append(1), real(*args))[1])
@@ -198,7 +198,7 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
 
 
 @pytest.mark.slow
-def test_sanitizers_find_nothing_in_the_native_code(run_with_sanitizers):
+def test_sanitizers_find_nothing_in_the_cpp_code(run_with_sanitizers):
     run_with_sanitizers(cpu.SOURCE, Path(__file__).with_name("wkv6_program.cpp"))
 
 

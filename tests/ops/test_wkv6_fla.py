@@ -177,15 +177,15 @@ def test_by_a_stand_in_low_precision_comes_out_as_it_went_in_and_the_state_stays
     torch.testing.assert_close(got_state.double(), state, rtol=0, atol=1e-4 * state.abs().max().item())
 
 
-@pytest.mark.parametrize(("precision", "told"), [("highest", "ieee"), ("high", None)])
-def test_triton_multiplies_fp32_as_exactly_as_torch_is_told_to(precision, told, stand_in):
+@pytest.mark.parametrize(("precision", "setting"), [("highest", "ieee"), ("high", None)])
+def test_triton_multiplies_fp32_as_exactly_as_torch_is_set_to(precision, setting, stand_in):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         fla.library()
     finally:
         torch.set_float32_matmul_precision(before)
-    assert os.environ.get("TRITON_F32_DEFAULT") == told
+    assert os.environ.get("TRITON_F32_DEFAULT") == setting
 
 
 def on_a_gpu(dtype=torch.float32, size=SIZE):
@@ -267,6 +267,6 @@ def test_interpreted_the_real_kernels_take_low_precision(interpreted):
 
 @pytest.mark.slow
 def test_interpreted_the_faults_that_the_adapter_goes_around_are_still_there(interpreted):
-    """If this fails, a new version mended them: the adapter can be simpler."""
+    """If this fails, a new version fixed them: the adapter can be simpler."""
     assert interpreted["faults"]["fused: gradient of the state after, lost"] > 0.1
     assert math.isnan(interpreted["faults"]["chunk: y where log w = -inf"])

@@ -1,4 +1,4 @@
-"""Reporters that interfere with the run they are told of."""
+"""Reporters that interfere with the run they report."""
 
 import os
 import signal

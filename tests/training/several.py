@@ -79,7 +79,7 @@ def _one(rank, count, port, args, log, fault):
 
 @dataclasses.dataclass
 class AtStep:
-    """A fault: `act` in process `rank`, given the trainer, when the gradient of step `step` is there.
+    """A fault: `act` in process `rank`, given the trainer, when step `step` has its gradient.
 
     What it returns, if anything, takes the place of the loss.
     """

@@ -168,15 +168,15 @@ def test_validation_tells_the_loss_by_position_in_the_window_and_in_the_document
                 by_document_position.setdefault(own, []).append(loss)
                 text_bytes += int(window[0, read]) < 256
 
-    for told, known in ((result.by_position, by_position), (result.by_document_position, by_document_position)):
-        ranges = [(part.first, part.last) for part in told]
+    for measured, known in ((result.by_position, by_position), (result.by_document_position, by_document_position)):
+        ranges = [(part.first, part.last) for part in measured]
         assert ranges == [pair for pair in ((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)) if
                           any(pair[0] <= position <= pair[1] for position in known)]  # fmt: skip
-        for part in told:
+        for part in measured:
             expected = [x for position in range(part.first, part.last + 1) for x in known.get(position, [])]
             assert part.tokens == len(expected)
             assert part.loss == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-        assert sum(part.tokens for part in told) == result.tokens
+        assert sum(part.tokens for part in measured) == result.tokens
     assert (result.by_document_position[0].first == 0) == (not resets)
     nats = [loss for losses in by_position.values() for loss in losses]
     assert result.loss == pytest.approx(sum(nats) / len(nats), rel=1e-5)

@@ -156,10 +156,10 @@ def test_a_context_read_before_tuning_is_used_after_it(latents, base, tuned, con
     before.read(text, latents).save(tmp_path / "book.gfc")
     model = dataclasses.replace(config, rope=RopeConfig(rescale=4))
     after = gf.load(tuned(), dtype="bfloat16")
-    opened, anew = after.open(tmp_path / "book.gfc"), after.read(text, latents)
-    assert torch.equal(opened.logits, anew.logits)
+    opened, fresh = after.open(tmp_path / "book.gfc"), after.read(text, latents)
+    assert torch.equal(opened.logits, fresh.logits)
     assert not torch.equal(opened.logits, before.open(tmp_path / "book.gfc").logits)
-    assert torch.equal(opened.read("The ship").logits, anew.read("The ship").logits)
+    assert torch.equal(opened.read("The ship").logits, fresh.read("The ship").logits)
     assert opened.measure_quantization() is None
     # Other positions as well: nothing that is kept was turned.
     turned = gf.load(tmp_path / "run", dtype="bfloat16", rope=model.rope)

@@ -1,4 +1,4 @@
-"""A data directory to token pairs, as other programs read them."""
+"""Export a data directory as an indexed dataset."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -153,7 +153,7 @@ def test_folders_that_hold_no_comparable_runs_are_refused(finished_run, tmp_path
 
 
 @pytest.mark.parametrize("plan", [("finch", "finch"), ("llama", "llama"), ("gptalpha",), ("finch_c2", "gold", "gold")])
-def test_remembered_bytes_are_those_of_the_accounting(plan, small_config, small_model):
+def test_measured_cache_bytes_are_those_of_the_accounting(plan, small_config, small_model):
     config = small_config(*plan)
     model = small_model(config, torch.bfloat16)
     per_token, state = context_bytes(model, torch.arange(256) % 41)

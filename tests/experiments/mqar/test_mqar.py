@@ -1,4 +1,4 @@
-"""The MQAR task is what its docstring says, models learn it, and a sweep goes on where it stopped."""
+"""The MQAR task is what its docstring says, models learn it, and a sweep resumes where it stopped."""
 
 import math
 
@@ -114,7 +114,7 @@ def test_the_best_rate_counts_and_seeds_are_averaged(tmp_path):
     assert best_accuracies(results) == {("goldfinch", 16): {results[0].run.task: pytest.approx(0.7)}}
 
 
-def test_the_command_writes_a_table_a_plot_and_goes_on(tmp_path, capsys):
+def test_the_command_writes_a_table_and_a_plot_and_resumes(tmp_path, capsys):
     args = ["experiment", "mqar", "-o", str(tmp_path), "--tasks", "16,2", "16,3", "--widths", "16", "--steps", "1"]
     args += ["--kinds", "finch", "goldfinch", "--vocab-size", "32", "--learning-rates", "0.01", "--batch-size", "4"]
     assert run(args) == 0

@@ -107,7 +107,7 @@ def test_tuning_gold_layers_or_the_head_leaves_files_valid(saved, text):
     opened = lm.open(path)
     assert torch.equal(opened.logits, lm.read(text(37)).logits)
     assert not torch.allclose(opened.logits, before)
-    # A short question goes on from the states of the tuned layers, a long one as well.
+    # A short question continues from the states of the tuned layers, and so does a long one.
     for question in (text(1), text(30)):
         expected = lm.read(text(37)).read(question).logits
         torch.testing.assert_close(lm.open(path).read(question).logits, expected, rtol=0, atol=1e-5)

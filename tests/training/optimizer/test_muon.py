@@ -1,4 +1,4 @@
-"""Muon beside AdamW: who gets which, one optimizer to the outside, and the same results on shards."""
+"""Muon with AdamW: who gets which, one optimizer to the outside, and the same results on shards."""
 
 import copy
 import dataclasses

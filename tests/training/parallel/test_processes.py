@@ -1,4 +1,4 @@
-"""Runs of several processes: the same losses, the same checkpoints, and none goes on alone."""
+"""Runs of several processes: the same losses, the same checkpoints, and none continues alone."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """command(count, *args, fault=None) -> how `goldfinch ARGS` in so many processes ended."""
+    """command(count, *args, fault=None) -> how `goldfinch ARGS` ended in `count` processes."""
     numbers = itertools.count()
 
     def run(count, *args, fault=None):
@@ -50,7 +50,7 @@ def train(command, run_settings):
 
 @pytest.fixture(scope="module")
 def whole_run(train, tmp_path_factory):
-    """whole_run(count) -> the folder of an uninterrupted run of so many processes."""
+    """whole_run(count) -> the folder of an uninterrupted run of `count` processes."""
     runs = {}
 
     def run(count):
@@ -144,7 +144,7 @@ def test_a_run_that_one_of_two_processes_was_asked_to_stop_resumes_with_any_numb
 
 
 @pytest.mark.slow
-def test_a_stream_beside_a_folder_goes_on_with_any_number_of_processes(stream, data, train, command, tmp_path):
+def test_a_stream_and_a_folder_resume_with_any_number_of_processes(stream, data, train, command, tmp_path):
     fields = {"data": (f"{stream}=2", f"{data}=1")}
     assert_ended_well(train(1, tmp_path / "whole", **fields))
     ended = train(2, tmp_path / "run", several.AtStep(5, 1, several.terminate), **fields)

@@ -94,7 +94,7 @@ def test_the_plot_of_a_long_run_stays_small_and_true(monkeypatch):
         assert at == 10 * width * number
         assert loss == pytest.approx(1.0 + width * number - (width - 1) / 2)
         if at > 5000:
-            assert mean == pytest.approx(1.0 + at / 10 - 0.95 / 0.05)  # a running mean lags behind by so much
+            assert mean == pytest.approx(1.0 + at / 10 - 0.95 / 0.05)  # the lag of a running mean
 
 
 def test_validations_over_different_texts_are_no_curve():

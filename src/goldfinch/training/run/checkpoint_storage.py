@@ -60,7 +60,7 @@ class CheckpointWriter(StorageWriter):
     """Writes one checkpoint.
 
     Args:
-        folder: the checkpoint; replaced if it is there already.
+        folder: the checkpoint; replaced if it exists.
         rank: this process's; names its file.
         progress: content of `progress.json`.
         committed: called in process 0 once the checkpoint is complete.
