@@ -61,15 +61,20 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
         yield new
         for written in (*new.rglob("*"), new):
             sync(written)
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-        sync(path.parent)
+        swap_directory(new, path, old)
+
+
+def swap_directory(new: Path, path: Path, old: Path) -> None:
+    """Rename `new` to `path`; what was at `path` before becomes `old`. All three are on one file system."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

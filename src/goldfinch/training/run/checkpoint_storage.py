@@ -40,7 +40,7 @@ from torch.futures import Future
 
 from goldfinch.checkpoint.model_folder import write_safetensors
 from goldfinch.errors import UserError
-from goldfinch.files import sync, write_text
+from goldfinch.files import swap_directory, sync, write_text
 
 FORMAT, VERSION = "goldfinch-checkpoint", 1
 INDEX, PROGRESS = "index.json", "progress.json"
@@ -129,10 +129,8 @@ class CheckpointWriter(StorageWriter):
         write_text(self._temporary / PROGRESS, json.dumps(self._progress, indent=2) + "\n")
         sync(self._temporary)
         replaced = temporary_folder(self._folder.with_name(f"{self._folder.name}.replaced"))
-        if self._folder.exists():  # damaged, and left behind when the run resumed from an earlier one
-            self._folder.rename(replaced)
-        self._temporary.rename(self._folder)
-        sync(self._folder.parent)
+        # One that exists is damaged: the run resumed from an earlier one.
+        swap_directory(self._temporary, self._folder, replaced)
         shutil.rmtree(replaced, ignore_errors=True)
         self._committed()
 
