@@ -13,8 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from torch import Tensor
-
 from goldfinch.files import atomic_file
 
 _LOGGER = logging.getLogger("goldfinch")
@@ -49,11 +47,6 @@ def compiled(source: Path, name: str) -> ctypes.CDLL | None:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         _LOGGER.warning("%s runs in PyTorch, several times slower; %s: %s", name, compiler, reason)
         return None
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """The address of a tensor's data for C++; null for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _fingerprint(compiler: str, source: Path) -> str:
