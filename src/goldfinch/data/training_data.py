@@ -7,10 +7,10 @@ from typing import Self
 
 from goldfinch.data.batches import Batches, ShuffledWindows, Windows
 from goldfinch.data.mixture import Mixture, Source, parse_sources
-from goldfinch.data.shards import TOKENIZER, Index, TokenDataset
+from goldfinch.data.shards import TOKENIZER, Index, TokenDataset, load_data_tokenizer
 from goldfinch.data.stream import Stream
 from goldfinch.data.stream_windows import StreamWindows
-from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
+from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 
 
@@ -40,7 +40,7 @@ class TrainingData:
         sources = parse_sources(texts)
         indices = [Index.load(Path(source.folder)) for source in sources]
         for source, index in zip(sources, indices, strict=True):
-            if index.tokenizer_hash != indices[0].tokenizer_hash:
+            if (index.tokenizer_hash, index.vocab_size) != (indices[0].tokenizer_hash, indices[0].vocab_size):
                 raise UserError(
                     f"{source.folder} has another tokenizer ({index.tokenizer}, {index.vocab_size:,} ids) than "
                     f"{sources[0].folder} ({indices[0].tokenizer}, {indices[0].vocab_size:,} ids): prepare one again "
@@ -50,7 +50,7 @@ class TrainingData:
         validation = {
             name: TokenDataset(folder, "validation", index)
             for (name, folder), index in zip(folders.items(), indices, strict=True)
-            if index.splits["validation"]
+            if index.validation
         }
         if not validation:
             raise UserError(f"{sources[0].folder} has no validation tokens; prepare the data again")
@@ -58,7 +58,7 @@ class TrainingData:
             index.stream or TokenDataset(folder, "train", index)
             for folder, index in zip(folders.values(), indices, strict=True)
         ]
-        return cls(sources, train, validation, load_tokenizer(Path(sources[0].folder) / TOKENIZER))
+        return cls(sources, train, validation, load_data_tokenizer(Path(sources[0].folder), indices[0]))
 
     def batches(
         self,
