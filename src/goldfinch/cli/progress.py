@@ -104,8 +104,8 @@ class TrainingDisplay(_Display):
     def validation(self, step: int, result: "Validation") -> None:
         """Print a line above the bar."""
         self._console.print(
-            f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte"
-            + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
+            f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
+            f"({result.extent})" + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
         )
         sys.stdout.flush()
 

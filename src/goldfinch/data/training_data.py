@@ -20,12 +20,14 @@ class TrainingData:
 
     Attributes:
         sources: folders and weights.
+        indices: the content of their index.json files.
         train: the training tokens of each source, or the stream to read them from.
         validation: validation tokens by name of the source, of sources that have some.
         tokenizer: the same for all sources.
     """
 
     sources: list[Source]
+    indices: list[Index]
     train: list[TokenDataset | Stream]
     validation: dict[str, TokenDataset]
     tokenizer: Tokenizer
@@ -58,7 +60,11 @@ class TrainingData:
             index.stream or TokenDataset(folder, "train", index)
             for folder, index in zip(folders.values(), indices, strict=True)
         ]
-        return cls(sources, train, validation, load_data_tokenizer(Path(sources[0].folder), indices[0]))
+        return cls(sources, indices, train, validation, load_data_tokenizer(Path(sources[0].folder), indices[0]))
+
+    def fingerprint(self) -> list[dict[str, str]]:
+        """What tells this data from other data, for each source: checksums of its tokenizer and of its tokens."""
+        return [{"tokenizer": index.tokenizer_hash, "tokens": index.checksum()} for index in self.indices]
 
     def batches(
         self,
