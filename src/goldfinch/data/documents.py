@@ -7,18 +7,21 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from goldfinch.data.text_encoding import UTF8
 from goldfinch.errors import UserError
 
 # Longer documents come in pieces of at most this many characters, which bounds the memory.
 MAX_PIECE_CHARACTERS = 1 << 22
 # Stands for standard input among file paths.
 STANDARD_INPUT = Path("-")
+# Name of a temporary file with what standard input held.
+STORED_STANDARD_INPUT = "standard input"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class _BadDocumentError(ValueError):
     """One document of a file cannot be used; the message is the reason."""
 
 
+@dataclass(frozen=True)
+class _Form:
+    """How a file holds its text."""
+
+    text_field: str
+    encoding: str
+
+
 # What a reader yields: text, continues, position in the file, line.
 _Pieces = Iterator[tuple[str, bool, int, int]]
 _Report = Callable[[int, str], None]
@@ -78,27 +89,32 @@ def read_documents(
     paths: Sequence[Path],
     text_field: str = "text",
     on_error: Callable[[str], None] | None = None,
-    any_text: bool = False,
+    encodings: Mapping[Path, str] | None = None,
 ) -> Iterator[Document]:
     """Read the documents of `paths` in order, without holding a file in memory.
 
-    A .txt or .md file is one document; .jsonl, .jsonl.gz and .parquet have one per line or row, in `text_field`. Paths
-    are checked immediately, their contents as they are read.
+    .jsonl, .jsonl.gz and .parquet have a document per line or row, in `text_field`; a text file of any other kind, and
+    `STANDARD_INPUT`, is one document. Paths are checked immediately, their contents as they are read.
 
     Args:
         paths: the files.
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
         on_error: called with "file:line: reason" for each document that is skipped: invalid JSON, no such field, not
             a string, empty, not Unicode. None: the first one raises.
-        any_text: also read other kinds of files, as one document each, and `STANDARD_INPUT`.
+        encodings: of the files that are not UTF-8.
 
     Raises:
-        UserError: a file is missing, of an unknown kind, empty, binary or corrupt.
+        UserError: a file is missing, empty, binary, in another encoding or corrupt.
     """
     if not paths:
-        raise UserError(f"no files given: name files of type {', '.join(_READERS)}")
-    readers = [_reader(path, any_text) for path in paths]
-    return _read_all(paths, readers, text_field, on_error)
+        raise UserError("no files given: name at least one")
+    readers = [_reader(path) for path in paths]
+    return _read_all(paths, readers, text_field, on_error, encodings or {})
+
+
+def has_many_documents(path: Path) -> bool:
+    """Whether a file has a document per line or row, by its name."""
+    return path.name.lower().endswith(tuple(_READERS))
 
 
 def input_bytes(paths: Sequence[Path]) -> int:
@@ -106,19 +122,8 @@ def input_bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def check_text(path: Path) -> None:
-    """Read a single-document file to its end, to find errors before it is really read.
-
-    Raises:
-        UserError: the file is missing, empty, binary or not UTF-8.
-    """
-    if _reader(path, any_text=True) is _read_text:
-        for _ in read_documents([path], any_text=True):
-            pass
-
-
-def _reader(path: Path, any_text: bool) -> "_Reader":
-    if any_text and path == STANDARD_INPUT:
+def _reader(path: Path) -> "_Reader":
+    if path == STANDARD_INPUT:
         return _read_text
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -127,9 +132,7 @@ def _reader(path: Path, any_text: bool) -> "_Reader":
     for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
-    if any_text:
-        return _read_text
-    raise UserError(f"{path}: cannot read this type of file; supported: {', '.join(_READERS)}")
+    return _read_text
 
 
 def _read_all(
@@ -137,6 +140,7 @@ def _read_all(
     readers: Sequence["_Reader"],
     text_field: str,
     on_error: Callable[[str], None] | None,
+    encodings: Mapping[Path, str],
 ) -> Iterator[Document]:
     def report(path: Path, line: int, reason: str) -> None:
         message = f"{path}:{line}: {reason}"
@@ -146,16 +150,19 @@ def _read_all(
 
     before = 0
     for path, reader in zip(paths, readers, strict=True):
+        form = _Form(text_field, encodings.get(path, UTF8))
         try:
-            for text, continues, position, line in reader(path, text_field, partial(report, path)):
-                yield Document(text, _source(path), continues, before + position, line)
+            for text, continues, position, line in reader(path, form, partial(report, path)):
+                yield Document(text, source_name(path), continues, before + position, line)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot read {_source(path)}: {error}; check the file or leave it out") from error
+            raise UserError(f"cannot read {source_name(path)}: {error}; check the file or leave it out") from error
         before += 0 if path == STANDARD_INPUT else path.stat().st_size
 
 
-def _source(path: Path) -> str:
-    return "standard input" if path == STANDARD_INPUT else str(path)
+def source_name(path: Path) -> str:
+    """What a file is called in messages."""
+    is_standard_input = path == STANDARD_INPUT or path.name == STORED_STANDARD_INPUT
+    return STORED_STANDARD_INPUT if is_standard_input else str(path)
 
 
 def _in_pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -186,33 +193,35 @@ def _check(text: object, text_field: str) -> str:
     return text
 
 
-def _read_text(path: Path, text_field: str, report: _Report) -> _Pieces:
+def _read_text(path: Path, form: _Form, report: _Report) -> _Pieces:
     with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
-        for text, continues in _in_pieces(_decoded_blocks(_source(path), file)):
+        for text, continues in _in_pieces(_decoded_blocks(source_name(path), file, form.encoding)):
             if not text:
-                raise UserError(f"{_source(path)} is empty; leave it out")
+                raise UserError(f"{source_name(path)} is empty; leave it out")
             yield text, continues, file.tell() if file.seekable() else 0, 0
 
 
-def _decoded_blocks(source: str, file: BinaryIO) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+def _decoded_blocks(source: str, file: BinaryIO, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
         while block := file.read(MAX_PIECE_CHARACTERS):
-            if b"\0" in block:
-                raise UserError(f"{source} is binary, not text; leave it out, or convert it to UTF-8")
-            yield decoder.decode(block)
-        decoder.decode(b"", final=True)
+            text = decoder.decode(block)
+            if "\0" in text:
+                raise UserError(f"{source} is binary; give its --encoding if it is text, or leave it out")
+            yield text
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8) or leave it out") from error
+        name = "UTF-8" if encoding == UTF8 else encoding
+        raise UserError(f"{source} is not {name}; give its --encoding, or leave it out") from error
 
 
-def _read_json_lines(path: Path, text_field: str, report: _Report) -> _Pieces:
+def _read_json_lines(path: Path, form: _Form, report: _Report) -> _Pieces:
     with path.open("rb") as stored, gzip.open(stored) if path.name.lower().endswith(".gz") else stored as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
             try:
-                text = _text_of_json(line, text_field)
+                text = _text_of_json(line, form)
             except _BadDocumentError as error:
                 report(number, str(error))
                 continue
@@ -220,11 +229,12 @@ def _read_json_lines(path: Path, text_field: str, report: _Report) -> _Pieces:
                 yield piece, continues, stored.tell(), number
 
 
-def _text_of_json(line: bytes, text_field: str) -> str:
+def _text_of_json(line: bytes, form: _Form) -> str:
+    text_field = form.text_field
     try:
-        content = json.loads(line.decode("utf-8-sig"))
+        content = json.loads(line.decode(form.encoding))
     except UnicodeDecodeError:
-        raise _BadDocumentError("not UTF-8") from None
+        raise _BadDocumentError("not UTF-8" if form.encoding == UTF8 else f"not {form.encoding}") from None
     except (ValueError, RecursionError) as error:
         raise _BadDocumentError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -234,7 +244,8 @@ def _text_of_json(line: bytes, text_field: str) -> str:
     return _check(content[text_field], text_field)
 
 
-def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
+def _read_parquet(path: Path, form: _Form, report: _Report) -> _Pieces:
+    text_field = form.text_field
     try:
         import pyarrow
         from pyarrow import parquet
@@ -262,10 +273,8 @@ def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
 
 
-_Reader = Callable[[Path, str, _Report], _Pieces]
+_Reader = Callable[[Path, _Form, _Report], _Pieces]
 _READERS: dict[str, _Reader] = {
-    ".txt": _read_text,
-    ".md": _read_text,
     ".jsonl": _read_json_lines,
     ".jsonl.gz": _read_json_lines,
     ".parquet": _read_parquet,

@@ -75,6 +75,11 @@ def is_index_file(path: Path) -> bool:
     return path.suffix == ".idx"
 
 
+def is_indexed(path: Path) -> bool:
+    """Whether the path is a file of an indexed dataset: the index, or a .bin file next to its index."""
+    return is_index_file(path) or (path.suffix == ".bin" and path.with_suffix(".idx").exists())
+
+
 class IndexedDataset:
     """An indexed dataset on disk, memory-mapped.
 

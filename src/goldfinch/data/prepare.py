@@ -1,7 +1,7 @@
 """Preparing a data directory of token shards from text files or indexed datasets."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +70,12 @@ class PrepareReport:
 
 
 def train_tokenizer(
-    files: Sequence[Path], vocab_size: int, *, text_field: str = "text", sample_bytes: int = 100_000_000
+    files: Sequence[Path],
+    vocab_size: int,
+    *,
+    text_field: str = "text",
+    encodings: Mapping[Path, str] | None = None,
+    sample_bytes: int = 100_000_000,
 ) -> BpeTokenizer:
     """Train a BPE tokenizer on the first `sample_bytes` of text, with an equal share from the start of each file.
 
@@ -81,7 +86,7 @@ def train_tokenizer(
     """
     read_documents(files)  # reports a missing file before the first is read
     share = sample_bytes // max(1, len(files))
-    texts = itertools.chain.from_iterable(_sample(file, text_field, share) for file in files)
+    texts = itertools.chain.from_iterable(_sample(file, text_field, encodings, share) for file in files)
     return BpeTokenizer.train(texts, vocab_size)
 
 
@@ -93,6 +98,7 @@ def prepare(
     validation_fraction: float = 0.01,
     seed: int = 0,
     text_field: str = "text",
+    encodings: Mapping[Path, str] | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_error: Callable[[str], None] | None = None,
@@ -112,6 +118,7 @@ def prepare(
         validation_fraction: between 0 and 1.
         seed: random seed for the choice of validation documents.
         text_field: the field or column with the text.
+        encodings: of the text files that are not UTF-8, as `find_text_files` finds them.
         overwrite: replace `output` if it is a data directory.
         on_progress: called after each batch of documents.
         on_error: called with "file:line: reason" for each document that is skipped. None: the first one raises.
@@ -134,7 +141,7 @@ def prepare(
     source: _Source = (
         _IndexedSource(files, tokenizer)
         if any(map(is_index_file, files))
-        else _TextSource(files, text_field, tokenizer)
+        else _TextSource(files, text_field, encodings, tokenizer)
     )
     splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
@@ -191,8 +198,11 @@ class _Source(Protocol):
 
 
 class _TextSource:
-    def __init__(self, files: Sequence[Path], text_field: str, tokenizer: Tokenizer) -> None:
-        self.files, self._text_field, self._tokenizer = files, text_field, tokenizer
+    def __init__(
+        self, files: Sequence[Path], text_field: str, encodings: Mapping[Path, str] | None, tokenizer: Tokenizer
+    ) -> None:
+        self.files, self._tokenizer = files, tokenizer
+        self._text_field, self._encodings = text_field, encodings
         for file in files:
             if file.suffix == ".bin" and (index := file.with_suffix(".idx")).exists():
                 raise UserError(f"{file} holds the tokens of an indexed dataset: name its index, {index}")
@@ -200,7 +210,7 @@ class _TextSource:
         self.size = input_bytes(files)
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:
-        return read_documents(self.files, self._text_field, on_error)
+        return read_documents(self.files, self._text_field, on_error, self._encodings)
 
     def encode(self, documents: Sequence[Document]) -> Iterator[tuple[Sequence[int], int]]:
         texts = [document.text for document in documents]
@@ -229,8 +239,8 @@ class _IndexedSource:
         return ((document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
 
 
-def _sample(file: Path, text_field: str, characters: int) -> Iterator[str]:
-    for document in read_documents([file], text_field, on_error=lambda _: None):
+def _sample(file: Path, text_field: str, encodings: Mapping[Path, str] | None, characters: int) -> Iterator[str]:
+    for document in read_documents([file], text_field, on_error=lambda _: None, encodings=encodings):
         yield document.text[:characters]
         characters -= len(document.text)
         if characters <= 0:
