@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from goldfinch.data.tokenizers import Tokenizer
 
 
+def num_documents(count: int, adjective: str = "") -> str:
+    """The number of documents in words."""
+    return f"{count:,} {adjective}{'document' if count == 1 else 'documents'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
     """Turn text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
@@ -39,7 +44,7 @@ class Prepare:
     vocab_size: int = 4096
     """Vocabulary size of a trained tokenizer (bpe)."""
     validation_fraction: float = 0.01
-    """Fraction of the documents for validation; of a single document, its end."""
+    """Fraction of the text for validation: whole documents, and where they do not fit, the end of one."""
     seed: int = 0
     """Random seed for the choice of validation documents."""
     overwrite: bool = False
@@ -102,15 +107,16 @@ class Prepare:
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
         lines = [
-            f"{self.output}: {report.documents:,} documents, {report.tokens:,} tokens, "
+            f"{self.output}: {num_documents(report.documents)}, {report.tokens:,} tokens, "
             f"{report.bytes_per_token:.2f} bytes per token ({tokenizer.name}, {tokenizer.vocab_size:,} ids)"
         ]
         for name, split in report.splits.items():
-            lines.append(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens")
+            share = f"{split.tokens / report.tokens:.2%}"
+            lines.append(f"  {name}: {num_documents(split.documents)}, {split.tokens:,} tokens ({share})")
         if report.cut:
-            lines.append("  there is only one document: its last part is the validation split")
+            lines.append(f"  held out for validation is also the end of {report.cut}, which counts in both")
         if report.skipped:
-            lines.append(f"  {report.skipped:,} bad documents were skipped")
+            lines.append(f"  skipped: {num_documents(report.skipped, 'bad ')}")
         lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
         print("\n".join(lines))
 
@@ -174,7 +180,7 @@ class Stream:
         )
         print(
             f"{self.output}: streams {described.dataset} for training\n"
-            f"  validation: its first {report.documents:,} documents, {report.tokens:,} tokens\n"
+            f"  validation: its first {num_documents(report.documents)}, {report.tokens:,} tokens\n"
             f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME --steps STEPS"
         )
 

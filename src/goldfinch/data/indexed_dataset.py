@@ -60,6 +60,11 @@ class TokenDocument:
     position: int = 0
 
     @property
+    def name(self) -> str:
+        """Where it comes from: "file:number"."""
+        return f"{self.source}:{self.line}"
+
+    @property
     def length(self) -> int:
         """Number of tokens."""
         return len(self.ids)

@@ -46,17 +46,17 @@ class PrepareReport:
     Attributes:
         splits: what was written for each split.
         skipped: number of bad documents that were skipped.
-        cut: whether the input was a single document, whose last part is the validation split.
+        cut: the document, by name, whose end is in the validation split and the rest in the training split, if any.
     """
 
     splits: dict[Split, SplitReport]
     skipped: int
-    cut: bool
+    cut: str | None
 
     @property
     def documents(self) -> int:
-        """Documents of both splits."""
-        return sum(split.documents for split in self.splits.values())
+        """Documents of both splits; one that was cut is one."""
+        return sum(split.documents for split in self.splits.values()) - (self.cut is not None)
 
     @property
     def tokens(self) -> int:
@@ -107,9 +107,8 @@ def prepare(
 
     The tokens of indexed datasets (.idx, see `indexed_dataset`) are copied; their documents are split by the same rule.
 
-    Which documents are for validation depends only on the seed and their position in the input. Both splits get at
-    least one; a single document is cut at the end of a paragraph, and its last part is for validation. For that, the
-    start of the input is read twice, a single document completely. Memory does not grow with the input.
+    Documents are split by `Splitter`: the same for the same input and seed. For that, the first ten thousand documents
+    are read twice. Memory does not grow with the input.
 
     Args:
         files: see `read_documents`; or .idx files, each with its .bin file next to it.
@@ -155,7 +154,7 @@ def prepare(
             if on_progress:
                 tokens = sum(split.tokens for split in report.values())
                 on_progress(Progress(bytes_read=batch[-1][1].position, bytes_total=source.size, tokens=tokens))
-    return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut is not None)
+    return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut.name if splitter.cut else None)
 
 
 def prepare_stream(
@@ -181,7 +180,7 @@ def prepare_stream(
     with write_dataset(output, tokenizer, overwrite=overwrite, stream=replace(stream, skip=rows)) as writers:
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
             report.tokens += writers["validation"].append(ids, len(text.encode()))
-    return PrepareReport(splits={"validation": report}, skipped=0, cut=False)
+    return PrepareReport(splits={"validation": report}, skipped=0, cut=None)
 
 
 class _Source(Protocol):
