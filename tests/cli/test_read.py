@@ -166,3 +166,10 @@ def test_a_long_prefill_shows_progress_without_a_terminal(read, monkeypatch):
     lines = read("a.jsonl").err.splitlines()
     assert len(lines) >= 3
     assert re.fullmatch(r"[\d,]+ tokens  [\d,]+ tokens/s  \d+%  \d+:\d\d left", lines[0])
+
+
+def test_conversations_are_read_as_the_model_is_asked(read):
+    messages = [{"role": "user", "content": "Who is Ahab?"}, {"role": "assistant", "content": "A captain."}]
+    Path("chat.jsonl").write_text(json.dumps({"messages": messages}))
+    read("chat.jsonl")
+    assert written()[0] == {"chat.jsonl:1": "User: Who is Ahab?\n\nAssistant: A captain.\n\n"}

@@ -12,6 +12,7 @@ from goldfinch.cli.text_files import TextFileOptions
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
+    from goldfinch.data.chat_template import ChatTemplate
     from goldfinch.data.find_files import FoundFiles
     from goldfinch.data.prepare import PrepareReport
     from goldfinch.data.tokenizers import Tokenizer
@@ -43,6 +44,9 @@ class Prepare:
     For indexed datasets, the one that they were made with."""
     vocab_size: int = 4096
     """Vocabulary size of a trained tokenizer (bpe)."""
+    chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """How conversations are written, {"messages": [{"role": ..., "content": ...}, ...]} in .jsonl or .parquet: a Jinja
+    file as of Hugging Face, or a model folder that has one. By default, as RWKV's chat models write them."""
     validation_fraction: float = 0.01
     """Fraction of the text for validation: whole documents, and where they do not fit, the end of one."""
     seed: int = 0
@@ -69,12 +73,14 @@ class Prepare:
 
     def _prepare(self, found: "FoundFiles") -> None:
         from goldfinch.cli.progress import PreparingDisplay, SkippedDocuments, errors_console
+        from goldfinch.data.chat_template import ChatTemplate
         from goldfinch.data.prepare import prepare
 
+        template = ChatTemplate() if self.chat_template is None else ChatTemplate.read(self.chat_template)
         skipped = SkippedDocuments(errors_console())
         with PreparingDisplay() as display:
             display.start(f"tokenizer {self.tokenizer}")
-            tokenizer = self._tokenizer(found)
+            tokenizer = self._tokenizer(found, template)
             display.start("encoding")
             report = prepare(
                 found.paths,
@@ -84,6 +90,7 @@ class Prepare:
                 seed=self.seed,
                 text_field=self.text.text_field,
                 encodings=found.encodings,
+                chat_template=template,
                 overwrite=self.overwrite,
                 on_progress=display.advance,
                 on_error=skipped,
@@ -91,7 +98,7 @@ class Prepare:
         skipped.finish()
         self._print_summary(report, tokenizer)
 
-    def _tokenizer(self, found: "FoundFiles") -> "Tokenizer":
+    def _tokenizer(self, found: "FoundFiles", template: "ChatTemplate") -> "Tokenizer":
         from goldfinch.data.indexed_dataset import is_index_file
         from goldfinch.data.prepare import train_tokenizer
         from goldfinch.data.tokenizers import named_tokenizer
@@ -103,7 +110,13 @@ class Prepare:
             raise UserError(
                 f"{index} needs the tokenizer that it was made with: --tokenizer world, or a tokenizer.json"
             )
-        return train_tokenizer(found.paths, self.vocab_size, text_field=self.text.text_field, encodings=found.encodings)
+        return train_tokenizer(
+            found.paths,
+            self.vocab_size,
+            text_field=self.text.text_field,
+            encodings=found.encodings,
+            chat_template=template,
+        )
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
         lines = [

@@ -61,6 +61,7 @@ class Read:
         Raises:
             UserError: the output exists, a file has no text, or there is no model; then nothing is read.
         """
+        from goldfinch.data.chat_template import ChatTemplate
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
         from goldfinch.inference.documents import read_documents as read_into_context
 
@@ -71,7 +72,8 @@ class Read:
         # Better now than after hours of reading.
         self.output.parent.mkdir(parents=True, exist_ok=True)
         skipped = SkippedDocuments(errors)
-        documents = read_documents(found.paths, self.text.text_field, skipped, found.encodings)
+        template = ChatTemplate.load(self.model) or ChatTemplate()
+        documents = read_documents(found.paths, self.text.text_field, skipped, found.encodings, template)
         total = None if STANDARD_INPUT in found.paths else input_bytes(found.paths)
         with ReadingDisplay(total) as display:
             try:

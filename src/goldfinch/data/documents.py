@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.text_encoding import UTF8
 from goldfinch.errors import UserError
 
 # Longer documents come in pieces of at most this many characters, which bounds the memory.
 MAX_PIECE_CHARACTERS = 1 << 22
+# The field or column with the messages of a conversation.
+MESSAGES = "messages"
 # Stands for standard input among file paths.
 STANDARD_INPUT = Path("-")
 # Name of a temporary file with what standard input held.
@@ -34,6 +37,7 @@ class Document:
         continues: whether the next item continues the same document.
         position: bytes of all files read so far, as stored: for progress.
         line: its line or row, counted from 1, in files with many documents; 0 if the file is the document.
+        is_chat: whether it is a conversation, in which the names of special tokens stand for these tokens.
     """
 
     text: str
@@ -41,6 +45,7 @@ class Document:
     continues: bool = False
     position: int = 0
     line: int = 0
+    is_chat: bool = False
 
     @property
     def name(self) -> str:
@@ -51,6 +56,11 @@ class Document:
     def length(self) -> int:
         """Number of characters."""
         return len(self.text)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Half a conversation is none, and could end inside a special token."""
+        return not self.is_chat
 
     def cut(self, at: int, margin: int) -> tuple["Document", "Document | None"]:
         """Split at the end of the paragraph, line or word nearest to `at`, within `margin`: both parts."""
@@ -78,10 +88,11 @@ class _Form:
 
     text_field: str
     encoding: str
+    chat_template: ChatTemplate | None
 
 
-# What a reader yields: text, continues, position in the file, line.
-_Pieces = Iterator[tuple[str, bool, int, int]]
+# What a reader yields: text, continues, position in the file, line, is_chat.
+_Pieces = Iterator[tuple[str, bool, int, int, bool]]
 _Report = Callable[[int, str], None]
 
 
@@ -90,10 +101,12 @@ def read_documents(
     text_field: str = "text",
     on_error: Callable[[str], None] | None = None,
     encodings: Mapping[Path, str] | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[Document]:
     """Read the documents of `paths` in order, without holding a file in memory.
 
-    .jsonl, .jsonl.gz and .parquet have a document per line or row, in `text_field`; a text file of any other kind, and
+    .jsonl, .jsonl.gz and .parquet have a document per line or row, in `text_field`, or, where there is no such field, a
+    conversation in `messages`: a list of {"role": ..., "content": ...}. A text file of any other kind, and
     `STANDARD_INPUT`, is one document. Paths are checked immediately, their contents as they are read.
 
     Args:
@@ -102,6 +115,7 @@ def read_documents(
         on_error: called with "file:line: reason" for each document that is skipped: invalid JSON, no such field, not
             a string, empty, not Unicode. None: the first one raises.
         encodings: of the files that are not UTF-8.
+        chat_template: how conversations are written; None: they are not read.
 
     Raises:
         UserError: a file is missing, empty, binary, in another encoding or corrupt.
@@ -109,7 +123,8 @@ def read_documents(
     if not paths:
         raise UserError("no files given: name at least one")
     readers = [_reader(path) for path in paths]
-    return _read_all(paths, readers, text_field, on_error, encodings or {})
+    forms = [_Form(text_field, (encodings or {}).get(path, UTF8), chat_template) for path in paths]
+    return _read_all(paths, readers, forms, on_error)
 
 
 def has_many_documents(path: Path) -> bool:
@@ -138,9 +153,8 @@ def _reader(path: Path) -> "_Reader":
 def _read_all(
     paths: Sequence[Path],
     readers: Sequence["_Reader"],
-    text_field: str,
+    forms: Sequence["_Form"],
     on_error: Callable[[str], None] | None,
-    encodings: Mapping[Path, str],
 ) -> Iterator[Document]:
     def report(path: Path, line: int, reason: str) -> None:
         message = f"{path}:{line}: {reason}"
@@ -149,11 +163,10 @@ def _read_all(
         on_error(message)
 
     before = 0
-    for path, reader in zip(paths, readers, strict=True):
-        form = _Form(text_field, encodings.get(path, UTF8))
+    for path, reader, form in zip(paths, readers, forms, strict=True):
         try:
-            for text, continues, position, line in reader(path, form, partial(report, path)):
-                yield Document(text, source_name(path), continues, before + position, line)
+            for text, continues, position, line, is_chat in reader(path, form, partial(report, path)):
+                yield Document(text, source_name(path), continues, before + position, line, is_chat)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"cannot read {source_name(path)}: {error}; check the file or leave it out") from error
         before += 0 if path == STANDARD_INPUT else path.stat().st_size
@@ -198,7 +211,7 @@ def _read_text(path: Path, form: _Form, report: _Report) -> _Pieces:
         for text, continues in _in_pieces(_decoded_blocks(source_name(path), file, form.encoding)):
             if not text:
                 raise UserError(f"{source_name(path)} is empty; leave it out")
-            yield text, continues, file.tell() if file.seekable() else 0, 0
+            yield text, continues, file.tell() if file.seekable() else 0, 0, False
 
 
 def _decoded_blocks(source: str, file: BinaryIO, encoding: str) -> Iterator[str]:
@@ -221,31 +234,46 @@ def _read_json_lines(path: Path, form: _Form, report: _Report) -> _Pieces:
             if line.isspace():
                 continue
             try:
-                text = _text_of_json(line, form)
+                text, is_chat = _text_of_record(_parse_json(line, form.encoding), form)
             except _BadDocumentError as error:
                 report(number, str(error))
                 continue
             for piece, continues in _cut(text):
-                yield piece, continues, stored.tell(), number
+                yield piece, continues, stored.tell(), number, is_chat
 
 
-def _text_of_json(line: bytes, form: _Form) -> str:
-    text_field = form.text_field
+def _parse_json(line: bytes, encoding: str) -> dict[str, Any]:
     try:
-        content = json.loads(line.decode(form.encoding))
+        content = json.loads(line.decode(encoding))
     except UnicodeDecodeError:
-        raise _BadDocumentError("not UTF-8" if form.encoding == UTF8 else f"not {form.encoding}") from None
+        raise _BadDocumentError("not UTF-8" if encoding == UTF8 else f"not {encoding}") from None
     except (ValueError, RecursionError) as error:
         raise _BadDocumentError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
         raise _BadDocumentError("not a JSON object")
-    if text_field not in content:
-        raise _BadDocumentError(f"no field {text_field!r}")
-    return _check(content[text_field], text_field)
+    return content
+
+
+def _text_of_record(record: Mapping[str, Any], form: _Form) -> tuple[str, bool]:
+    """The text of a line or row, and whether it is a conversation."""
+    if form.text_field in record:
+        return _check(record[form.text_field], form.text_field), False
+    if form.chat_template is None or MESSAGES not in record:
+        raise _BadDocumentError(f"no field {form.text_field!r}")
+    messages = record[MESSAGES]
+    if not isinstance(messages, list) or not messages:
+        raise _BadDocumentError(f"{MESSAGES!r} is not a list of messages")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
+            raise _BadDocumentError(f"message {number} needs a role and a content, which must be text")
+    try:
+        text = form.chat_template.render(messages, add_generation_prompt=False)
+    except UserError as error:
+        raise _BadDocumentError(str(error)) from error
+    return _check(text, MESSAGES), True
 
 
 def _read_parquet(path: Path, form: _Form, report: _Report) -> _Pieces:
-    text_field = form.text_field
     try:
         import pyarrow
         from pyarrow import parquet
@@ -254,21 +282,22 @@ def _read_parquet(path: Path, form: _Form, report: _Report) -> _Pieces:
     try:
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            if text_field not in columns:
-                raise UserError(f"{path} has no column {text_field!r} but {', '.join(columns)}; give --text-field")
+            column = MESSAGES if form.chat_template and form.text_field not in columns else form.text_field
+            if column not in columns:
+                raise UserError(f"{path} has no column {form.text_field!r} but {', '.join(columns)}; give --text-field")
             size = path.stat().st_size
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
                 for value in batch.column(0):
                     row += 1
                     try:
-                        text = _check(value.as_py(), text_field)
+                        text, is_chat = _text_of_record({column: value.as_py()}, form)
                     except (_BadDocumentError, UnicodeDecodeError) as error:
                         report(row, str(error))
                         continue
                     position = size * row // file.metadata.num_rows
                     for piece, continues in _cut(text):
-                        yield piece, continues, position, row
+                        yield piece, continues, position, row, is_chat
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
 

@@ -69,6 +69,11 @@ class TokenDocument:
         """Number of tokens."""
         return len(self.ids)
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Always."""
+        return True
+
     def cut(self, at: int, margin: int) -> tuple["TokenDocument", "TokenDocument | None"]:
         """The first `at` tokens and the rest; tokens do not show where paragraphs end."""
         rest = replace(self, ids=self.ids[at:]) if at < self.length else None

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.checksums import BlockChecksums, checksum
 from goldfinch.data.shards import SPLITS, START_DTYPE, TOKEN_DTYPES, TOKENIZER, Index, Shard, Split
 from goldfinch.data.stream import Stream
@@ -131,11 +132,12 @@ def write_dataset(
     overwrite: bool = False,
     shard_tokens: int = SHARD_TOKENS,
     stream: Stream | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[dict[Split, SplitWriter]]:
     """Yield a writer for each split; when the block succeeds, `output` is the complete data directory.
 
     When the block raises, `output` is unchanged. An `output` that is overwritten stays until the new one is complete.
-    With `stream`, training reads that instead of shards.
+    With `stream`, training reads that instead of shards. `chat_template` is saved for the models that train on it.
 
     Raises:
         UserError: see `check_output`.
@@ -149,6 +151,8 @@ def write_dataset(
         finally:
             shards = {split: writer.close() for split, writer in writers.items()}
         tokenizer.save(directory / TOKENIZER)
+        if chat_template is not None:
+            chat_template.save(directory)
         Index(
             tokenizer=tokenizer.name,
             tokenizer_hash=tokenizer.hash,

@@ -4,6 +4,7 @@ A data directory has, for the splits "train" and "validation",
 
     index.json             sizes and checksums of the other files, the tokenizer's name, format version
     tokenizer.json         the tokenizer itself
+    chat_template.jinja    how conversations are written, if there are any
     train-00000.bin        token ids, little-endian uint16 or uint32; every document ends with the end of text
     train-00000.sums       XXH3 of each 64 KiB of train-00000.bin: little-endian uint64
     train-00000.docs       where documents start in train-00000.bin: little-endian uint64, in tokens

@@ -4,7 +4,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from goldfinch.data.shards import Split
 from goldfinch.errors import UserError
@@ -24,6 +24,10 @@ class Splittable(Protocol):
     @property
     def length(self) -> int:
         """Number of characters or tokens."""
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether its parts are documents of their own."""
 
     def cut(self, at: int, margin: int) -> tuple[Self, Self | None]:
         """Split at `at`, up to `margin` earlier or later: the first part, and the rest if any."""
@@ -92,10 +96,9 @@ class Splitter:
         """Read as many documents as needed to decide. None: there are no documents.
 
         Raises:
-            UserError: the only document is a single character or token.
+            UserError: the only document is a single character or token, or a conversation.
         """
-        lengths: list[int] = []
-        names: list[str] = []
+        known: list[_Known] = []
         smallest, largest = 1.0, 0.0
         count = length = 0
         for document in documents:
@@ -106,16 +109,16 @@ class Splitter:
             smallest, largest = min(smallest, draw), max(largest, draw)
             count += 1
             if count <= MAX_WEIGHED:
-                lengths.append(length)
-                names.append(document.name)
+                known.append(_Known(document.name, length, document.can_be_cut))
             elif smallest < fraction <= largest:
                 return cls(fraction=fraction, seed=seed)
             length = 0
-        if not lengths:
+        if not known:
             return None
-        if len(lengths) == 1 and lengths[0] < 2:
-            raise UserError("a single character or token cannot be split into training and validation: give more text")
-        return _weighed(lengths, names, fraction, seed)
+        if len(known) == 1 and (known[0].length < 2 or not known[0].can_be_cut):
+            kind = "character or token" if known[0].can_be_cut else "conversation"
+            raise UserError(f"a single {kind} cannot be split into training and validation: give more text")
+        return _weighed(known, fraction, seed)
 
     def assign(self, documents: Iterable[D]) -> Iterator[tuple[Split, D]]:
         """Each document, or piece of one, with its split."""
@@ -144,10 +147,18 @@ class Splitter:
                 yield "validation", rest
 
 
-def _weighed(lengths: list[int], names: list[str], fraction: float, seed: int) -> Splitter:
+class _Known(NamedTuple):
+    """What is known of a document."""
+
+    name: str
+    length: int
+    can_be_cut: bool
+
+
+def _weighed(documents: list[_Known], fraction: float, seed: int) -> Splitter:
     """The splitter for documents of known lengths."""
-    order = sorted(range(len(lengths)), key=lambda index: _draw(seed, index))
-    sizes = [length + 1 for length in lengths]  # with the end of text
+    order = sorted(range(len(documents)), key=lambda index: _draw(seed, index))
+    sizes = [document.length + 1 for document in documents]  # with the end of text
     target = fraction * sum(sizes)
     gap, chosen, cut = target, set(), None
     for index in order:
@@ -155,21 +166,22 @@ def _weighed(lengths: list[int], names: list[str], fraction: float, seed: int) -
             chosen.add(index)
             gap -= sizes[index]
     left = [index for index in order if index not in chosen]  # never empty: target is below the sum
-    if len(lengths) == 1:
-        cut = _cut(0, names, lengths, round(gap))
+    if len(documents) == 1:
+        cut = _cut(0, documents[0], round(gap))
     elif gap > target / 10:
         part = max(round(gap), MIN_PART)
-        longer = next((index for index in left if lengths[index] >= part + MIN_PART), None)
+        long = (each for each in left if documents[each].can_be_cut and documents[each].length >= part + MIN_PART)
+        first = next(long, None)
         nearest = min(left, key=lambda index: abs(sizes[index] - gap))
         is_near = abs(sizes[nearest] - gap) <= target / 4
-        if len(left) > 1 and (is_near or (longer is None and not chosen)):
+        if len(left) > 1 and (is_near or (first is None and not chosen)):
             chosen.add(nearest)
-        elif longer is not None:
-            cut = _cut(longer, names, lengths, part)
+        elif first is not None:
+            cut = _cut(first, documents[first], part)
     return Splitter(fraction=fraction, seed=seed, validation=frozenset(chosen), cut=cut)
 
 
-def _cut(index: int, names: list[str], lengths: list[int], part: int) -> Cut:
+def _cut(index: int, document: _Known, part: int) -> Cut:
     """The cut that leaves `part` of a document for validation, or nearly so: both parts have something."""
-    length = lengths[index]
-    return Cut(index=index, name=names[index], at=min(max(1, length - part), length - 1), length=length)
+    at = min(max(1, document.length - part), document.length - 1)
+    return Cut(index=index, name=document.name, at=at, length=document.length)

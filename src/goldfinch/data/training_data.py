@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from goldfinch.data.batches import Batches, ShuffledWindows, Windows
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.mixture import Mixture, Source, parse_sources
 from goldfinch.data.shards import TOKENIZER, Index, TokenDataset, load_data_tokenizer
 from goldfinch.data.stream import Stream
@@ -24,6 +25,7 @@ class TrainingData:
         train: the training tokens of each source, or the stream to read them from.
         validation: validation tokens by name of the source, of sources that have some.
         tokenizer: the same for all sources.
+        chat_template: of the first source that has conversations, if any.
     """
 
     sources: list[Source]
@@ -31,6 +33,7 @@ class TrainingData:
     train: list[TokenDataset | Stream]
     validation: dict[str, TokenDataset]
     tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
 
     @classmethod
     def open(cls, texts: Sequence[str]) -> Self:
@@ -60,7 +63,9 @@ class TrainingData:
             index.stream or TokenDataset(folder, "train", index)
             for folder, index in zip(folders.values(), indices, strict=True)
         ]
-        return cls(sources, indices, train, validation, load_data_tokenizer(Path(sources[0].folder), indices[0]))
+        tokenizer = load_data_tokenizer(Path(sources[0].folder), indices[0])
+        templates = filter(None, map(ChatTemplate.load, folders.values()))
+        return cls(sources, indices, train, validation, tokenizer, next(templates, None))
 
     def fingerprint(self) -> list[dict[str, str]]:
         """What tells this data from other data, for each source: checksums of its tokenizer and of its tokens."""

@@ -133,7 +133,7 @@ class Trainer:
         if resume:
             remove_unfinished(self._run)
         else:
-            describe_model(self._config, self._data.tokenizer)
+            describe_model(self._config, self._data.tokenizer, self._data.chat_template)
             write_data(self._run, self._data.fingerprint)
         write_settings(self._config)
         return Metrics(self._run, self._progress.step, open_trackers(self._config))
@@ -167,7 +167,7 @@ class Trainer:
         while self._done() < 1:
             stopping = self._step(stop)
             step, last = self._progress.step, self._done() >= 1
-            validating = step % config.validate_every == 0 and not last
+            validating = config.validate_every > 0 and step % config.validate_every == 0 and not last
             saving = stopping or step % config.save_every == 0 or last
             sampling = config.sample_every > 0 and (step % config.sample_every == 0 or last)
             if validating or saving or sampling:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.prepare import prepare, train_tokenizer
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
@@ -99,3 +100,16 @@ def test_a_line_that_is_not_a_record_is_named(record, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(record) + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 is not a record of a run"):
         Metrics(tmp_path, 5)
+
+
+def test_a_model_that_learns_from_conversations_keeps_their_template(settings, silent, tmp_path):
+    lines = [{"messages": [{"role": "user", "content": f"Say {n}"}]} for n in range(50)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    template = ChatTemplate("{% for message in messages %}{{ message.role }}> {{ message.content }}\n{% endfor %}")
+    prepare([tmp_path / "chat.jsonl"], tmp_path / "chat", ByteTokenizer(), chat_template=template)
+    config = settings(data=(str(tmp_path / "chat"),), steps=1, sample_every=0)
+    Trainer(config, silent()).train()
+    assert ChatTemplate.load(config.output) == template
+    tuned = settings(initial=config.output, output=tmp_path / "tuned", steps=1, sample_every=0)
+    Trainer(tuned, silent()).train()
+    assert ChatTemplate.load(tuned.output) == template

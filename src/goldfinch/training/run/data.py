@@ -41,6 +41,8 @@ class RunData:
             check_data(config.output, config.data, self.fingerprint)
         self.tokenizer = data.tokenizer
         """Of all the text."""
+        self.chat_template = data.chat_template
+        """Of the conversations in it, if there are any."""
         _check_vocabulary(config, self.tokenizer)
         self.token_bytes = torch.tensor([len(self.tokenizer.token_bytes(i)) for i in range(self.tokenizer.vocab_size)])
         """(V,) int64: bytes of text per token id."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goldfinch.checkpoint.model_folder import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description
+from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.mixture import Source
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
@@ -41,7 +42,7 @@ def check_new(run: Path) -> None:
         raise UserError(
             f"{run} already holds a run: resume it with `goldfinch train --resume {run}`, or choose another folder"
         )
-    taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, FOLDER, METRICS) if (run / name).exists()]
+    taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, FOLDER, METRICS) if (run / name).exists()]
     if taken or run.is_file():
         raise UserError(f"{run / ''.join(taken[:1])} exists: choose another output folder")
 
@@ -93,16 +94,18 @@ def write_data(run: Path, fingerprint: list[dict[str, str]]) -> None:
 
 def remove_temporary_files(run: Path) -> None:
     """Remove the unfinished files that a killed run has left in its folder."""
-    names = (SETTINGS, DATA, CONFIG, WEIGHTS, TOKENIZER, METRICS, PLOT)
+    names = (SETTINGS, DATA, CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, METRICS, PLOT)
     for path in run.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["name"] in names and path.is_file():
             path.unlink(missing_ok=True)
 
 
-def describe_model(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Write the config and the tokenizer of a new run."""
-    save_description(config.output, config.model, tokenizer)
+def describe_model(config: TrainConfig, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> None:
+    """Write the config, the tokenizer and the chat template of a new run; by default that of the initial model."""
+    if chat_template is None and config.initial is not None:
+        chat_template = ChatTemplate.load(config.initial)
+    save_description(config.output, config.model, tokenizer, chat_template)
 
 
 def write_settings(config: TrainConfig) -> None:
