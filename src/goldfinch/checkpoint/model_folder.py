@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
@@ -23,15 +24,18 @@ from goldfinch.model import Decoder
 _LOGGER = logging.getLogger(__name__)
 FORMAT, VERSION = "goldfinch", 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
-def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
-    """Write `config.json` and, if there is a tokenizer, `tokenizer.json`."""
+def save_description(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, chat_template: ChatTemplate | None = None
+) -> None:
+    """Write `config.json` and, if there are any, `tokenizer.json` and the chat template."""
     content = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
     write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder / TOKENIZER)
+    if chat_template is not None:
+        chat_template.save(folder)
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:

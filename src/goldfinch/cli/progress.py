@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from goldfinch.cli.units import clock
 
 if TYPE_CHECKING:
+    from goldfinch.data.prepare import Progress as PrepareProgress
     from goldfinch.training.config import TrainConfig
     from goldfinch.training.loss import Validation
 
@@ -104,8 +113,8 @@ class TrainingDisplay(_Display):
     def validation(self, step: int, result: "Validation") -> None:
         """Print a line above the bar."""
         self._console.print(
-            f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte"
-            + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
+            f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
+            f"({result.extent})" + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
         )
         sys.stdout.flush()
 
@@ -155,6 +164,35 @@ class ReadingDisplay(_Display):
                 left = self.seconds / position * (self._total - position)
                 line += f"  {position / self._total:.0%}  {clock(left)} left"
             self._console.print(line)
+
+
+class PreparingDisplay(_Display):
+    """Progress of `goldfinch data prepare`, on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            errors_console(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TransferSpeedColumn(),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+
+    def start(self, description: str) -> None:
+        """The next part begins."""
+        self._started = time.monotonic()
+        self._bar.reset(self._task, description=description)
+        if not self._console.is_terminal:
+            self._console.print(f"{description} ...")
+
+    def advance(self, progress: "PrepareProgress") -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=progress.bytes_read, total=progress.bytes_total)
+        if self._line_is_due() and progress.bytes_read:
+            left = (time.monotonic() - self._started) / progress.bytes_read * progress.bytes_total
+            done = progress.bytes_read / progress.bytes_total
+            self._console.print(f"{progress.tokens:,} tokens  {done:.0%}  {clock(left * (1 - done))} left")
 
 
 class SkippedDocuments:

@@ -11,6 +11,7 @@ from goldfinch.cli.arguments import parse
 from goldfinch.cli.contexts import ContextOptions, Device, Dtype, Rope, load_folder
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.tables import print_json
+from goldfinch.cli.text_files import TextFileOptions
 from goldfinch.cli.units import clock, size
 from goldfinch.errors import UserError
 
@@ -27,9 +28,9 @@ class Read:
     """
 
     files: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]]
-    """UTF-8 text files of any kind, one document each; .jsonl, .jsonl.gz and .parquet, one document per line or row;
-    folders, for all text files in them except hidden ones; quoted patterns such as "src/**/*.py"; - for standard
-    input."""
+    """Text files of any kind, one document each; .jsonl, .jsonl.gz and .parquet, one document per line or row; folders,
+    for all text files in them except hidden ones and what .gitignore excludes; quoted patterns such as "src/**/*.py"; -
+    for standard input."""
     model: Annotated[Path, tyro.conf.arg(aliases=["-m"], metavar="MODEL")]
     """Model folder, from `goldfinch train` or `goldfinch convert`."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.gfc")]
@@ -41,8 +42,8 @@ class Read:
     """Overwrite the file if it exists."""
     append: bool = False
     """Append to an existing file, with the latents that it has."""
-    text_field: str = "text"
-    """Field (.jsonl) or column (.parquet) that holds the text."""
+    text: Annotated[TextFileOptions, tyro.conf.arg(name="")] = TextFileOptions()
+    """Which files are read, and how."""
     dtype: Dtype = "auto"
     """Weight dtype: float32, bfloat16 or float16; auto: as stored. Processors without bf16 instructions read several
     times faster in float32."""
@@ -60,20 +61,19 @@ class Read:
         Raises:
             UserError: the output exists, a file has no text, or there is no model; then nothing is read.
         """
+        from goldfinch.data.chat_template import ChatTemplate
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
-        from goldfinch.data.find_files import find_text_files
         from goldfinch.inference.documents import read_documents as read_into_context
 
         self._check_output()
-        found = find_text_files(self.files)
+        errors = errors_console()
+        found = self.text.find(self.files, errors)
         context = self._context()
         # Better now than after hours of reading.
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        errors = errors_console()
-        if found.num_skipped:
-            errors.print(f"skipped {found.num_skipped:,} files that are empty or not UTF-8 text")
         skipped = SkippedDocuments(errors)
-        documents = read_documents(found.paths, self.text_field, skipped, any_text=True)
+        template = ChatTemplate.load(self.model) or ChatTemplate()
+        documents = read_documents(found.paths, self.text.text_field, skipped, found.encodings, template)
         total = None if STANDARD_INPUT in found.paths else input_bytes(found.paths)
         with ReadingDisplay(total) as display:
             try:

@@ -13,11 +13,11 @@ from goldfinch.argument_checks import file_path, integer, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_model_folder
 from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.devices import dtype_name, resolve_device, resolve_dtype
 from goldfinch.errors import UserError
 from goldfinch.inference.batch import Batch
-from goldfinch.inference.chat import ChatTemplate, Message
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.format import open_context
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
