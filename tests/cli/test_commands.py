@@ -56,7 +56,7 @@ def test_every_command_explains_itself(command, capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert f"goldfinch {command}" in text
-    assert "(required)" in text or "default:" in text
+    assert "(required)" in text or "default:" in text or "subcommands:" in text
 
 
 def test_training_prints_the_next_command_which_works(trained, capsys):
@@ -165,7 +165,7 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "--resume", tmp_path / "nothing"): "holds no training run",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--model.vocab-size", 100): "--model.vocab-size 257",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--sequence-length", 10**6): "shorter --sequence-length",
-        ("train", "--data", data, "-o", out, "--stepz", 4): "Perhaps you meant: --steps",
+        ("train", "--data", data, "-o", out, "--stepz", 4): "did you mean --steps?",
         ("train", "--data", data, "-o", out, "--steps", "many"): "--steps",
         ("train", "--data", data): "--output",
         ("train", "--dry-run", "--num-gpus", 3): "cannot be shared by 3",
@@ -184,7 +184,7 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ): "head.weight",
         ("train", "--data", data, "-o", out, "--dtype", "fp8"): "use auto, bfloat16 or float32",
         ("train", "--data", data, "-o", out, "--model.rope", "bass=3"): "did you mean base",
-        ("data",): "{prepare, stream, verify, export}",
+        ("data",): "missing: one of prepare, stream, verify, export",
         ("generate", tmp_path, "x"): "holds no model",
         ("generate", trained): "goldfinch generate --help",
         ("generate", trained, ""): "prompt is empty",
