@@ -11,6 +11,7 @@ import tyro
 from goldfinch.cli.arguments import parse
 from goldfinch.cli.contexts import Device
 from goldfinch.cli.tables import Rows, print_json, print_table
+from goldfinch.cli.terminal import print_text, shown
 from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
@@ -84,7 +85,7 @@ class Cat:
         if not first <= start <= stop:
             raise UserError(f"no tokens {self.start_token} to {self.stop_token}: the range is 0 to {last - first}")
         for piece in text.read(start, stop):
-            print(piece, end="")
+            print_text(piece, end="")
         print()
 
 
@@ -128,8 +129,8 @@ class Grep:
 def _line(hit: "Hit") -> Any:
     from rich.text import Text
 
-    place = f"{hit.document}:{hit.position}: " if hit.document else f"{hit.position}: "
-    before, text, after = (" ".join(part.split("\n")) for part in (hit.before, hit.text, hit.after))
+    place = shown(f"{hit.document}:{hit.position}: " if hit.document else f"{hit.position}: ")
+    before, text, after = (shown(" ".join(part.split("\n"))) for part in (hit.before, hit.text, hit.after))
     return Text.assemble((place, "dim"), before, (text, "bold red"), after)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from goldfinch.cli.rope import parse_rope
+from goldfinch.cli.terminal import print_text, shown
 from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
@@ -59,7 +60,7 @@ class ContextOptions:
         folder = require_model_folder(path, description, self.model)
         dtype = description.dtype if self.dtype == "auto" else self.dtype
         context = load_folder(folder, dtype, self.device, self.rope).open(path, self.cache_budget)
-        print(f"{path}: {len(context):,} tokens{_cache_level(context)}", file=sys.stderr)
+        print(f"{shown(str(path), sys.stderr)}: {len(context):,} tokens{_cache_level(context)}", file=sys.stderr)
         return context
 
     def _open_folder(self, folder: Path) -> "Context":
@@ -100,11 +101,18 @@ def text_argument(argument: str) -> str:
         raise UserError(f"standard input is not UTF-8 text: {error}") from error
 
 
-def print_stream(stream: "GenerationStream", strip: bool = False) -> None:
-    """Print pieces of text as they come; `strip` drops the space that a chat template puts before an answer."""
+def print_stream(stream: "GenerationStream", strip: bool = False, prompt: str = "") -> None:
+    """Print pieces of text as they come.
+
+    Args:
+        stream: the pieces.
+        strip: whether to drop the space that a chat template puts before an answer.
+        prompt: printed before the first piece, when that is there: nothing is printed if the model fails.
+    """
     for piece in stream:
-        print(piece.lstrip(" ") if strip else piece, end="", flush=True)
-        strip = False
+        print_text(prompt + (piece.lstrip(" ") if strip else piece), end="")
+        strip, prompt = False, ""
+    print_text(prompt, end="")
 
 
 def _cache_level(context: "Context") -> str:

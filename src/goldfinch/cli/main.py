@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from goldfinch import __version__, malloc
+from goldfinch.cli.terminal import replace_what_cannot_be_encoded, shown
 from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean
 
@@ -36,6 +37,7 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Run the command that `args` name and return the exit code."""
+    replace_what_cannot_be_encoded()
     try:
         with _log_to_stderr():
             _dispatch(args or ["--help"])
@@ -54,7 +56,7 @@ def run(args: list[str]) -> int:
 
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"goldfinch: {record.getMessage()}", file=sys.stderr)
+        print(shown(f"goldfinch: {record.getMessage()}", sys.stderr), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -86,7 +88,7 @@ def _dispatch(args: list[str]) -> None:
 
 def _fail(message: str, exit_code: int) -> int:
     if message:  # empty where another process of the run prints it
-        print(f"goldfinch: {message}", file=sys.stderr)
+        print(shown(f"goldfinch: {message}", sys.stderr), file=sys.stderr)
     return exit_code
 
 

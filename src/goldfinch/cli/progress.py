@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from goldfinch.cli.terminal import shown
 from goldfinch.cli.units import clock
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class TrainingDisplay(_Display):
 
     def notice(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(shown(text), markup=False, soft_wrap=True)
 
     def compiled(self, seconds: float) -> None:
         """Print a line above the bar."""
@@ -105,14 +106,14 @@ class TrainingDisplay(_Display):
         """Print a line above the bar."""
         self._console.print(
             f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte"
-            + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
+            + "".join(f"; {escape(shown(name))} {each.loss:.4f}" for name, each in result.sources.items())
         )
         sys.stdout.flush()
 
     def sample(self, step: int, text: str) -> None:
         """Print the sample above the bar."""
         if self._samples:
-            self._console.print(f"[dim]step {step:,} writes:[/] {escape(' '.join(text.split()))}")
+            self._console.print(f"[dim]step {step:,} writes:[/] {escape(shown(text.strip()))}", soft_wrap=True)
 
 
 class ReadingDisplay(_Display):
@@ -168,7 +169,7 @@ class SkippedDocuments:
         """Report one."""
         self._count += 1
         if self._count <= SHOWN_ERRORS:
-            self._console.print(f"skipped {message}")
+            self._console.print(shown(f"skipped {message}", self._console.file))
 
     def finish(self) -> None:
         """Report the number of the rest."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse
+from goldfinch.cli.contexts import print_stream
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ def _generate(run: Path) -> str:
 
     lm = load(run)
     context = lm.read(PROMPT)
-    print(PROMPT, end="", flush=True)
-    for piece in context.stream(max_tokens=120, temperature=0.8, top_p=0.9, seed=1):
-        print(piece, end="", flush=True)
+    print_stream(context.stream(max_tokens=120, temperature=0.8, top_p=0.9, seed=1), prompt=PROMPT)
     costs = account(lm.config)
     return (
         f"cache       {costs.cache_bytes_per_token} bytes per token, where a Transformer of the same depth and width "
