@@ -49,6 +49,64 @@ def test_the_first_help_needs_no_torch(args):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+MISTAKES = [
+    "info goldfich-L6-D256",
+    "info nosuch/folder",
+    "bench speed goldfich-L6-D256",
+    "bench memory nosuch",
+    "ask nosuch.gfc x",
+    "ask book.gfc x -m nosuch",
+    "generate nosuch x",
+    "generate . x",
+    "generate . x --temprature 1",
+    "chat nosuch",
+    "cache info nosuch.gfc",
+    "read nosuch.txt -m run -o x.gfc",
+    "read book.gfc -m nosuch -o x.gfc",
+    "convert nosuch.pth -o x",
+    "upgrade nosuch.pth --gold append:1 -o x",
+    "train --resume nosuch",
+    "train --initial nosuch --data x -o y",
+    "train --config nosuch.yaml",
+    "train --data nosuch -o y",
+    "compare goldfinch-L3-D64 llama-L3-D64 --data nosuch -o y",
+    "data verify nosuch",
+    "experiment position nosuch --text x -o y",
+    "experiment mqar --kinds fnch -o y",
+]
+
+
+def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
+    (tmp_path / "book.gfc").touch()
+    code = (
+        "import sys\nfrom goldfinch.cli.main import run\n"
+        "for line in sys.argv[1:]:\n"
+        "    assert run(line.split()) == 2, line\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *MISTAKES], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(MISTAKES)
+    assert "Errno" not in done.stderr
+    assert "did you mean goldfinch-L6-D256?" in done.stderr
+
+
+def test_a_name_that_does_not_exist_is_answered_with_the_nearest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moby.gfc").touch()
+    assert "mobi.gfc does not exist; did you mean moby.gfc?" in fails(capsys, "ask", "mobi.gfc", "x")
+
+
+def test_the_systems_own_errors_have_no_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    error = fails(capsys, "quickstart", "-o", "file/run")
+    assert "Errno" not in error
+    assert "file" in error
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -162,7 +220,7 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "--config", tmp_path / "bad.yaml", "--data", data, "-o", out): "did you mean learning_rate",
         ("train", "--data", tmp_path / "nothing", "-o", out): "nothing",
         ("train", "--data", data, "-o", trained): "--resume",
-        ("train", "--resume", tmp_path / "nothing"): "holds no training run",
+        ("train", "--resume", tmp_path / "nothing"): "nothing does not exist",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--model.vocab-size", 100): "--model.vocab-size 257",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--sequence-length", 10**6): "shorter --sequence-length",
         ("train", "--data", data, "-o", out, "--stepz", 4): "did you mean --steps?",

@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from goldfinch.cli import usage
 from goldfinch.errors import UserError
+from goldfinch.settings import nearest
 
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
@@ -159,6 +160,30 @@ def _bias(word: str) -> tuple[int, float]:
     return _convert(int, token), _convert(float, bias)
 
 
+def require_path(path: Path) -> None:
+    """Check that a file or folder exists, before anything slow is imported to read it.
+
+    Raises:
+        UserError: it does not; names the one with the nearest name.
+    """
+    if path.exists():
+        return
+    folder = path.parent
+    near = nearest(path.name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
+    raise UserError(f"{path} does not exist" + (f"; did you mean {folder / near}?" if near else ""))
+
+
+def require_model(folder: Path) -> None:
+    """Check that a model folder exists and has a config, likewise.
+
+    Raises:
+        UserError: it does not.
+    """
+    require_path(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no model: config.json is missing; `goldfinch train` writes one")
+
+
 def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
     """The model config of a preset or of a folder.
 
@@ -175,7 +200,9 @@ def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
         try:
             return model_config(name, WORLD_VOCABULARY if vocab_size is None else vocab_size)
         except UserError as error:
-            raise UserError(f"no preset or folder named {name!r}; {error}") from error
+            if "/" in name:
+                require_path(Path(name))
+            raise UserError(f"{error} (nor is there a folder of this name)") from error
     if vocab_size is not None:
         raise UserError(f"--vocab-size is for presets: the model in {name} has its own vocabulary")
     from goldfinch.checkpoint.model_folder import read_config

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_path
 from goldfinch.cli.contexts import Device
 from goldfinch.cli.tables import Rows, print_json, print_table
 from goldfinch.cli.terminal import print_text, shown
@@ -211,6 +211,7 @@ class Cache:
 
     def run(self) -> None:
         """Run the subcommand."""
+        require_path(self.command.file)
         self.command.run()
 
 

@@ -75,6 +75,9 @@ class Compare:
             raise UserError("name the output folder: -o OUT")
         if self.num_seeds < 1 or self.jobs < 1:
             raise UserError("--num-seeds and --jobs must be at least 1")
+        data = ["--data", *self.data] if self.data else []
+        for name in self.names:  # before torch is imported
+            resolve([*(["--recipe", name] if "/" in name else [name]), *data, *settings, "-o", str(self.output)])
         specs = self.specs(self.output, settings)
 
         from goldfinch.experiments.compare.launch import run_all

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import require_model, require_path
 from goldfinch.cli.rope import parse_rope
 from goldfinch.cli.terminal import print_text, shown
-from goldfinch.cli.units import size
+from goldfinch.cli.units import plural, size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class ContextOptions:
 
     def open_file(self, path: Path) -> "Context":
         """The content of a .gfc file; see `open`."""
+        require_path(path)
+        if self.model is not None:
+            require_model(self.model)
         from goldfinch.inference.context_file.format import read_description
         from goldfinch.inference.context_file.text import require_model_folder
 
@@ -60,7 +64,9 @@ class ContextOptions:
         folder = require_model_folder(path, description, self.model)
         dtype = description.dtype if self.dtype == "auto" else self.dtype
         context = load_folder(folder, dtype, self.device, self.rope).open(path, self.cache_budget)
-        print(f"{shown(str(path), sys.stderr)}: {len(context):,} tokens{_cache_level(context)}", file=sys.stderr)
+        print(
+            f"{shown(str(path), sys.stderr)}: {plural(len(context), 'token')}{_cache_level(context)}", file=sys.stderr
+        )
         return context
 
     def _open_folder(self, folder: Path) -> "Context":
@@ -75,6 +81,8 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
     Raises:
         UserError: as `goldfinch.load`, or `rope` has an unknown field.
     """
+    require_model(folder)
+
     from goldfinch import load
 
     if rope is None:

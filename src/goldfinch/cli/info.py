@@ -38,9 +38,10 @@ class Info:
         if self.preset is None:
             self._list_presets()
             return
+        config = named_config(self.preset, self.vocab_size)
+
         from goldfinch.model.accounting import account
 
-        config = named_config(self.preset, self.vocab_size)
         accounting = account(config, self.sequence_length, self.id_bytes)
         if self.json:
             content = {"model": config.to_dict(), **dataclasses.asdict(accounting)}

@@ -48,7 +48,7 @@ def run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         # A full disk, missing permissions: the message names the file where the system knows it.
-        return _fail(str(error), 2)
+        return _fail(_reason(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
@@ -90,6 +90,13 @@ def _fail(message: str, exit_code: int) -> int:
     if message:  # empty where another process of the run prints it
         print(shown(f"goldfinch: {message}", sys.stderr), file=sys.stderr)
     return exit_code
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, without its number: runs/x: Permission denied."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 def _help() -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_model
 from goldfinch.cli.contexts import ContextOptions, Device, Dtype, Rope, load_folder
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.tables import print_json
-from goldfinch.cli.units import clock, size
+from goldfinch.cli.units import clock, plural, size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,16 +62,19 @@ class Read:
         """
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
         from goldfinch.data.find_files import find_text_files
-        from goldfinch.inference.documents import read_documents as read_into_context
 
         self._check_output()
+        require_model(self.model)
         found = find_text_files(self.files)
+
+        from goldfinch.inference.documents import read_documents as read_into_context
+
         context = self._context()
         # Better now than after hours of reading.
         self.output.parent.mkdir(parents=True, exist_ok=True)
         errors = errors_console()
         if found.num_skipped:
-            errors.print(f"skipped {found.num_skipped:,} files that are empty or not UTF-8 text")
+            errors.print(f"skipped {plural(found.num_skipped, 'file')}: empty or not UTF-8 text")
         skipped = SkippedDocuments(errors)
         documents = read_documents(found.paths, self.text_field, skipped, any_text=True)
         total = None if STANDARD_INPUT in found.paths else input_bytes(found.paths)
@@ -123,10 +126,9 @@ class Read:
                 }
             )
             return
-        documents = "document" if num_documents == 1 else "documents"
         print(
-            f"read {display.tokens:,} tokens of {num_documents:,} {documents} in {clock(display.seconds)}, "
-            f"{display.speed:,.0f} tokens/s"
+            f"read {plural(display.tokens, 'token')} of {plural(num_documents, 'document')} "
+            f"in {clock(display.seconds)}, {display.speed:,.0f} tokens/s"
         )
         print(
             f"saved {self.output}: {size(stored)}, {stored / num_tokens:,.1f} bytes per token; a Transformer of this "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 import yaml
 
-from goldfinch.cli.arguments import parse, parse_known
+from goldfinch.cli.arguments import parse, parse_known, require_model, require_path
 from goldfinch.cli.progress import TrainingDisplay
 from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.errors import UserError
@@ -138,6 +138,7 @@ def resolve(args: list[str]) -> Train:
         raise UserError(f"{sources.resume} resumes with its own settings: leave --recipe out")
     files = [(path, _read_file(path)) for path in sources.config]
     if sources.resume:
+        require_path(sources.resume)
         from goldfinch.training.run.folder import read_settings
 
         values = read_settings(sources.resume).to_dict() | {"output": str(sources.resume)}
@@ -175,10 +176,11 @@ def _defaults(sources: _Sources, files: list[dict[str, Any]]) -> dict[str, Any]:
     initial = sources.initial or next((content["initial"] for content in files[::-1] if content.get("initial")), None)
     data = sources.data or next((content["data"] for content in files[::-1] if content.get("data")), ())
     if initial is not None:
-        from goldfinch.checkpoint.model_folder import read_config
-
         if sources.preset:
             raise UserError(f"--initial takes the model of {initial}: leave out the preset {sources.preset}")
+        require_model(Path(initial))
+        from goldfinch.checkpoint.model_folder import read_config
+
         model = read_config(Path(initial))
         values = recipe(sources.recipe) if sources.recipe else settings_for(model)
         return values | {"model": model.to_dict()}
@@ -206,7 +208,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML or JSON file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of settings, such as `steps: 1000`")
