@@ -1,5 +1,6 @@
 """The command line as users meet it: what works, and what each mistake is answered with."""
 
+import io
 import json
 import subprocess
 import sys
@@ -201,10 +202,9 @@ def test_info_speaks_of_presets_and_runs(trained, capsys):
 
 
 def test_a_conversation_of_several_messages(trained, capsys, monkeypatch):
-    lines = iter(["The whale", "The ship"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
+    monkeypatch.setattr("sys.stdin", io.StringIO("The whale\n\nThe ship\n"))
     assert run(["chat", str(trained), "--plain", "--max-tokens", "5", "--seed", "0"]) == 0
-    assert capsys.readouterr().out.count("\n\n") >= 2
+    assert capsys.readouterr().out.count("\n") >= 2
 
 
 def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_path, capsys):
