@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "chat with a model in the terminal",
     "bench": "measure speed and memory on this machine",
     "info": "parameters, FLOPs and memory of a preset or a run",
+    "doctor": "versions, processor, compiler and GPUs: what a bug report needs",
     "convert": "convert between RWKV .pth and goldfinch folders",
     "upgrade": "add GOLD layers to a pre-trained Finch",
     "data": "prepare, verify and export training data",
@@ -79,6 +80,12 @@ def _dispatch(args: list[str]) -> None:
         print(_help())
     elif name in ("-V", "--version"):
         print(f"goldfinch {__version__}")
+    elif name == "--completion":
+        from goldfinch.cli.completion import completion
+
+        if len(rest) != 1:
+            raise UserError("--completion needs the name of a shell: bash, zsh or fish")
+        print(completion(rest[0], list(COMMANDS)))
     elif name in COMMANDS:
         malloc.tune()  # settings of the whole process are the command line's, not the library's
         importlib.import_module(f"goldfinch.cli.{name}").main(rest)
@@ -106,5 +113,6 @@ def _help() -> str:
         "usage: goldfinch COMMAND [OPTIONS]\n\n"
         "GoldFinch language models: linear prefill, a tiny compressed key cache.\n\n"
         f"commands:\n{commands}\n\n"
-        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command."
+        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command.\n"
+        "`goldfinch --completion bash|zsh|fish` prints a script that completes commands and options in your shell."
     )

@@ -36,12 +36,12 @@ def compiled(source: Path, name: str) -> ctypes.CDLL | None:
         source: the file.
         name: what messages call it.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    compiler = find_compiler()
     if compiler is None or os.name != "posix":
         _LOGGER.warning("no C++ compiler found: %s runs in PyTorch, several times slower", name)
         return None
     try:
-        path = _cache_folder() / f"{name.lower().replace(' ', '-')}-{_fingerprint(compiler, source)}.so"
+        path = cache_folder() / f"{name.lower().replace(' ', '-')}-{_fingerprint(compiler, source)}.so"
         if not path.exists():
             _build(compiler, source, name, path)
         return ctypes.CDLL(str(path))
@@ -64,7 +64,13 @@ def _fingerprint(compiler: str, source: Path) -> str:
     return hashlib.sha256(b"\0".join([*code, macros, " ".join(FLAGS).encode()])).hexdigest()[:16]
 
 
-def _cache_folder() -> Path:
+def find_compiler() -> str | None:
+    """The C++ compiler: $CXX, or the first of the usual ones; None if there is none."""
+    return os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goldfinch"
 
 
