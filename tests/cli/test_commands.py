@@ -115,7 +115,7 @@ def test_every_command_explains_itself(command, capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert f"goldfinch {command}" in text
-    assert "(required)" in text or "default:" in text or "subcommands:" in text
+    assert "(required)" in text or "default:" in text or "subcommands:" in text or command == "doctor"
 
 
 def test_training_prints_the_next_command_which_works(trained, capsys):
@@ -190,6 +190,19 @@ def test_resuming_continues_with_more_steps(corpus, tmp_path):
     assert run(["train", "--resume", str(tmp_path / "run"), "--steps", "6"]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in lines) == 6
+
+
+def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_can_begin(corpus, tmp_path, capsys):
+    args = ["train", "finch-L1-D64", "-o", str(tmp_path / "run"), *SMALL]
+    data = ["--data", str(corpus / "data")]
+    assert run([*args, *data]) == 0
+    assert "--overwrite" in fails(capsys, *args, *data)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    fails(capsys, *args, *data, "--overwrite", "--sequence-length", 10**6)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert run([*args, *data, "--overwrite", "--seed", "5"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_info_speaks_of_presets_and_runs(trained, capsys):

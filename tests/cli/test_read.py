@@ -160,3 +160,12 @@ def test_a_long_prefill_shows_progress_without_a_terminal(read, monkeypatch):
     lines = read("a.jsonl").err.splitlines()
     assert len(lines) >= 3
     assert re.fullmatch(r"reading \d+%  \d+:\d\d left  [\d,]+ tokens  [\d,]+ tokens/s", lines[0])
+
+
+def test_a_context_file_is_named_as_one_and_new_folders_are_mentioned(small_run, goldfinch):
+    Path("a.txt").write_text("x" * 50)
+    args = ["read", "a.txt", "-m", small_run, "-o"]
+    assert "book.txt must end in .gfc, such as book.gfc" in goldfinch(*args, "book.txt", code=2).err
+    captured = goldfinch(*args, "new/deep/book.gfc")
+    assert captured.err == "made the folder new/deep\n"
+    assert "of 1 document in" in captured.out

@@ -83,7 +83,8 @@ class Cat:
         start = first + self.start_token
         stop = last if self.stop_token is None else min(first + self.stop_token, last)
         if not first <= start <= stop:
-            raise UserError(f"no tokens {self.start_token} to {self.stop_token}: the range is 0 to {last - first}")
+            stop_name = "the end" if self.stop_token is None else self.stop_token
+            raise UserError(f"no tokens {self.start_token} to {stop_name}: the range is 0 to {last - first}")
         for piece in text.read(start, stop):
             print_text(piece, end="")
         print()

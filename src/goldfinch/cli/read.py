@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from goldfinch.cli.arguments import parse, require_model
 from goldfinch.cli.contexts import ContextOptions, Device, Dtype, Rope, load_folder
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.tables import print_json
+from goldfinch.cli.terminal import shown
 from goldfinch.cli.units import clock, plural, size
 from goldfinch.errors import UserError
 
@@ -70,9 +72,10 @@ class Read:
         from goldfinch.inference.documents import read_documents as read_into_context
 
         context = self._context()
-        # Better now than after hours of reading.
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         errors = errors_console()
+        if not self.output.parent.is_dir():  # better now than after hours of reading
+            self.output.parent.mkdir(parents=True)
+            errors.print(f"made the folder {shown(str(self.output.parent), sys.stderr)}")
         if found.num_skipped:
             errors.print(f"skipped {plural(found.num_skipped, 'file')}: empty or not UTF-8 text")
         skipped = SkippedDocuments(errors)
@@ -95,6 +98,8 @@ class Read:
             raise UserError(f"{self.output} does not exist: omit --append to create it")
         if self.output.is_dir():
             raise UserError(f"{self.output} is a folder: name the file to write, such as {self.output / 'text.gfc'}")
+        if self.output.suffix != ".gfc":
+            raise UserError(f"{self.output} must end in .gfc, such as {self.output.with_suffix('.gfc')}")
         if self.output.exists() and not (self.overwrite or self.append):
             raise UserError(f"{self.output} exists: use --overwrite to replace it, or --append to append to it")
 

@@ -73,6 +73,8 @@ class Train:
     train_only: Annotated[Literal["gold"] | None, tyro.conf.arg(metavar="gold")] = None
     """gold: train the GOLD layers, the last norm and the head, and freeze everything below; with --initial. Steps are
     cheaper, and saved contexts stay valid. Sets --optimizer.learning-rate-multipliers; yours are added after these."""
+    overwrite: bool = False
+    """Remove the run that the output folder holds, once the new one can begin. Other files there are never removed."""
     dry_run: bool = False
     """Do not train, but print what the run would take: parameters, memory, FLOPs, days. Needs no data and no output."""
     json: bool = False
@@ -101,7 +103,7 @@ def main(args: list[str]) -> None:
 
             print_dry_run(train.recipe or train.preset, train.settings, train.cluster, as_json=train.json)
         else:
-            _train(train.settings, train.resume is not None, processes)
+            _train(train, processes)
 
 
 def _started_by_torchrun() -> bool:
@@ -109,12 +111,18 @@ def _started_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
+def _train(command: Train, processes: "Processes") -> None:
+    from goldfinch.training.run.replacing import replacing
     from goldfinch.training.trainer import Trainer
 
+    config, resume = command.settings, command.resume is not None
+    if command.overwrite and (resume or processes.world_size > 1):
+        raise UserError("--overwrite is for new runs in one process: leave it out, or remove the old run first")
     display = TrainingDisplay()
     with display if processes.is_main else contextlib.nullcontext():
-        result = Trainer(config, display, resume, processes).train()
+        with replacing(config.output) if command.overwrite else contextlib.nullcontext():
+            trainer = Trainer(config, display, resume, processes)
+        result = trainer.train()
     if not processes.is_main:
         return
     print(
