@@ -94,6 +94,11 @@ def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
     assert "did you mean goldfinch-L6-D256?" in done.stderr
 
 
+def test_the_costs_of_a_preset_are_shown_without_waiting_for_torch():
+    code = "import sys; from goldfinch.cli.main import run; assert run(['info', 'goldfinch-L24-D2048']) == 0; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True, capture_output=True)
+
+
 def test_a_name_that_does_not_exist_is_answered_with_the_nearest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moby.gfc").touch()
