@@ -1,14 +1,18 @@
 """The model config: sizes and the layer plan, as plain frozen data."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from goldfinch.argument_checks import shortened
 from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean, from_plain
 
 TIME_MIX_KINDS = ["finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2", "gold", "gptalpha", "llama"]
 """Names of time mixes for layer plans; `goldfinch.mixers.register_time_mix` adds others."""
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
+"""Far beyond any model: larger numbers come from damaged files, and building such a model would take all memory."""
 ChannelMixKind = Literal["rwkv", "swiglu"]
 
 
@@ -25,8 +29,8 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if not getattr(self, field.name) > 0:
-                raise UserError(f"rope.{field.name} must be above 0, not {getattr(self, field.name)}")
+            if not 0 < getattr(self, field.name) < math.inf:
+                raise UserError(f"rope.{field.name} must be above 0 and finite, not {getattr(self, field.name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +65,10 @@ class ModelConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and value < (field.name != "channel_width"):
                 raise UserError(f"{field.name} must be above 0, not {value}")
-        if not self.time_mixes:
-            raise UserError("time_mixes must name at least one layer")
+            if isinstance(value, int) and value > MAX_SIZE:
+                raise UserError(f"{field.name} must be at most {MAX_SIZE:,}, not {shortened(value)}")
+        if not 1 <= self.num_layers <= MAX_LAYERS:
+            raise UserError(f"time_mixes must name 1 to {MAX_LAYERS:,} layers, not {self.num_layers:,}")
         for kind in self.time_mixes:
             if kind not in TIME_MIX_KINDS:
                 raise UserError(f"unknown time mix {kind!r}; {did_you_mean(kind, TIME_MIX_KINDS)}")

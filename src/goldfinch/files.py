@@ -1,15 +1,11 @@
 """Reading and writing files. Writes are atomic: a reader sees the old content or the new one, never half of either."""
 
 import contextlib
-import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from goldfinch.errors import UserError
 
 
 def sync(path: Path) -> None:
@@ -81,20 +77,6 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: it is missing, cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise UserError(f"{path} is not valid JSON: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

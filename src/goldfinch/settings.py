@@ -8,6 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from goldfinch.argument_checks import shortened
 from goldfinch.errors import UserError
 
 T = TypeVar("T")
@@ -53,20 +54,20 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return tuple(_convert(get_args(hint)[0], item, name) for item in value)
     if origin is Literal:
         if value not in get_args(hint):
-            raise UserError(f"unknown {name} {value!r}; {did_you_mean(str(value), list(get_args(hint)))}")
+            raise UserError(f"unknown {name} {shortened(value)}; {did_you_mean(str(value), list(get_args(hint)))}")
         return value
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if (hint is float and not math.isnan(number)) or number.is_integer():
-            return hint(number)
+            return value if type(value) is hint else hint(number)  # a large int is not exact as a float
     elif (hint in (str, Path) and isinstance(value, (str, Path))) or (hint is bool and isinstance(value, bool)):
         return hint(value)
     kinds = {int: "a whole number", float: "a number", bool: "true or false"}
     wanted = kinds.get(hint, "a list" if origin is tuple else "text")
-    raise UserError(f"{name} must be {wanted}, not {value!r}")
+    raise UserError(f"{name} must be {wanted}, not {shortened(value)}")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from goldfinch.checkpoint.model_folder import (
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
+from goldfinch.model import Decoder
 
 
 @pytest.fixture
@@ -90,9 +91,13 @@ def test_one_error_lists_all_that_does_not_fit(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot read"),
-        (b'{"format": "goldf', "cannot read"),
-        (b"\xff\xfe", "cannot read"),
+        (b"", "config.json is not valid JSON"),
+        (b'{"format": "goldf', "config.json is not valid JSON"),
+        (b"\xff\xfe", "config.json is not UTF-8 text, at byte 0"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"format": "goldfinch", "format": 1}', "the key 'format' occurs twice"),
+        (b'{"version": NaN}', "NaN is not a number"),
+        (b" " * (17 << 20), "more than 16,777,216 bytes"),
         (b"[]", "is not a GoldFinch config; convert published"),
         (b'{"model_type": "llama"}', "is not a GoldFinch config"),
         (b'{"format": "goldfinch", "version": 1}', "is not a GoldFinch config"),
@@ -143,3 +148,51 @@ def test_the_config_on_disk_is_plain_json(folder, model):
     assert content["model"]["time_mixes"] == ["finch_c2", "gold"]
     assert content["model"]["rope"] == {"base": 10000.0, "rescale": 2.0, "rebase": 1.0}
     assert read_config(folder) == model.config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("width", 10**12, "width must be at most 16,777,216"),
+        ("vocab_size", 10**400, "vocab_size must be a whole number"),
+        ("vocab_size", 2.5, "vocab_size must be a whole number, not 2.5"),
+        ("vocab_size", True, "vocab_size must be a whole number, not True"),
+        ("width", "64\x00", "width must be a whole number"),
+        ("time_mixes", ["finch"] * 10**5, "time_mixes must name 1 to 1,024 layers, not 100,000"),
+        ("time_mixes", [["finch"]], "time_mixes must be text"),
+        ("time_mixes", {"a": 1}, "time_mixes must be a list"),
+        ("rope", {"base": 1e308, "rescale": -1}, "rope.rescale must be above 0"),
+        ("rope", [], "rope must be a mapping"),
+        ("channel_mix", None, "unknown channel_mix"),
+    ],
+)
+def test_a_config_of_no_possible_model_is_refused_before_anything_is_built(field, value, message, folder, monkeypatch):
+    content = json.loads((folder / "config.json").read_text())
+    content["model"][field] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    monkeypatch.setattr(Decoder, "__init__", None)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(folder)
+    assert "config.json" in str(caught.value)
+    assert len(str(caught.value)) < len(str(folder)) + 300
+
+
+def test_a_flipped_bit_in_the_weights_names_the_tensor(folder):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    header = int.from_bytes(content[:8], "little") + 8
+    offsets = {name: entry["data_offsets"] for name, entry in json.loads(content[8:header]).items() if "dtype" in entry}
+    for name in list(offsets)[::7]:
+        start, stop = offsets[name]
+        damaged = bytearray(content)
+        damaged[header + (start + stop) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"model.safetensors is corrupt: the checksum of {name} does not match"):
+            load_model(folder)
+    path.write_bytes(content)
+    load_model(folder)
+
+
+def test_weights_of_other_programs_have_no_checksums_and_load(folder):
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    load_model(folder)

@@ -210,6 +210,12 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -217,8 +223,10 @@ def cut_off(path):
         lambda path: (path / "shard-00000.safetensors").unlink(),
         lambda path: cut_off(path / "index.json"),
         lambda path: (path / "progress.json").unlink(),
+        lambda path: flip_a_bit(path / "shard-00000.safetensors"),
+        lambda path: flip_a_bit(path / "progress.json"),
     ],
-    ids=["cut off", "missing", "index", "progress"],
+    ids=["cut off", "missing", "index", "progress", "a bit of the weights", "a bit of the progress"],
 )
 def test_a_damaged_checkpoint_is_reported_and_skipped(settings, silent, damage):
     whole, seen = silent(), silent()
@@ -227,7 +235,7 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(settings, silent, damage):
     Trainer(settings(sample_every=0), seen, resume=True).train()
     assert seen.started == (4, 6)
     assert seen.losses == whole.losses[4:]
-    assert any("step-00000006 is not a complete checkpoint" in notice for notice in seen.notices)
+    assert any("step-00000006 is damaged" in notice for notice in seen.notices)
     # What takes its place is whole.
     again = silent()
     Trainer(settings(sample_every=0, steps=7), again, resume=True)

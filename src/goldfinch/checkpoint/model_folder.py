@@ -9,20 +9,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
+from goldfinch.data.checksums import checksum
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_directory, atomic_file, one_line, write_text
+from goldfinch.json_yaml import parse_json, read_json
 from goldfinch.model import Decoder
 
 _LOGGER = logging.getLogger(__name__)
 FORMAT, VERSION = "goldfinch", 1
+CHECKSUMS = "checksums"  # in the metadata of model.safetensors: XXH3 of each tensor, as JSON
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
@@ -39,8 +42,9 @@ def save_description(
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write `model.safetensors` atomically."""
-    write_safetensors(folder / WEIGHTS, weights)
+    """Write `model.safetensors` atomically, with a checksum of each tensor."""
+    checksums = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
+    write_safetensors(folder / WEIGHTS, weights, {CHECKSUMS: json.dumps(checksums, sort_keys=True)})
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -120,12 +124,9 @@ def read_config(folder: Path) -> ModelConfig:
         UserError: there is no such folder or no config, or it is corrupt or of a newer version.
     """
     path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no model: {CONFIG} is missing; `goldfinch train` writes one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    if not path.exists():
+        raise UserError(f"{folder} holds no model: {CONFIG} is missing; `goldfinch train` writes one")
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not a GoldFinch config; convert published checkpoints with `goldfinch convert`")
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
@@ -196,13 +197,38 @@ def read_weights(folder: Path, model: Decoder, device: torch.device | str = "cpu
     """
     path = folder / WEIGHTS
     try:
-        weights = load_file(path, str(device))
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        weights = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{folder} has no weights yet: {WEIGHTS} is missing; train it with `goldfinch train`") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a valid safetensors file: {error}") from error
     check_weights(path, weights, model)
-    return weights
+    check_checksums(path, weights, metadata)
+    return {name: tensor.to(device) for name, tensor in weights.items()}
+
+
+def tensor_checksum(tensor: Tensor) -> str:
+    """XXH3 of a tensor's bytes, 64 bits in hex."""
+    return checksum(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def check_checksums(path: Path, weights: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Compare weights with the checksums in their file. Files of other programs have none, and are believed.
+
+    Raises:
+        UserError: a tensor is not what was written.
+    """
+    if CHECKSUMS not in metadata:
+        return
+    try:
+        checksums = dict(parse_json(metadata[CHECKSUMS]))
+    except (ValueError, TypeError):
+        checksums = {}
+    for name, tensor in weights.items():
+        if checksums.get(name) != tensor_checksum(tensor):
+            raise UserError(f"{path} is corrupt: the checksum of {name} does not match; copy or write the file again")
 
 
 def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:

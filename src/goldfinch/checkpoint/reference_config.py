@@ -1,16 +1,15 @@
 """Config files of the reference implementation (YAML or JSON) -> `ModelConfig`."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
+from goldfinch.json_yaml import read_json, read_yaml
 from goldfinch.presets import WORLD_VOCABULARY, split_plan
 from goldfinch.settings import did_you_mean, from_plain, merge
 
@@ -53,13 +52,7 @@ def read_reference_config(paths: list[Path]) -> dict[str, Any]:
 
 
 def _read_section(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the config file {path}: {error}") from error
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
+    content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     section = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise UserError(f"{path} must hold a mapping of model settings, or a `model:` section with one")

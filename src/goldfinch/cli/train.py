@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from goldfinch.cli.arguments import parse, parse_known, require_model, require_path
 from goldfinch.cli.progress import TrainingDisplay
 from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.errors import UserError
+from goldfinch.json_yaml import read_yaml
 from goldfinch.presets import WORLD_VOCABULARY, model_config
 from goldfinch.settings import from_plain, merge
 from goldfinch.training.config import Cluster, TrainConfig, gold_only
@@ -214,12 +214,7 @@ def _vocab_size(source: str) -> int:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML or JSON file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
-    except OSError as error:
-        raise UserError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)  # JSON is YAML
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of settings, such as `steps: 1000`")
     return content

@@ -14,9 +14,11 @@ from goldfinch.argument_checks import shortened, string
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import one_line, write_text
+from goldfinch.json_yaml import read_json
 
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+MAX_CONFIG_BYTES = 1 << 26  # some list a thousand special tokens
 
 Message = Mapping[str, str]
 """{"role": "user", "content": "..."}; roles are "system", "user" and "assistant"."""
@@ -79,7 +81,7 @@ class ChatTemplate:
             if path.exists():
                 return cls(path.read_text(encoding="utf-8"))
             if config.exists():
-                source = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+                source = read_json(config, MAX_CONFIG_BYTES).get("chat_template")
                 return cls(source) if isinstance(source, str) else None
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read the chat template of {folder}: {error}") from error

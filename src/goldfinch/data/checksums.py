@@ -12,7 +12,7 @@ BLOCK_BYTES = 1 << 16
 CHECKSUM_DTYPE = np.dtype("<u8")
 
 
-def checksum(content: bytes) -> str:
+def checksum(content: bytes | memoryview) -> str:
     """XXH3, 64 bits in hex: finds damage, not forgery."""
     return xxhash.xxh3_64_hexdigest(content)
 

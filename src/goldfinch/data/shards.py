@@ -31,7 +31,8 @@ from goldfinch.data.checksums import BLOCK_BYTES, CHECKSUM_DTYPE, VerifiedTokens
 from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import read_json, write_text
+from goldfinch.files import write_text
+from goldfinch.json_yaml import read_json
 from goldfinch.settings import from_plain
 
 FORMAT = "goldfinch-tokens"

@@ -15,7 +15,8 @@ from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
 from goldfinch.experiments.loss_by_position import linear_bins, logarithmic_bins, loss_by_position
 from goldfinch.experiments.markdown import markdown_table
-from goldfinch.files import read_json, write_text
+from goldfinch.files import write_text
+from goldfinch.json_yaml import read_json
 from goldfinch.plots import draw
 from goldfinch.settings import from_plain
 from goldfinch.training.loss import PositionLoss

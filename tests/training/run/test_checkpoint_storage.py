@@ -7,6 +7,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from goldfinch.data.checksums import checksum
 from goldfinch.errors import UserError
 from goldfinch.training.run.checkpoint_storage import CheckpointReader, CheckpointWriter, Damaged, read_index
 
@@ -31,6 +32,9 @@ def rewrite(checkpoint):
     def write(change):
         content = json.loads((checkpoint / "index.json").read_text())
         change(content)
+        content.pop("checksum")
+        progress = json.loads((checkpoint / "progress.json").read_text())
+        content["checksum"] = checksum(json.dumps([content, progress], sort_keys=True).encode())
         (checkpoint / "index.json").write_text(json.dumps(content))
 
     return write
@@ -131,7 +135,7 @@ def test_a_file_of_the_right_size_with_other_tensors_is_not_believed(checkpoint)
         read_index(checkpoint)
 
 
-def test_a_newer_version_is_refused_rather_than_passed_over(rewrite, checkpoint):
+def test_another_version_is_refused_rather_than_passed_over(rewrite, checkpoint):
     rewrite(lambda content: content.update(version=99))
-    with pytest.raises(UserError, match=r"version 99.*update goldfinch"):
+    with pytest.raises(UserError, match=r"version 99.*resume with the version of goldfinch that wrote it"):
         read_index(checkpoint)

@@ -1,15 +1,17 @@
 """Tokenizers: bytes, byte-level BPE, and the RWKV World vocabulary."""
 
-import json
 from pathlib import Path
 
 import tokenizers
 
+from goldfinch.argument_checks import shortened
 from goldfinch.data.tokenizers.base import FORMAT, VERSION, StreamDecoder, Tokenizer
 from goldfinch.data.tokenizers.bpe import BpeTokenizer
 from goldfinch.data.tokenizers.byte import ByteTokenizer
 from goldfinch.data.tokenizers.world import WorldTokenizer
 from goldfinch.errors import UserError
+from goldfinch.files import one_line
+from goldfinch.json_yaml import parse_json, read_text
 
 __all__ = [
     "BpeTokenizer",
@@ -22,27 +24,32 @@ __all__ = [
 ]
 
 
+MAX_TOKENIZER_BYTES = 1 << 28
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer.json: from `Tokenizer.save`, or any byte-level BPE tokenizer of Hugging Face.
 
     Raises:
         UserError: the file is missing, corrupt, of a newer version, or not byte-level.
     """
+    text = read_text(path, MAX_TOKENIZER_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a tokenizer.json file") from error
+        content = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{path} is not a tokenizer.json file: {error}") from error
+        raise UserError(f"{path} is not a tokenizer.json file: {one_line(error)}") from error
     if not isinstance(content, dict) or not (content.get("format") == FORMAT or "model" in content):
         raise UserError(f"{path} is not a tokenizer.json file: it has neither a format nor a model")
     if content.get("format") == FORMAT:
         return _load_own(path, content)
     try:
         return BpeTokenizer(tokenizers.Tokenizer.from_str(text))
-    except Exception as error:  # `tokenizers` raises bare Exception for what it cannot read
-        raise UserError(f"{path} is not a byte-level BPE tokenizer, the only kind supported: {error}") from error
+    # `tokenizers` raises bare Exception for what it cannot read, and panics, which are BaseException, for some damage.
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = shortened(one_line(error))
+        raise UserError(f"{path} is not a byte-level BPE tokenizer, the only kind supported: {reason}") from error
 
 
 def named_tokenizer(name: str) -> Tokenizer:

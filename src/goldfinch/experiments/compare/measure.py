@@ -14,8 +14,9 @@ from goldfinch.checkpoint.model_folder import WEIGHTS, load_model
 from goldfinch.errors import UserError
 from goldfinch.experiments.compare.runs import Run
 from goldfinch.experiments.loss_by_position import logarithmic_bins, loss_by_position
-from goldfinch.files import read_json, write_text
+from goldfinch.files import write_text
 from goldfinch.inference.context import Context
+from goldfinch.json_yaml import read_json
 from goldfinch.model import Decoder
 from goldfinch.settings import from_plain
 from goldfinch.training.loss import PositionLoss

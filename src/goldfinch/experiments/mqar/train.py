@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import AsyncResult
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.experiments.mqar.task import MqarBatch, MqarTask
 from goldfinch.files import write_text
+from goldfinch.json_yaml import parse_json
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import KINDS
@@ -195,8 +195,8 @@ def read_results(path: Path) -> list[MqarResult]:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            content: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+            content = parse_json(line)
+        except ValueError as error:
             raise UserError(f"{path}:{number} is not JSON ({error}); fix or remove the line") from error
         results.append(from_plain(MqarResult, content, f"{path}:{number} "))
     return results

@@ -26,6 +26,7 @@ from goldfinch.training.run.checkpoint_storage import (
     Index,
     read_index,
     temporary_folder,
+    verify,
 )
 
 FOLDER = "checkpoints"
@@ -171,7 +172,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path, notice: Callable[[str], None]) -> Path | None:
-    """The newest complete checkpoint; None for a run that has none yet.
+    """The newest checkpoint that is complete and whose checksums match; None for a run that has none yet.
 
     Args:
         run: its folder.
@@ -183,10 +184,10 @@ def newest_checkpoint(run: Path, notice: Callable[[str], None]) -> Path | None:
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
         try:
-            read_index(path)
+            verify(path, read_index(path))
             return path
         except Damaged as error:
-            notice(f"{path} is not a complete checkpoint ({error}): using the one before")
+            notice(f"{path} is damaged ({error}): using the one before")
     if checkpoints:
         raise UserError(f"no checkpoint in {run / FOLDER} is complete: remove that folder to start from the first step")
     for old in sorted((run / FOLDER).glob("step-*.safetensors")):

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder,
 
-    index.json              every tensor: dtype, shape, which part of it is in which file; sizes of the files
+    index.json              every tensor: dtype, shape, which part of it is in which file, with its checksum; sizes of
+                            the files; a checksum of this description and of progress.json
     progress.json           how far the run has come
     shard-00000.safetensors tensors of process 0, or its parts of them, under the tensor's name
     shard-00001.safetensors ...
@@ -38,11 +39,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from goldfinch.checkpoint.model_folder import write_safetensors
+from goldfinch.checkpoint.model_folder import tensor_checksum, write_safetensors
+from goldfinch.data.checksums import checksum
 from goldfinch.errors import UserError
-from goldfinch.files import swap_directory, sync, write_text
+from goldfinch.files import one_line, swap_directory, sync, write_text
+from goldfinch.json_yaml import parse_json
 
-FORMAT, VERSION = "goldfinch-checkpoint", 1
+FORMAT, VERSION = "goldfinch-checkpoint", 2
 INDEX, PROGRESS = "index.json", "progress.json"
 # By their names in safetensors.
 _DTYPES = {
@@ -105,7 +108,8 @@ class CheckpointWriter(StorageWriter):
             data = planner.resolve_data(item)
             assert isinstance(data, torch.Tensor)
             tensors[name] = data.detach().cpu()
-            part = {"file": self._file, "offset": offset, "shape": shape}
+            tensors[name] = tensors[name].contiguous()
+            part = {"file": self._file, "offset": offset, "shape": shape, "checksum": tensor_checksum(tensors[name])}
             results.append(WriteResult(item.index, tensors[name].nbytes, part))
         if tensors:
             write_safetensors(self._temporary / self._file, tensors)
@@ -125,6 +129,7 @@ class CheckpointWriter(StorageWriter):
             entry["parts"].append(result.storage_data)
         files = {path.name: path.stat().st_size for path in sorted(self._temporary.glob("*.safetensors"))}
         index = {"format": FORMAT, "version": VERSION, "files": files, "tensors": tensors}
+        index["checksum"] = _checksum_of(index, self._progress)
         write_text(self._temporary / INDEX, json.dumps(index) + "\n")
         write_text(self._temporary / PROGRESS, json.dumps(self._progress, indent=2) + "\n")
         sync(self._temporary)
@@ -213,6 +218,7 @@ class Part:
     file: str
     offset: tuple[int, ...]
     shape: tuple[int, ...]
+    checksum: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,18 +255,21 @@ def read_index(folder: Path) -> Index:
         UserError: a newer version wrote it.
     """
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        content = parse_json((folder / INDEX).read_text(encoding="utf-8"))
+        progress = parse_json((folder / PROGRESS).read_text(encoding="utf-8"))
         if content["format"] != FORMAT or not isinstance(progress, dict):
             raise Damaged(f"{INDEX} or {PROGRESS} has another format")
-        if content["version"] > VERSION:
+        if content["version"] != VERSION:
             raise UserError(
-                f"{folder} has version {content['version']}, this program reads {VERSION}: update goldfinch"
+                f"{folder} has version {content['version']}, this program reads {VERSION}: resume with the version of "
+                "goldfinch that wrote it"
             )
+        if content.pop("checksum") != _checksum_of(content, progress):
+            raise Damaged(f"the checksum of {INDEX} and {PROGRESS} does not match")
         tensors = {name: _stored_tensor(**entry) for name, entry in content["tensors"].items()}
         headers = {file: _read_header(folder, file, size) for file, size in content["files"].items()}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(" ".join(str(error).split())) from error
+        raise Damaged(one_line(error)) from error
     for name, tensor in tensors.items():
         for part in tensor.parts:
             if headers.get(part.file, {}).get(name) != (tensor.dtype, part.shape):
@@ -270,8 +279,31 @@ def read_index(folder: Path) -> Index:
     return Index(tensors=tensors, progress=progress)
 
 
+def verify(folder: Path, index: Index) -> None:
+    """Read every tensor of a checkpoint and compare its checksum.
+
+    Raises:
+        Damaged: one does not match.
+    """
+    parts = sorted((part.file, name, part.checksum) for name, t in index.tensors.items() for part in t.parts)
+    try:
+        for file, wanted in itertools.groupby(parts, key=lambda part: part[0]):
+            with safe_open(folder / file, "pt") as content:
+                for _, name, expected in wanted:
+                    if tensor_checksum(content.get_tensor(name)) != expected:
+                        raise Damaged(f"{file}: the checksum of {name} does not match")
+    except (OSError, SafetensorError) as error:
+        raise Damaged(one_line(error)) from error
+
+
+def _checksum_of(index: dict[str, Any], progress: dict[str, Any]) -> str:
+    return checksum(json.dumps([index, progress], sort_keys=True).encode())
+
+
 def _stored_tensor(dtype: str, shape: list[int], parts: list[dict[str, Any]]) -> StoredTensor:
-    boxes = tuple(Part(file=p["file"], offset=tuple(p["offset"]), shape=tuple(p["shape"])) for p in parts)
+    boxes = tuple(
+        Part(file=p["file"], offset=tuple(p["offset"]), shape=tuple(p["shape"]), checksum=p["checksum"]) for p in parts
+    )
     return StoredTensor(dtype=getattr(torch, dtype), shape=tuple(shape), parts=boxes)
 
 

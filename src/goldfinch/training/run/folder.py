@@ -10,7 +10,8 @@ from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.mixture import Source
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import read_json, write_text
+from goldfinch.files import write_text
+from goldfinch.json_yaml import read_json
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.run.checkpoint import FOLDER
 from goldfinch.training.run.metrics import FILE as METRICS
