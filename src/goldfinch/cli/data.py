@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -47,6 +47,8 @@ class Prepare:
     chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """How conversations are written, {"messages": [{"role": ..., "content": ...}, ...]} in .jsonl or .parquet: a Jinja
     file as of Hugging Face, or a model folder that has one. By default, as RWKV's chat models write them."""
+    loss_on: Literal["all", "answers"] = "all"
+    """answers: models that train on this data learn the answers of conversations only, and all of other texts."""
     validation_fraction: float = 0.01
     """Fraction of the text for validation: whole documents, and where they do not fit, the end of one."""
     seed: int = 0
@@ -91,6 +93,7 @@ class Prepare:
                 text_field=self.text.text_field,
                 encodings=found.encodings,
                 chat_template=template,
+                loss_on=self.loss_on,
                 overwrite=self.overwrite,
                 on_progress=display.advance,
                 on_error=skipped,
