@@ -114,7 +114,9 @@ class TrainingDisplay(_Display):
         """Print a line above the bar."""
         self._console.print(
             f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
-            f"({result.extent})" + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items())
+            f"({result.extent})"
+            + "".join(f"; {escape(name)} {each.loss:.4f}" for name, each in result.sources.items()),
+            soft_wrap=True,
         )
         sys.stdout.flush()
 
