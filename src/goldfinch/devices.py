@@ -7,7 +7,7 @@ from goldfinch.errors import UserError
 if TYPE_CHECKING:
     import torch  # commands look at names before they load it
 
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
@@ -25,7 +25,7 @@ def resolve_device(name: "str | torch.device") -> "torch.device":
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = None
-    if device is None or device.type not in ("cpu", "cuda", "meta"):
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device {str(name)!r}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -51,7 +51,7 @@ def resolve_dtype(name: "str | torch.dtype") -> "torch.dtype | None":
     name = canonical_dtype(name) if isinstance(name, str) else dtype_name(name)
     if name == "auto":
         return None
-    if name not in _DTYPES:
+    if name not in COMPUTE_DTYPES:
         raise UserError(f"unknown dtype {name!r}: use auto, float32, bfloat16, float16 or float64")
     return getattr(torch, name)
 

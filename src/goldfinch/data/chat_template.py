@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from goldfinch.argument_checks import shortened, string
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import one_line, write_text
@@ -115,12 +116,19 @@ class ChatTemplate:
         Raises:
             UserError: a message has no role or content, or the template refuses the conversation.
         """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+            raise UserError(f"messages must be a list of messages, not {shortened(messages)}")
+        messages = list(messages)
+        if not messages:
+            raise UserError("there are no messages: give at least one, such as {'role': 'user', 'content': '...'}")
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise UserError(f"a chat message needs a role and a content, not {message!r}")
+                raise UserError(f"a chat message needs a role and a content, not {shortened(message)}")
+            for field in ("role", "content"):
+                string(f"the {field} of a chat message", message[field])
         try:
             return _compile(self.source).render(
-                messages=list(messages),
+                messages=messages,
                 add_generation_prompt=add_generation_prompt,
                 user=self.user,
                 assistant=self.assistant,
@@ -143,7 +151,7 @@ class ChatTemplate:
         spans = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                prompt = self.render(messages[:number])
+                prompt = self.render(messages[:number]) if number else ""
                 answered = self.render(messages[: number + 1], add_generation_prompt=False)
                 if not (answered.startswith(prompt) and text.startswith(answered)):
                     raise UserError("the chat template does not write answers after their prompts")
