@@ -140,6 +140,13 @@ def test_the_loss_can_be_on_answers_and_what_ends_them(
         list(verify(tmp_path / "d"))
 
 
+def test_an_answer_may_be_the_first_message() -> None:
+    messages = [{"role": "assistant", "content": "Welcome"}, *conversation(1)]
+    text = ChatTemplate().render(messages, add_generation_prompt=False)
+    answers = [text[start:stop] for start, stop in ChatTemplate().answer_spans(messages)]
+    assert answers == ["Assistant: Welcome\n\n", " It is 2.\n\n"]
+
+
 def test_answers_are_looked_for_in_conversations_of_suitable_templates(chats: Path, tmp_path: Path) -> None:
     moving = ChatTemplate("{{ messages | length }}{% for message in messages %}{{ message.content }}{% endfor %}")
     with pytest.raises(UserError, match=r"all 60 are bad.*does not write answers after their prompts"):
