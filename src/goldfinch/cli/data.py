@@ -130,7 +130,7 @@ class Prepare:
             share = f"{split.tokens / report.tokens:.2%}"
             lines.append(f"  {name}: {num_documents(split.documents)}, {split.tokens:,} tokens ({share})")
         if report.cut:
-            lines.append(f"  held out for validation is also the end of {report.cut}, which counts in both")
+            lines.append(f"  {report.cut} is in both: its end is held out for validation")
         if report.skipped:
             lines.append(f"  skipped: {num_documents(report.skipped, 'bad ')}")
         lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
