@@ -14,7 +14,7 @@ from goldfinch.presets import KINDS, SIZES, model_config, preset_names
     [
         ("goldfnch-L12-D768", "goldfnch-L12-D768.*did you mean goldfinch?"),
         ("gptalfa-L12-D768", "did you mean gptalpha?"),
-        ("zzz", "known: goldfinch, .*llama"),
+        ("zzz", "such as goldfinch-L6-D256"),
         ("", "unknown preset"),
         ("goldfinch", "unknown size in preset 'goldfinch'; known: L12-D768"),
         ("goldfinch-D768-L12", "unknown size"),

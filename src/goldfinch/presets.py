@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
-from goldfinch.settings import did_you_mean
+from goldfinch.settings import nearest
 
 WORLD_VOCABULARY = 65536
 # name -> (layers, width). The first two are the paper's; L80-D8192 is its projection, never trained.
@@ -79,7 +79,9 @@ def model_config(preset: str, vocab_size: int = WORLD_VOCABULARY) -> ModelConfig
     """
     kind, _, size = preset.partition("-")
     if kind not in KINDS:
-        raise UserError(f"unknown preset {preset!r}: {did_you_mean(kind, list(KINDS))} A preset is KIND-L<n>-D<n>.")
+        near = nearest(kind, list(KINDS))
+        hint = "a preset is KIND-SIZE, such as goldfinch-L6-D256; `goldfinch info` lists all"
+        raise UserError(f"unknown preset {preset!r}: " + (f"did you mean {near}-{size or 'SIZE'}?" if near else hint))
     written = re.fullmatch(r"L([1-9]\d{0,3})-D([1-9]\d{0,5})", size)
     if written is None:
         raise UserError(f"unknown size in preset {preset!r}; known: {', '.join(SIZES)}, or any L<layers>-D<width>")

@@ -82,5 +82,10 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """A hint: the nearest known word, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word that is spelt most like `word`; None if none is close."""
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None)

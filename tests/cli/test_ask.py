@@ -1,5 +1,6 @@
 """Asking a context file, and writing on from it."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -94,8 +95,7 @@ def test_generate_continues_the_files_text(book, goldfinch):
 
 def test_chat_comes_after_the_files_text(book, goldfinch, monkeypatch):
     before = book.read_bytes()
-    lines = iter(["Where?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where?\n"))
     asked = goldfinch("ask", book, "Where?", *SHORT).out
     assert asked.strip() in goldfinch("chat", book, *SHORT).out
     assert book.read_bytes() == before

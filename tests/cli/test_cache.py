@@ -139,3 +139,8 @@ def test_without_the_models_folder_it_says_how_to_give_it(book, capsys, small_ru
     assert "-m" in message
     assert output_of(capsys, "cat", path, "-m", away, "--stop-token", 4)[1] == "Call\n"
     assert output_of(capsys, "verify", path, "-m", away)[0] == 0
+
+
+def test_a_range_beyond_the_end_is_named_in_words(book, goldfinch):
+    error = goldfinch("cache", "cat", book[0], "--start-token", 10**9, code=2).err
+    assert "no tokens 1000000000 to the end: the range is 0 to" in error

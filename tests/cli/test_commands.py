@@ -1,5 +1,6 @@
 """The command line as users meet it: what works, and what each mistake is answered with."""
 
+import io
 import json
 import subprocess
 import sys
@@ -49,6 +50,69 @@ def test_the_first_help_needs_no_torch(args):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+MISTAKES = [
+    "info goldfich-L6-D256",
+    "info nosuch/folder",
+    "bench speed goldfich-L6-D256",
+    "bench memory nosuch",
+    "ask nosuch.gfc x",
+    "ask book.gfc x -m nosuch",
+    "generate nosuch x",
+    "generate . x",
+    "generate . x --temprature 1",
+    "chat nosuch",
+    "cache info nosuch.gfc",
+    "read nosuch.txt -m run -o x.gfc",
+    "read book.gfc -m nosuch -o x.gfc",
+    "convert nosuch.pth -o x",
+    "upgrade nosuch.pth --gold append:1 -o x",
+    "train --resume nosuch",
+    "train --initial nosuch --data x -o y",
+    "train --config nosuch.yaml",
+    "train --data nosuch -o y",
+    "compare goldfinch-L3-D64 llama-L3-D64 --data nosuch -o y",
+    "data verify nosuch",
+    "experiment position nosuch --text x -o y",
+    "experiment mqar --kinds fnch -o y",
+]
+
+
+def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
+    (tmp_path / "book.gfc").touch()
+    code = (
+        "import sys\nfrom goldfinch.cli.main import run\n"
+        "for line in sys.argv[1:]:\n"
+        "    assert run(line.split()) == 2, line\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *MISTAKES], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(MISTAKES)
+    assert "Errno" not in done.stderr
+    assert "did you mean goldfinch-L6-D256?" in done.stderr
+
+
+def test_the_costs_of_a_preset_are_shown_without_waiting_for_torch():
+    code = "import sys; from goldfinch.cli.main import run; assert run(['info', 'goldfinch-L24-D2048']) == 0; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True, capture_output=True)
+
+
+def test_a_name_that_does_not_exist_is_answered_with_the_nearest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moby.gfc").touch()
+    assert "mobi.gfc does not exist; did you mean moby.gfc?" in fails(capsys, "ask", "mobi.gfc", "x")
+
+
+def test_the_systems_own_errors_have_no_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    error = fails(capsys, "quickstart", "-o", "file/run")
+    assert "Errno" not in error
+    assert "file" in error
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -56,7 +120,7 @@ def test_every_command_explains_itself(command, capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert f"goldfinch {command}" in text
-    assert "(required)" in text or "default:" in text
+    assert "(required)" in text or "default:" in text or "subcommands:" in text or command == "doctor"
 
 
 def test_training_prints_the_next_command_which_works(trained, capsys):
@@ -133,6 +197,19 @@ def test_resuming_continues_with_more_steps(corpus, tmp_path):
     assert max(json.loads(line)["step"] for line in lines) == 6
 
 
+def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_can_begin(corpus, tmp_path, capsys):
+    args = ["train", "finch-L1-D64", "-o", str(tmp_path / "run"), *SMALL]
+    data = ["--data", str(corpus / "data")]
+    assert run([*args, *data]) == 0
+    assert "--overwrite" in fails(capsys, *args, *data)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    fails(capsys, *args, *data, "--overwrite", "--sequence-length", 10**6)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert run([*args, *data, "--overwrite", "--seed", "5"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_info_speaks_of_presets_and_runs(trained, capsys):
     assert run(["info", "goldfinch-L24-D2048"]) == 0
     table = capsys.readouterr().out
@@ -143,10 +220,9 @@ def test_info_speaks_of_presets_and_runs(trained, capsys):
 
 
 def test_a_conversation_of_several_messages(trained, capsys, monkeypatch):
-    lines = iter(["The whale", "The ship"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, ""))
+    monkeypatch.setattr("sys.stdin", io.StringIO("The whale\n\nThe ship\n"))
     assert run(["chat", str(trained), "--plain", "--max-tokens", "5", "--seed", "0"]) == 0
-    assert capsys.readouterr().out.count("\n\n") >= 2
+    assert capsys.readouterr().out.count("\n") >= 2
 
 
 def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_path, capsys):
@@ -162,10 +238,10 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ("train", "--config", tmp_path / "bad.yaml", "--data", data, "-o", out): "did you mean learning_rate",
         ("train", "--data", tmp_path / "nothing", "-o", out): "nothing",
         ("train", "--data", data, "-o", trained): "--resume",
-        ("train", "--resume", tmp_path / "nothing"): "holds no training run",
+        ("train", "--resume", tmp_path / "nothing"): "nothing does not exist",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--model.vocab-size", 100): "--model.vocab-size 257",
         ("train", "finch-L1-D64", "--data", data, "-o", out, "--sequence-length", 10**6): "shorter --sequence-length",
-        ("train", "--data", data, "-o", out, "--stepz", 4): "Perhaps you meant: --steps",
+        ("train", "--data", data, "-o", out, "--stepz", 4): "did you mean --steps?",
         ("train", "--data", data, "-o", out, "--steps", "many"): "--steps",
         ("train", "--data", data): "--output",
         ("train", "--dry-run", "--num-gpus", 3): "cannot be shared by 3",
@@ -184,7 +260,7 @@ def test_mistakes_are_answered_in_one_line_with_the_remedy(corpus, trained, tmp_
         ): "head.weight",
         ("train", "--data", data, "-o", out, "--dtype", "fp8"): "use auto, bfloat16 or float32",
         ("train", "--data", data, "-o", out, "--model.rope", "bass=3"): "did you mean base",
-        ("data",): "{prepare, stream, verify, export}",
+        ("data",): "missing: one of prepare, stream, verify, export",
         ("generate", tmp_path, "x"): "holds no model",
         ("generate", trained): "goldfinch generate --help",
         ("generate", trained, ""): "prompt is empty",

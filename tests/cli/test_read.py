@@ -165,7 +165,7 @@ def test_a_long_prefill_shows_progress_without_a_terminal(read, monkeypatch):
     Path("a.jsonl").write_text("".join(json.dumps({"text": "x" * 1500}) + "\n" for _ in range(3)))
     lines = read("a.jsonl").err.splitlines()
     assert len(lines) >= 3
-    assert re.fullmatch(r"[\d,]+ tokens  [\d,]+ tokens/s  \d+%  \d+:\d\d left", lines[0])
+    assert re.fullmatch(r"reading \d+%  \d+:\d\d left  [\d,]+ tokens  [\d,]+ tokens/s", lines[0])
 
 
 def test_conversations_are_read_as_the_model_is_asked(read):
@@ -173,3 +173,12 @@ def test_conversations_are_read_as_the_model_is_asked(read):
     Path("chat.jsonl").write_text(json.dumps({"messages": messages}))
     read("chat.jsonl")
     assert written()[0] == {"chat.jsonl:1": "User: Who is Ahab?\n\nAssistant: A captain.\n\n"}
+
+
+def test_a_context_file_is_named_as_one_and_new_folders_are_mentioned(small_run, goldfinch):
+    Path("a.txt").write_text("x" * 50)
+    args = ["read", "a.txt", "-m", small_run, "-o"]
+    assert "book.txt must end in .gfc, such as book.gfc" in goldfinch(*args, "book.txt", code=2).err
+    captured = goldfinch(*args, "new/deep/book.gfc")
+    assert captured.err == "made the folder new/deep\n"
+    assert "of 1 document in" in captured.out

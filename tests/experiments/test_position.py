@@ -105,9 +105,9 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
     assert not torch.allclose(expected["llama"], expected["llama, rescale=4, rebase=2"], atol=1e-3)
     assert (tmp_path / "out" / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
     assert run(args) == 0  # all curves are known
-    assert "windows read" not in capsys.readouterr().err
+    assert ": window " not in capsys.readouterr().err
     assert run([*args, "--max-windows", "1"]) == 0
-    assert capsys.readouterr().err.count("1 of 1 windows read") == 3
+    assert capsys.readouterr().err.count(": window 1 of 1") == 3
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_experiment_is_what_a_direct_computation_gives(reading_model, tmp_pa
         (["--rope", "rescale=2"], "no model here has any"),
         (["--rope", "rescale=0"], "must be above 0"),
         (["--rope", "none"], "give rescale or rebase"),
-        (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
+        (["--text", "nowhere.txt"], "nowhere.txt does not exist"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(flags, message, reading_model, tmp_path, capsys):

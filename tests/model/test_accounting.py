@@ -9,10 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from goldfinch.costs import preset_costs
 from goldfinch.errors import UserError
 from goldfinch.model.accounting import account
 from goldfinch.ops.wkv6 import cpu
-from goldfinch.presets import KINDS, model_config
+from goldfinch.presets import KINDS, model_config, preset_names
 
 PUBLISHED_PARAMETERS = {
     "llama": (185_637_888, 1_473_454_080),
@@ -176,3 +177,10 @@ def test_accounting_does_not_load_the_compiler():
         "account(model_config('goldfinch-L24-D2048')); sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_stored_costs_of_presets_are_those_that_are_computed():
+    """Rebuild them with `python -m goldfinch.model.accounting > src/goldfinch/preset_costs.json`."""
+    for name in preset_names():
+        assert preset_costs(name) == account(model_config(name)), name
+    assert preset_costs("goldfinch-L2-D64") is None

@@ -1,16 +1,21 @@
 """Parsing arguments with tyro, whose errors become one line."""
 
 import contextlib
+import dataclasses
 import io
-import re
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from goldfinch.cli import usage
 from goldfinch.errors import UserError
+from goldfinch.settings import nearest
 
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
@@ -26,15 +31,67 @@ def parse(command: type[T], name: str, args: list[str], **options: Any) -> T:
         SystemExit: help was asked for and printed.
     """
     options.setdefault("registry", plain_metavars())
-    with _one_line_errors():
-        return tyro.cli(command, prog=f"goldfinch {name}", args=args, **options)
+    return _run_tyro(command, name, args, options)
 
 
 def parse_known(command: type[T], name: str, args: list[str]) -> tuple[T, list[str]]:
     """As `parse`, but unknown arguments are returned instead of refused."""
-    registry = plain_metavars()
-    with _one_line_errors():
-        return tyro.cli(command, prog=f"goldfinch {name}", args=args, return_unknown_args=True, registry=registry)
+    return _run_tyro(command, name, args, {"registry": plain_metavars(), "return_unknown_args": True})
+
+
+def _run_tyro(command: Any, name: str, args: list[str], options: dict[str, Any]) -> Any:
+    """`tyro.cli`, with help and errors as `usage` writes them."""
+    outcome = _captured(command, name, args, options)
+    if not isinstance(outcome, _Refused):
+        return outcome.value
+    if not outcome.code:
+        print(usage.format_help(outcome.output, shutil.get_terminal_size().columns))
+        raise SystemExit(0)
+    subcommand = _subcommand(command, name, args, options)
+    prog = " ".join(["goldfinch", name, *subcommand])
+    shown = _captured(command, name, [*subcommand, "--help"], options)
+    plain_help = shown.output if isinstance(shown, _Refused) else ""
+    own = [] if options.get("return_unknown_args") else args
+    raise UserError(usage.explain(outcome.errors, prog, own, plain_help))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parsed:
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refused:
+    """What tyro printed before it exited."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def _captured(command: Any, name: str, args: list[str], options: dict[str, Any]) -> _Parsed | _Refused:
+    """`tyro.cli`, with what it prints."""
+    output, errors = io.StringIO(), io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(usage.COLUMNS)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            value = tyro.cli(command, prog=f"goldfinch {name}", args=args, **options)
+    except SystemExit as exit_:
+        return _Refused(int(exit_.code or 0), output.getvalue(), errors.getvalue())
+    finally:
+        if columns is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = columns
+    sys.stderr.write(errors.getvalue())
+    return _Parsed(value)
+
+
+def _subcommand(command: Any, name: str, args: list[str], options: dict[str, Any]) -> list[str]:
+    """The first argument, if it is a subcommand."""
+    shown = _captured(command, name, ["--help"], options)
+    return args[:1] if isinstance(shown, _Refused) and args[:1] and args[0] in usage.subcommands(shown.output) else []
 
 
 def plain_metavars() -> tyro.constructors.ConstructorRegistry:
@@ -103,24 +160,28 @@ def _bias(word: str) -> tuple[int, float]:
     return _convert(int, token), _convert(float, bias)
 
 
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn tyro's framed messages into UserErrors."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            yield
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+def require_path(path: Path) -> None:
+    """Check that a file or folder exists, before anything slow is imported to read it.
+
+    Raises:
+        UserError: it does not; names the one with the nearest name.
+    """
+    if path.exists():
+        return
+    folder = path.parent
+    near = nearest(path.name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
+    raise UserError(f"{path} does not exist" + (f"; did you mean {folder / near}?" if near else ""))
 
 
-def _one_line(framed: str) -> str:
-    """The text in a frame of box-drawing characters; its rules become semicolons."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in framed.splitlines()[1:]]  # the first line is the frame's title
-    parts = [" ".join(part.split()) for part in re.split(r"\n\n", "\n".join(lines))]
-    return "; ".join(part for part in parts if part)
+def require_model(folder: Path) -> None:
+    """Check that a model folder exists and has a config, likewise.
+
+    Raises:
+        UserError: it does not.
+    """
+    require_path(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no model: config.json is missing; `goldfinch train` writes one")
 
 
 def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
@@ -139,7 +200,9 @@ def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
         try:
             return model_config(name, WORLD_VOCABULARY if vocab_size is None else vocab_size)
         except UserError as error:
-            raise UserError(f"no preset or folder named {name!r}; {error}") from error
+            if "/" in name:
+                require_path(Path(name))
+            raise UserError(f"{error} (nor is there a folder of this name)") from error
     if vocab_size is not None:
         raise UserError(f"--vocab-size is for presets: the model in {name} has its own vocabulary")
     from goldfinch.checkpoint.model_folder import read_config

@@ -59,12 +59,14 @@ class Bench:
             self._speed(self.model or "goldfinch-L6-D256")
 
     def _speed(self, name: str) -> None:
-        from goldfinch.benchmark.speed import measure
-
         if self.png is not None:
             raise UserError("--png is for `bench memory`")
         if self.repeats < 1:
             raise UserError(f"--repeats must be at least 1, not {self.repeats}")
+        named_config(name)  # its error names folders as well as presets
+
+        from goldfinch.benchmark.speed import measure
+
         speed = measure(_with_weights(name, self.dtype), repeats=self.repeats, latents=self.latents)
         if self.json:
             print(json.dumps({"name": name, "latents": self.latents, **speed.to_dict()}, indent=2))
@@ -72,9 +74,10 @@ class Bench:
             _print_speed(name, speed)
 
     def _memory(self, name: str) -> None:
+        config = named_config(name)
+
         from goldfinch.benchmark.memory import llama_like, measure
 
-        config = named_config(name)
         ours, llama = (list(measure(model, self.latents)) for model in (config, llama_like(config)))
         if self.json:
             content: dict[str, Any] = {"name": name, "model": config.to_dict(), "latents": self.latents}
@@ -96,7 +99,6 @@ def _with_weights(name: str, dtype: str) -> "LanguageModel":
     from goldfinch.benchmark.speed import fill_zero_weights
     from goldfinch.inference.language_model import build, load
 
-    named_config(name)  # its error names folders as well as presets
     if Path(name).is_dir():
         return load(name, dtype)
     lm = build(name, "float32" if dtype == "auto" else dtype)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_path
 from goldfinch.cli.contexts import Device
 from goldfinch.cli.tables import Rows, print_json, print_table
+from goldfinch.cli.terminal import print_text, shown
 from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
@@ -82,9 +83,10 @@ class Cat:
         start = first + self.start_token
         stop = last if self.stop_token is None else min(first + self.stop_token, last)
         if not first <= start <= stop:
-            raise UserError(f"no tokens {self.start_token} to {self.stop_token}: the range is 0 to {last - first}")
+            stop_name = "the end" if self.stop_token is None else self.stop_token
+            raise UserError(f"no tokens {self.start_token} to {stop_name}: the range is 0 to {last - first}")
         for piece in text.read(start, stop):
-            print(piece, end="")
+            print_text(piece, end="")
         print()
 
 
@@ -128,8 +130,8 @@ class Grep:
 def _line(hit: "Hit") -> Any:
     from rich.text import Text
 
-    place = f"{hit.document}:{hit.position}: " if hit.document else f"{hit.position}: "
-    before, text, after = (" ".join(part.split("\n")) for part in (hit.before, hit.text, hit.after))
+    place = shown(f"{hit.document}:{hit.position}: " if hit.document else f"{hit.position}: ")
+    before, text, after = (shown(" ".join(part.split("\n"))) for part in (hit.before, hit.text, hit.after))
     return Text.assemble((place, "dim"), before, (text, "bold red"), after)
 
 
@@ -210,6 +212,7 @@ class Cache:
 
     def run(self) -> None:
         """Run the subcommand."""
+        require_path(self.command.file)
         self.command.run()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from goldfinch.cli.arguments import parse_known
+from goldfinch.cli.terminal import shown
 from goldfinch.cli.train import resolve
 from goldfinch.cli.units import clock
 from goldfinch.errors import UserError
@@ -74,6 +75,9 @@ class Compare:
             raise UserError("name the output folder: -o OUT")
         if self.num_seeds < 1 or self.jobs < 1:
             raise UserError("--num-seeds and --jobs must be at least 1")
+        data = ["--data", *self.data] if self.data else []
+        for name in self.names:  # before torch is imported
+            resolve([*(["--recipe", name] if "/" in name else [name]), *data, *settings, "-o", str(self.output)])
         specs = self.specs(self.output, settings)
 
         from goldfinch.experiments.compare.launch import run_all
@@ -220,7 +224,7 @@ class CompareDisplay:
         """Print how a run ended."""
         if status.state == "failed":
             self._console.print(f"{_label(status)} failed; last lines of {status.spec.log}:", markup=False)
-            self._console.print(log_end, markup=False, soft_wrap=True)
+            self._console.print(shown(log_end, self._console.file), markup=False, soft_wrap=True)
         else:
             line = f"{_label(status)} finished: {', '.join(_facts(status))}"
             self._console.print(line, markup=False, soft_wrap=True)

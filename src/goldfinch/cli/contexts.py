@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.arguments import require_model, require_path
 from goldfinch.cli.rope import parse_rope
-from goldfinch.cli.units import size
+from goldfinch.cli.terminal import print_text, shown
+from goldfinch.cli.units import plural, size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ class ContextOptions:
 
     def open_file(self, path: Path) -> "Context":
         """The content of a .gfc file; see `open`."""
+        require_path(path)
+        if self.model is not None:
+            require_model(self.model)
         from goldfinch.inference.context_file.format import read_description
         from goldfinch.inference.context_file.text import require_model_folder
 
@@ -59,7 +64,9 @@ class ContextOptions:
         folder = require_model_folder(path, description, self.model)
         dtype = description.dtype if self.dtype == "auto" else self.dtype
         context = load_folder(folder, dtype, self.device, self.rope).open(path, self.cache_budget)
-        print(f"{path}: {len(context):,} tokens{_cache_level(context)}", file=sys.stderr)
+        print(
+            f"{shown(str(path), sys.stderr)}: {plural(len(context), 'token')}{_cache_level(context)}", file=sys.stderr
+        )
         return context
 
     def _open_folder(self, folder: Path) -> "Context":
@@ -74,6 +81,8 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
     Raises:
         UserError: as `goldfinch.load`, or `rope` has an unknown field.
     """
+    require_model(folder)
+
     from goldfinch import load
 
     if rope is None:
@@ -100,11 +109,18 @@ def text_argument(argument: str) -> str:
         raise UserError(f"standard input is not UTF-8 text: {error}") from error
 
 
-def print_stream(stream: "GenerationStream", strip: bool = False) -> None:
-    """Print pieces of text as they come; `strip` drops the space that a chat template puts before an answer."""
+def print_stream(stream: "GenerationStream", strip: bool = False, prompt: str = "") -> None:
+    """Print pieces of text as they come.
+
+    Args:
+        stream: the pieces.
+        strip: whether to drop the space that a chat template puts before an answer.
+        prompt: printed before the first piece, when that is there: nothing is printed if the model fails.
+    """
     for piece in stream:
-        print(piece.lstrip(" ") if strip else piece, end="", flush=True)
-        strip = False
+        print_text(prompt + (piece.lstrip(" ") if strip else piece), end="")
+        strip, prompt = False, ""
+    print_text(prompt, end="")
 
 
 def _cache_level(context: "Context") -> str:

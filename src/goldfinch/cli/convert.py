@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_path
 
 if TYPE_CHECKING:
     from goldfinch.checkpoint.convert import Converted
@@ -38,6 +38,7 @@ class Convert:
         Raises:
             UserError: see `goldfinch.checkpoint.convert`; then nothing is written.
         """
+        require_path(self.source)
         if self.source.is_dir():
             self._export()
         else:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_model, require_path
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
     from goldfinch.config import RopeConfig
     from goldfinch.experiments.mqar.train import MqarResult, MqarRun
-    from goldfinch.experiments.position import Curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,6 @@ class Mqar:
         print(f"\nreport: {self.output / RESULTS} and its plot")
 
     def _groups(self) -> "list[list[MqarRun]]":
-        from goldfinch.experiments.mqar.task import MqarTask
-        from goldfinch.experiments.mqar.train import MqarRun, mqar_model
         from goldfinch.presets import KINDS
         from goldfinch.settings import did_you_mean
 
@@ -80,6 +77,10 @@ class Mqar:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise UserError(f"unknown kind {kind!r}; {did_you_mean(kind, list(KINDS))}")
+
+        from goldfinch.experiments.mqar.task import MqarTask
+        from goldfinch.experiments.mqar.train import MqarRun, mqar_model
+
         tasks = [MqarTask(vocab_size=self.vocab_size, length=t, pairs=p) for t, p in map(_task, self.tasks)]
         groups = []
         for seed, task, width, kind in itertools.product(range(self.num_seeds), tasks, self.widths, self.kinds):
@@ -147,19 +148,25 @@ class Position:
         """Measure what is missing, then write the report."""
         if not self.runs:
             raise UserError("name the folders of trained models")
+        for run in self.runs:
+            require_model(run)
         if self.length < 1 or self.max_windows < 0:
             raise UserError("--length must be at least 1, and --max-windows must not be negative")
+        require_path(self.text)
         try:
             text = self.text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {self.text}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UserError(f"cannot read {self.text}: {reason}") from error
         interpolations = [_interpolation(words) for words in self.rope]
 
+        from goldfinch.cli.progress import WindowsDisplay
         from goldfinch.experiments.position import RESULTS, measure_curves, write_position_report
 
-        curves = measure_curves(
-            self.runs, text, self.length, self.max_windows, interpolations, self.output, _print_progress
-        )
+        with WindowsDisplay() as display:
+            curves = measure_curves(
+                self.runs, text, self.length, self.max_windows, interpolations, self.output, display.advance
+            )
         write_position_report(curves, self.text.name, self.output)
         if self.json:
             print(json.dumps([dataclasses.asdict(curve) for curve in curves], indent=1))
@@ -175,10 +182,6 @@ def _interpolation(text: str) -> "RopeConfig":
     if rope is None or rope.base != RopeConfig().base:
         raise UserError(f"--rope {text}: give rescale or rebase, such as rescale=4")
     return rope
-
-
-def _print_progress(curve: "Curve", done: int, windows: int) -> None:
-    print(f"{curve.name}: {done} of {windows} windows read", flush=True, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

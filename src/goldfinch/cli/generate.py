@@ -52,8 +52,7 @@ class Generate(ContextOptions):
         if self.json:
             print(json.dumps({"prompt": prompt, **dataclasses.asdict(stream.run())}, ensure_ascii=False))
             return
-        print(prompt, end="", flush=True)
-        print_stream(stream)
+        print_stream(stream, prompt=prompt)
         print()
         print(stream.generation.summary(), file=sys.stderr)
 

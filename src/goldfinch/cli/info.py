@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -10,10 +11,11 @@ import tyro
 from goldfinch.cli.arguments import named_config, parse
 from goldfinch.cli.tables import Rows, print_table
 from goldfinch.cli.units import count, size
+from goldfinch.costs import DEFAULT_ID_BYTES, DEFAULT_SEQUENCE_LENGTH, Accounting, preset_costs
+from goldfinch.presets import KINDS, SIZES, WORLD_VOCABULARY, preset_names
 
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
-    from goldfinch.model.accounting import Accounting
 
 TOTALS_AT = {"1k": 2**10, "64k": 2**16, "1M": 2**20}  # tokens
 
@@ -24,11 +26,11 @@ class Info:
 
     preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="PRESET|FOLDER")]] = None
     """A preset such as goldfinch-L24-D2048, or a folder with a model."""
-    sequence_length: int = 8192
+    sequence_length: int = DEFAULT_SEQUENCE_LENGTH
     """Sequence length for the FLOPs."""
     vocab_size: int | None = None
     """Vocabulary size, for presets. Default: 65,536 (RWKV World)."""
-    id_bytes: Literal[2, 4] = 4
+    id_bytes: Literal[2, 4] = DEFAULT_ID_BYTES
     """Bytes per token id in the cache; the paper's 756x and 2550x assume 4."""
     json: bool = False
     """Print one JSON object instead of a table."""
@@ -38,10 +40,12 @@ class Info:
         if self.preset is None:
             self._list_presets()
             return
-        from goldfinch.model.accounting import account
-
         config = named_config(self.preset, self.vocab_size)
-        accounting = account(config, self.sequence_length, self.id_bytes)
+        accounting = self._stored_costs()
+        if accounting is None:
+            from goldfinch.model.accounting import account
+
+            accounting = account(config, self.sequence_length, self.id_bytes)
         if self.json:
             content = {"model": config.to_dict(), **dataclasses.asdict(accounting)}
             content["cache_ratio"] = accounting.cache_ratio
@@ -50,9 +54,14 @@ class Info:
         else:
             _print_table(self.preset, config, accounting)
 
-    def _list_presets(self) -> None:
-        from goldfinch.presets import KINDS, SIZES, preset_names
+    def _stored_costs(self) -> Accounting | None:
+        """Those of a preset at the default settings, at once."""
+        is_default = (self.sequence_length, self.id_bytes) == (DEFAULT_SEQUENCE_LENGTH, DEFAULT_ID_BYTES)
+        if self.preset is None or Path(self.preset).is_dir() or not is_default:
+            return None
+        return preset_costs(self.preset) if self.vocab_size in (None, WORLD_VOCABULARY) else None
 
+    def _list_presets(self) -> None:
         if self.json:
             print(json.dumps(preset_names()))
             return
@@ -61,7 +70,7 @@ class Info:
         print(f"  SIZE  {', '.join(SIZES)}, or any L<layers>-D<width>")
 
 
-def _print_table(title: str, config: "ModelConfig", accounting: "Accounting") -> None:
+def _print_table(title: str, config: "ModelConfig", accounting: Accounting) -> None:
     sections = (_shape_rows(config), _parameter_rows(accounting), _flops_rows(accounting), _bytes_rows(accounting))
     print_table(title, sections)
 
@@ -79,7 +88,7 @@ def _shape_rows(config: "ModelConfig") -> Rows:
     return rows
 
 
-def _parameter_rows(accounting: "Accounting") -> Rows:
+def _parameter_rows(accounting: Accounting) -> Rows:
     inner = accounting.parameters - accounting.embedding_parameters
     return [
         ("parameters", f"{accounting.parameters:,}"),
@@ -89,7 +98,7 @@ def _parameter_rows(accounting: "Accounting") -> Rows:
     ]
 
 
-def _flops_rows(accounting: "Accounting") -> Rows:
+def _flops_rows(accounting: Accounting) -> Rows:
     return [
         (f"FLOPs per token at {accounting.sequence_length:,}", ""),
         ("  training, forward + backward", f"{count(accounting.training_flops_per_token)}FLOP"),
@@ -99,7 +108,7 @@ def _flops_rows(accounting: "Accounting") -> Rows:
     ]
 
 
-def _bytes_rows(accounting: "Accounting") -> Rows:
+def _bytes_rows(accounting: Accounting) -> Rows:
     ratio = accounting.cache_ratio
     transformer = accounting.transformer_bytes_per_token
     return [

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from goldfinch import __version__, malloc
+from goldfinch.cli.terminal import replace_what_cannot_be_encoded, shown
 from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "chat": "chat with a model in the terminal",
     "bench": "measure speed and memory on this machine",
     "info": "parameters, FLOPs and memory of a preset or a run",
+    "doctor": "versions, processor, compiler and GPUs: what a bug report needs",
     "convert": "convert between RWKV .pth and goldfinch folders",
     "upgrade": "add GOLD layers to a pre-trained Finch",
     "data": "prepare, verify and export training data",
@@ -36,6 +38,7 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Run the command that `args` name and return the exit code."""
+    replace_what_cannot_be_encoded()
     try:
         with _log_to_stderr():
             _dispatch(args or ["--help"])
@@ -46,7 +49,7 @@ def run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         # A full disk, missing permissions: the message names the file where the system knows it.
-        return _fail(str(error), 2)
+        return _fail(_reason(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
@@ -54,7 +57,7 @@ def run(args: list[str]) -> int:
 
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"goldfinch: {record.getMessage()}", file=sys.stderr)
+        print(shown(f"goldfinch: {record.getMessage()}", sys.stderr), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -77,6 +80,12 @@ def _dispatch(args: list[str]) -> None:
         print(_help())
     elif name in ("-V", "--version"):
         print(f"goldfinch {__version__}")
+    elif name == "--completion":
+        from goldfinch.cli.completion import completion
+
+        if len(rest) != 1:
+            raise UserError("--completion needs the name of a shell: bash, zsh or fish")
+        print(completion(rest[0], list(COMMANDS)))
     elif name in COMMANDS:
         malloc.tune()  # settings of the whole process are the command line's, not the library's
         importlib.import_module(f"goldfinch.cli.{name}").main(rest)
@@ -86,8 +95,15 @@ def _dispatch(args: list[str]) -> None:
 
 def _fail(message: str, exit_code: int) -> int:
     if message:  # empty where another process of the run prints it
-        print(f"goldfinch: {message}", file=sys.stderr)
+        print(shown(f"goldfinch: {message}", sys.stderr), file=sys.stderr)
     return exit_code
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, without its number: runs/x: Permission denied."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 def _help() -> str:
@@ -97,5 +113,6 @@ def _help() -> str:
         "usage: goldfinch COMMAND [OPTIONS]\n\n"
         "GoldFinch language models: linear prefill, a tiny compressed key cache.\n\n"
         f"commands:\n{commands}\n\n"
-        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command."
+        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command.\n"
+        "`goldfinch --completion bash|zsh|fish` prints a script that completes commands and options in your shell."
     )

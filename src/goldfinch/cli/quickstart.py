@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse
+from goldfinch.cli.contexts import print_stream
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ PROMPT = "The whale"
 PRESET = "goldfinch-L3-D256"
 VOCABULARY = 2048
 STEPS = 440
+CHAPTERS = "moby_dick.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,24 +32,29 @@ class Quickstart:
     """Maximum time for the training steps; slow machines make fewer steps."""
     seed: int = 0
     """Random seed for initialisation and data order."""
+    overwrite: bool = False
+    """Remove what an earlier quickstart wrote to this folder. Other files there are never removed."""
 
 
 def main(args: list[str]) -> None:
     """Prepare, train, show."""
     command = parse(Quickstart, "quickstart", args)
-    if command.output.exists():
-        raise UserError(f"{command.output} exists: remove it, or choose another folder with -o")
+    if command.output.exists() and not command.overwrite:
+        raise UserError(f"{command.output} exists: add --overwrite to replace it, or choose another folder with -o")
     run = command.output
 
     from goldfinch.cli.progress import TrainingDisplay
+    from goldfinch.training.run.replacing import replacing
     from goldfinch.training.trainer import Trainer
 
-    print(f"1/3  preparing Moby-Dick: a byte-pair vocabulary of {VOCABULARY:,} tokens, chapters kept for validation")
-    _prepare(run / "data", command.seed)
-    config = _settings(command)
-    print(f"2/3  training {PRESET}, {_parameters(config)}")
     with TrainingDisplay() as display:
-        result = Trainer(config, display).train()
+        with replacing(run, also=("data", CHAPTERS)):
+            print(f"1/3  preparing Moby-Dick: a byte-pair vocabulary of {VOCABULARY:,} tokens, chapters for validation")
+            _prepare(run / "data", command.seed)
+            config = _settings(command)
+            print(f"2/3  training {PRESET}, {_parameters(config)}")
+            trainer = Trainer(config, display)
+        result = trainer.train()
     print("3/3  text from the model:\n")
     cache = _generate(run)
     print(
@@ -66,7 +73,7 @@ def _prepare(data: Path, seed: int) -> None:
     from goldfinch.data.prepare import prepare, train_tokenizer
     from goldfinch.files import write_text
 
-    chapters = data.parent / "moby_dick.jsonl"
+    chapters = data.parent / CHAPTERS
     write_text(chapters, "".join(json.dumps({"text": text}) + "\n" for text in moby_dick_chapters()))
     tokenizer = train_tokenizer([chapters], VOCABULARY)
     prepare([chapters], data, tokenizer, validation_fraction=0.06, seed=seed)
@@ -111,9 +118,7 @@ def _generate(run: Path) -> str:
 
     lm = load(run)
     context = lm.read(PROMPT)
-    print(PROMPT, end="", flush=True)
-    for piece in context.stream(max_tokens=120, temperature=0.8, top_p=0.9, seed=1):
-        print(piece, end="", flush=True)
+    print_stream(context.stream(max_tokens=120, temperature=0.8, top_p=0.9, seed=1), prompt=PROMPT)
     costs = account(lm.config)
     return (
         f"cache       {costs.cache_bytes_per_token} bytes per token, where a Transformer of the same depth and width "

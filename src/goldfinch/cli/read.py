@@ -2,17 +2,19 @@
 
 import dataclasses
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_model
 from goldfinch.cli.contexts import ContextOptions, Device, Dtype, Rope, load_folder
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.tables import print_json
+from goldfinch.cli.terminal import shown
 from goldfinch.cli.text_files import TextFileOptions
-from goldfinch.cli.units import clock, size
+from goldfinch.cli.units import clock, plural, size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,14 +65,18 @@ class Read:
         """
         from goldfinch.data.chat_template import ChatTemplate
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
-        from goldfinch.inference.documents import read_documents as read_into_context
 
         self._check_output()
+        require_model(self.model)
         errors = errors_console()
         found = self.text.find(self.files, errors)
+
+        from goldfinch.inference.documents import read_documents as read_into_context
+
         context = self._context()
-        # Better now than after hours of reading.
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        if not self.output.parent.is_dir():  # better now than after hours of reading
+            self.output.parent.mkdir(parents=True)
+            errors.print(f"made the folder {shown(str(self.output.parent), sys.stderr)}")
         skipped = SkippedDocuments(errors)
         template = ChatTemplate.load(self.model) or ChatTemplate()
         documents = read_documents(found.paths, self.text.text_field, skipped, found.encodings, template)
@@ -92,6 +98,8 @@ class Read:
             raise UserError(f"{self.output} does not exist: omit --append to create it")
         if self.output.is_dir():
             raise UserError(f"{self.output} is a folder: name the file to write, such as {self.output / 'text.gfc'}")
+        if self.output.suffix != ".gfc":
+            raise UserError(f"{self.output} must end in .gfc, such as {self.output.with_suffix('.gfc')}")
         if self.output.exists() and not (self.overwrite or self.append):
             raise UserError(f"{self.output} exists: use --overwrite to replace it, or --append to append to it")
 
@@ -123,10 +131,9 @@ class Read:
                 }
             )
             return
-        documents = "document" if num_documents == 1 else "documents"
         print(
-            f"read {display.tokens:,} tokens of {num_documents:,} {documents} in {clock(display.seconds)}, "
-            f"{display.speed:,.0f} tokens/s"
+            f"read {plural(display.tokens, 'token')} of {plural(num_documents, 'document')} "
+            f"in {clock(display.seconds)}, {display.speed:,.0f} tokens/s"
         )
         print(
             f"saved {self.output}: {size(stored)}, {stored / num_tokens:,.1f} bytes per token; a Transformer of this "

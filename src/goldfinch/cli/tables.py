@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from goldfinch.cli.terminal import shown
+
 Rows = list[tuple[str, str]]
 
 
@@ -14,12 +16,14 @@ def print_table(title: str, sections: Iterable[Rows]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(shown(title)), title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE_HEAD
+    )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for section in sections:
         for row in section:
-            table.add_row(*map(escape, row))
+            table.add_row(*(escape(shown(cell)) for cell in row))
         table.add_section()
     Console(highlight=False).print(table)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 import yaml
 
-from goldfinch.cli.arguments import parse, parse_known
+from goldfinch.cli.arguments import parse, parse_known, require_model, require_path
 from goldfinch.cli.progress import TrainingDisplay
 from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.errors import UserError
@@ -73,6 +73,8 @@ class Train:
     train_only: Annotated[Literal["gold"] | None, tyro.conf.arg(metavar="gold")] = None
     """gold: train the GOLD layers, the last norm and the head, and freeze everything below; with --initial. Steps are
     cheaper, and saved contexts stay valid. Sets --optimizer.learning-rate-multipliers; yours are added after these."""
+    overwrite: bool = False
+    """Remove the run that the output folder holds, once the new one can begin. Other files there are never removed."""
     dry_run: bool = False
     """Do not train, but print what the run would take: parameters, memory, FLOPs, days. Needs no data and no output."""
     json: bool = False
@@ -101,7 +103,7 @@ def main(args: list[str]) -> None:
 
             print_dry_run(train.recipe or train.preset, train.settings, train.cluster, as_json=train.json)
         else:
-            _train(train.settings, train.resume is not None, processes)
+            _train(train, processes)
 
 
 def _started_by_torchrun() -> bool:
@@ -109,12 +111,18 @@ def _started_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _train(config: TrainConfig, resume: bool, processes: "Processes") -> None:
+def _train(command: Train, processes: "Processes") -> None:
+    from goldfinch.training.run.replacing import replacing
     from goldfinch.training.trainer import Trainer
 
+    config, resume = command.settings, command.resume is not None
+    if command.overwrite and (resume or processes.world_size > 1):
+        raise UserError("--overwrite is for new runs in one process: leave it out, or remove the old run first")
     display = TrainingDisplay()
     with display if processes.is_main else contextlib.nullcontext():
-        result = Trainer(config, display, resume, processes).train()
+        with replacing(config.output) if command.overwrite else contextlib.nullcontext():
+            trainer = Trainer(config, display, resume, processes)
+        result = trainer.train()
     if not processes.is_main:
         return
     print(
@@ -138,6 +146,7 @@ def resolve(args: list[str]) -> Train:
         raise UserError(f"{sources.resume} resumes with its own settings: leave --recipe out")
     files = [(path, _read_file(path)) for path in sources.config]
     if sources.resume:
+        require_path(sources.resume)
         from goldfinch.training.run.folder import read_settings
 
         values = read_settings(sources.resume).to_dict() | {"output": str(sources.resume)}
@@ -175,10 +184,11 @@ def _defaults(sources: _Sources, files: list[dict[str, Any]]) -> dict[str, Any]:
     initial = sources.initial or next((content["initial"] for content in files[::-1] if content.get("initial")), None)
     data = sources.data or next((content["data"] for content in files[::-1] if content.get("data")), ())
     if initial is not None:
-        from goldfinch.checkpoint.model_folder import read_config
-
         if sources.preset:
             raise UserError(f"--initial takes the model of {initial}: leave out the preset {sources.preset}")
+        require_model(Path(initial))
+        from goldfinch.checkpoint.model_folder import read_config
+
         model = read_config(Path(initial))
         values = recipe(sources.recipe) if sources.recipe else settings_for(model)
         return values | {"model": model.to_dict()}
@@ -206,7 +216,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML or JSON file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config file {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of settings, such as `steps: 1000`")

@@ -14,6 +14,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 file, 2,000 files."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def count(number: int) -> str:
     """Three or four digits and a decimal prefix: 9.10 G."""
     unit = min((len(str(number)) - 1) // 3, 6)

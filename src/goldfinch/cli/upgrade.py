@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_path
 from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
@@ -55,6 +55,8 @@ class Upgrade:
         Raises:
             UserError: the base is not a Finch, the output exists, or the text cannot be read; then nothing is written.
         """
+        require_path(self.finch)
+
         from goldfinch.checkpoint.model_folder import check_model_output, save_model_folder
         from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
 
@@ -97,7 +99,8 @@ class Upgrade:
             with self.text.open(encoding="utf-8") as file:
                 content = file.read(1024 * CHECKED_TOKENS)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {self.text}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UserError(f"cannot read {self.text}: {reason}") from error
         if len(tokenizer.encode(content)) < 2:
             raise UserError(f"{self.text} is too short to compare losses: give a text of at least two tokens")
         return content

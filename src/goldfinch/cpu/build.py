@@ -41,7 +41,7 @@ def compiled(source: Path, name: str) -> ctypes.CDLL | None:
         source: the file.
         name: what messages call it.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    compiler = find_compiler()
     if compiler is None or os.name != "posix":
         _LOGGER.warning("no C++ compiler found: %s runs in PyTorch, several times slower", name)
         return None
@@ -70,7 +70,7 @@ def _private_folder() -> Iterator[Path]:
 
     In a cache that others could write to, nothing is believed: it is made private and emptied.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goldfinch"
+    folder = cache_folder()
     with contextlib.suppress(OSError):  # such as a home that is read-only
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not os.access(folder, os.W_OK) or folder.stat().st_uid != os.geteuid():
@@ -84,6 +84,16 @@ def _private_folder() -> Iterator[Path]:
         for library in folder.glob("*.so"):
             library.unlink(missing_ok=True)
     yield folder
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: $CXX, or the first of the usual ones; None if there is none."""
+    return os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goldfinch"
 
 
 def _find(folder: Path, stem: str) -> Path | None:

@@ -24,6 +24,7 @@ class ChatSession:
         """The conversation so far."""
         self._start = len(context)
         self._text = ""
+        self._turns: list[tuple[int, int, str]] = []  # before each `ask`: tokens, messages and text
         context.snapshot()
 
     def ask(self, content: str, role: str = "user", **options: Any) -> "GenerationStream":
@@ -38,12 +39,14 @@ class ChatSession:
             UserError: as `Context.stream`, or the template refuses the conversation.
         """
         self.keep_answer()
+        self._turns.append((len(self.context), len(self.messages), self._text))
         self.messages.append({"role": role, "content": content})
         text = self.template.render(self.messages)
         if not text.startswith(self._text):
             # The template now writes the past differently, as some do that drop earlier reasoning.
             self.context.truncate(self._start)
             self._text = ""
+            self._turns = [(self._start, num_messages, "") for _, num_messages, _ in self._turns]
         new = text[len(self._text) :]
         if not self._text:
             new = self._gap() + new
@@ -53,6 +56,21 @@ class ChatSession:
         options["stop"] = (*self.template.stop(self.context.tokenizer), *options.get("stop", ()))
         self._stream = self.context.stream(**options)
         return self._stream
+
+    def undo(self) -> str | None:
+        """Forget the last message that was asked, and its answer.
+
+        Returns:
+            The message; None if there is none.
+        """
+        if not self._turns:
+            return None
+        length, num_messages, self._text = self._turns.pop()
+        self._stream = None
+        content = self.messages[num_messages]["content"]
+        del self.messages[num_messages:]
+        self.context.truncate(length)
+        return content
 
     _stream: "GenerationStream | None" = None
 

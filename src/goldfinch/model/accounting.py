@@ -5,6 +5,7 @@ are not (below 1%). Bytes: bf16 numbers, except S of the recurrent layers, which
 """
 
 import dataclasses
+import json
 import math
 from typing import cast
 
@@ -12,12 +13,14 @@ import torch
 from torch import nn
 
 from goldfinch.config import ModelConfig
+from goldfinch.costs import DEFAULT_ID_BYTES, DEFAULT_SEQUENCE_LENGTH, Accounting
 from goldfinch.errors import UserError
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.mixers import TimeMix
 from goldfinch.mixers.time_mix import product_flops
 from goldfinch.model.block import Block
 from goldfinch.model.decoder import Decoder
+from goldfinch.presets import model_config, preset_names
 
 UNUSED_BONUS: tuple[str, ...] = ("finch_c2", "finch_c2_no_one_minus_w")
 """Kinds for which the published checkpoints store Finch's bonus u, D numbers a layer, and never use it."""
@@ -26,47 +29,6 @@ _BF16, _FP32 = torch.bfloat16.itemsize, torch.float32.itemsize
 _ATTENTION_FLOPS_PER_CHANNEL = 2 + 2
 TRAINING_PASSES = 3
 """Forward 1, backward 2: gradients of the inputs and of the weights."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Accounting:
-    """What one model costs. FLOPs and bytes per token are for one sequence."""
-
-    sequence_length: int
-    """Sequence length for the FLOPs below."""
-    parameters: int
-    """All parameters."""
-    parameters_as_published: int
-    """Parameters including those that published checkpoints store and never use."""
-    embedding_parameters: int
-    """Embedding and head, both V x D."""
-    training_flops_per_token: int
-    """Forward and backward, mean over a sequence of `sequence_length` (attention sees half of it on average)."""
-    prefill_flops_per_token: int
-    """Prefill of a prompt of `sequence_length`, mean: every layer below the GOLD layers, and W_KD. Without what is paid
-    once per prompt: the last 2G tokens through the GOLD layers, and the head (SPEC 5)."""
-    decode_flops_per_token: int
-    """Decoding token number `sequence_length` with cached keys and values of all tokens before it."""
-    decode_rebuilding_flops_per_token: int
-    """The same if GOLD layers rebuild them all from the key cache; equal in models without GOLD."""
-    recurrence_flops_per_token: int
-    """WKV6 of all layers, which is part of each forward above; besides it and attention there are matrix products."""
-    cache_bytes_per_token: int
-    """Bytes that each token adds: GOLD's latent and id, once for all layers; keys and values of every other attention
-    layer. 0 in recurrent models."""
-    state_bytes: int
-    """Bytes that do not grow: S of the recurrent layers, and the last inputs that token shifts reach back to."""
-    transformer_bytes_per_token: int
-    """Keys and values of a Transformer of this depth and width in bf16, 2 * 2 D L."""
-
-    @property
-    def cache_ratio(self) -> float | None:
-        """How many times smaller than a Transformer's the cache is, without the state; None if there is no cache."""
-        return self.transformer_bytes_per_token / self.cache_bytes_per_token if self.cache_bytes_per_token else None
-
-    def total_bytes(self, tokens: int) -> int:
-        """Cache and state of a sequence of `tokens`."""
-        return tokens * self.cache_bytes_per_token + self.state_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +48,9 @@ class _Layer:
     state_bytes: int
 
 
-def account(config: ModelConfig, sequence_length: int = 8192, id_bytes: int = 4) -> Accounting:
+def account(
+    config: ModelConfig, sequence_length: int = DEFAULT_SEQUENCE_LENGTH, id_bytes: int = DEFAULT_ID_BYTES
+) -> Accounting:
     """Count what a model costs; takes no memory, whatever its size.
 
     Args:
@@ -161,3 +125,13 @@ def _state_bytes(mixer: TimeMix, config: ModelConfig, num_tokens: int) -> int:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def main() -> None:
+    """Print the costs of all presets as JSON."""
+    costs = {name: dataclasses.asdict(account(model_config(name))) for name in preset_names()}
+    print("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in costs.items()) + "\n}")
+
+
+if __name__ == "__main__":
+    main()

@@ -230,7 +230,7 @@ def test_settings_that_do_not_suit_the_processes_are_refused_once(fields, messag
 def test_a_missing_run_is_told_once(command, tmp_path):
     ended = command(2, "train", "--resume", tmp_path / "nowhere")
     assert ended.exit_codes == [2, 2], ended.printed
-    assert_said_once(ended, "holds no training run")
+    assert_said_once(ended, "does not exist")
 
 
 @pytest.mark.slow

@@ -40,7 +40,8 @@ def check_new(run: Path) -> None:
     """Raise a UserError if the folder holds a run already, or other files that a run would overwrite."""
     if (run / SETTINGS).exists():
         raise UserError(
-            f"{run} already holds a run: resume it with `goldfinch train --resume {run}`, or choose another folder"
+            f"{run} already holds a run: resume it with `goldfinch train --resume {run}`, "
+            "replace it with --overwrite, or choose another folder"
         )
     taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, FOLDER, METRICS) if (run / name).exists()]
     if taken or run.is_file():

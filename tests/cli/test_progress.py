@@ -1,0 +1,89 @@
+"""Progress of training and reading, in narrow terminals and in files."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from goldfinch.cli.progress import SECONDS_BETWEEN_LINES, ReadingDisplay, TrainingDisplay, WindowsDisplay
+from goldfinch.cli.units import plural
+
+RECORD = {"step": 1200, "loss": 3.14159, "tokens_per_second": 12345.6, "skipped_steps": 0}
+
+
+@pytest.fixture
+def settings():
+    return SimpleNamespace(batch_size=4, sequence_length=256, output="run", compile=False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds) lets time pass."""
+    now = [0.0]
+    monkeypatch.setattr("goldfinch.cli.progress.time.monotonic", lambda: now[0])
+    return lambda seconds: now.append(now.pop() + seconds)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_bar_says_the_step_and_the_time_left_first(columns, settings, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with TrainingDisplay() as display:
+        display.start(settings, 0, 10_000)
+        display.step(RECORD, 0.12)
+    frames = capsys.readouterr().out
+    assert "step 1,200 of 10,000 -:-- left loss" in _plain(frames)
+
+
+def test_a_file_gets_a_line_now_and_then(settings, capsys, clock):
+    with TrainingDisplay() as display:
+        display.start(settings, 0, 10_000)
+        display.step(RECORD, 0.06)
+        clock(2 * SECONDS_BETWEEN_LINES)
+        display.step(RECORD, 0.12)
+        display.step(RECORD, 0.12)
+    assert capsys.readouterr().out.splitlines()[1:] == ["step 1,200 of 10,000  2:27 left  loss 3.142  12,346 tokens/s"]
+
+
+def test_a_long_measurement_does_not_fill_a_file_with_lines(capsys, clock):
+    curve = SimpleNamespace(name="run")
+    with WindowsDisplay() as display:
+        for window in range(1, 101):
+            clock(1)
+            display.advance(curve, window, 100)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 10
+    assert captured.err.splitlines()[-1] == "run: window 100 of 100"
+
+
+def test_reading_says_how_much_is_done_before_how_fast(capsys, clock):
+    with ReadingDisplay(total=1000) as display:
+        clock(2 * SECONDS_BETWEEN_LINES)
+        display.advance(100, 250)
+    assert capsys.readouterr().err == "reading 25%  1:00 left  100 tokens  5 tokens/s\n"
+
+
+def test_a_finished_run_that_is_resumed_says_so(settings, capsys):
+    with TrainingDisplay() as display:
+        display.start(settings, 20, 20)
+    out = capsys.readouterr().out
+    assert "all 20 steps are done" in out
+    assert "--steps" in out
+
+
+def test_samples_keep_their_lines(capsys):
+    with TrainingDisplay() as display:
+        display.sample(7, "CHAPTER 1. Loomings.\n\nCall me Ishmael, " + "a long line " * 20)
+    out = capsys.readouterr().out
+    assert "step 7 writes: CHAPTER 1. Loomings.\n\nCall me Ishmael, a long line" in out
+    assert len(out.splitlines()) == 3
+
+
+def test_plurals():
+    assert [plural(number, "file") for number in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]
+
+
+def _plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
