@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from goldfinch.cli.arguments import parse
+from goldfinch.cli.terminal import shown
 from goldfinch.cli.text_files import TextFileOptions
+from goldfinch.cli.units import plural
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,11 +18,6 @@ if TYPE_CHECKING:
     from goldfinch.data.find_files import FoundFiles
     from goldfinch.data.prepare import PrepareReport
     from goldfinch.data.tokenizers import Tokenizer
-
-
-def num_documents(count: int, adjective: str = "") -> str:
-    """The number of documents in words."""
-    return f"{count:,} {adjective}{'document' if count == 1 else 'documents'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +120,16 @@ class Prepare:
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
         lines = [
-            f"{self.output}: {num_documents(report.documents)}, {report.tokens:,} tokens, "
+            f"{self.output}: {plural(report.documents, 'document')}, {report.tokens:,} tokens, "
             f"{report.bytes_per_token:.2f} bytes per token ({tokenizer.name}, {tokenizer.vocab_size:,} ids)"
         ]
         for name, split in report.splits.items():
             share = f"{split.tokens / report.tokens:.2%}"
-            lines.append(f"  {name}: {num_documents(split.documents)}, {split.tokens:,} tokens ({share})")
+            lines.append(f"  {name}: {plural(split.documents, 'document')}, {split.tokens:,} tokens ({share})")
         if report.cut:
-            lines.append(f"  {report.cut} is in both: its end is held out for validation")
+            lines.append(f"  {shown(report.cut)} is in both: its end is held out for validation")
         if report.skipped:
-            lines.append(f"  skipped: {num_documents(report.skipped, 'bad ')}")
+            lines.append(f"  skipped: {plural(report.skipped, 'bad document')}")
         lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
         print("\n".join(lines))
 
@@ -196,7 +193,7 @@ class Stream:
         )
         print(
             f"{self.output}: streams {described.dataset} for training\n"
-            f"  validation: its first {num_documents(report.documents)}, {report.tokens:,} tokens\n"
+            f"  validation: its first {plural(report.documents, 'document')}, {report.tokens:,} tokens\n"
             f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME --steps STEPS"
         )
 
