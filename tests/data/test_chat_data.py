@@ -140,6 +140,14 @@ def test_the_loss_can_be_on_answers_and_what_ends_them(
         list(verify(tmp_path / "d"))
 
 
+def test_exports_say_that_they_lose_what_the_loss_is_on(
+    chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare([chats], tmp_path / "d", ByteTokenizer(), loss_on="answers")
+    main(["export", str(tmp_path / "d"), "-o", str(tmp_path / "e")])
+    assert "not exported: which tokens are answers" in capsys.readouterr().out
+
+
 def test_an_answer_may_be_the_first_message() -> None:
     messages = [{"role": "assistant", "content": "Welcome"}, *conversation(1)]
     text = ChatTemplate().render(messages, add_generation_prompt=False)

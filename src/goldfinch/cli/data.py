@@ -233,8 +233,11 @@ class Export:
         """Write both splits and print a line for each."""
         from goldfinch.data.export import export_indexed
 
-        for path, dataset in export_indexed(self.directory, self.output, overwrite=self.overwrite).items():
+        exported = export_indexed(self.directory, self.output, overwrite=self.overwrite)
+        for path, dataset in exported.items():
             print(f"{path}, {path.with_suffix('.bin').name}: {len(dataset):,} tokens")
+        if any(dataset.has_answers for dataset in exported.values()):
+            print("not exported: which tokens are answers (--loss-on answers); the format has no place for it")
 
 
 @dataclass(frozen=True, kw_only=True)
