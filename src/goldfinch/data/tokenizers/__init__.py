@@ -33,7 +33,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         content = json.loads(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a tokenizer.json file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a tokenizer.json file: {error}") from error
     if not isinstance(content, dict) or not (content.get("format") == FORMAT or "model" in content):
         raise UserError(f"{path} is not a tokenizer.json file: it has neither a format nor a model")
@@ -64,7 +64,7 @@ def _load_own(path: Path, content: dict) -> Tokenizer:
     kinds: dict[str, type[ByteTokenizer] | type[WorldTokenizer]] = {
         kind.name: kind for kind in (ByteTokenizer, WorldTokenizer)
     }
-    if content.get("version") != VERSION or content.get("name") not in kinds:
+    if content.get("version") != VERSION or content.get("name") not in list(kinds):
         raise UserError(
             f"{path}: unknown tokenizer {content.get('name')!r}, version {content.get('version')!r}; known are "
             f"{', '.join(kinds)}, version {VERSION}; a newer goldfinch may read it"
