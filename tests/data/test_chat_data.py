@@ -14,7 +14,7 @@ from goldfinch.cli.data import main
 from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.documents import read_documents
 from goldfinch.data.prepare import prepare
-from goldfinch.data.shards import SPLITS, TokenDataset
+from goldfinch.data.shards import SPLITS, TokenDataset, verify
 from goldfinch.data.tokenizers import ByteTokenizer, load_tokenizer
 from goldfinch.errors import UserError
 
@@ -116,3 +116,51 @@ def test_a_template_that_cannot_be_read_is_one_line(chats: Path, tmp_path: Path)
     ):
         with pytest.raises(UserError, match=says):
             main(["prepare", str(chats), "-o", str(tmp_path / "d"), "--chat-template", str(given)])
+
+
+@pytest.mark.parametrize(("template", "end"), [(ChatTemplate(), "\n\n"), (ChatTemplate(CHATML), "<|im_end|>\n")])
+def test_the_loss_can_be_on_answers_and_what_ends_them(
+    template: ChatTemplate, end: str, chats: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "all of a text"}\n')
+    files = [chats, tmp_path / "text.jsonl"]
+    prepare(files, tmp_path / "d", ByteTokenizer(), chat_template=template, loss_on="answers", validation_fraction=0.2)
+    text = ""
+    for split in SPLITS:
+        data = TokenDataset.open(tmp_path / "d", split)
+        ids, answers = data.tokens(0, len(data)), data.answers(0, len(data))
+        assert [data.answers(at, 3).tolist() for at in (0, 11)] == [answers[at : at + 3].tolist() for at in (0, 11)]
+        text += bytes(min(id, 255) for id in ids[answers]).decode("latin-1")
+    parts = sorted(text.split("\xff"))
+    space = " " if template == ChatTemplate() else ""
+    assert parts == sorted(["", "all of a text", *(f"{space}It is {2 * n}.{end}" for n in range(60))])
+    flip = tmp_path / "d" / "train-00000.answers"
+    flip.write_bytes(flip.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match=r"train-00000\.answers is corrupt"):
+        list(verify(tmp_path / "d"))
+
+
+def test_exports_say_that_they_lose_what_the_loss_is_on(
+    chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare([chats], tmp_path / "d", ByteTokenizer(), loss_on="answers")
+    main(["export", str(tmp_path / "d"), "-o", str(tmp_path / "e")])
+    assert "not exported: which tokens are answers" in capsys.readouterr().out
+
+
+def test_an_answer_may_be_the_first_message() -> None:
+    messages = [{"role": "assistant", "content": "Welcome"}, *conversation(1)]
+    text = ChatTemplate().render(messages, add_generation_prompt=False)
+    answers = [text[start:stop] for start, stop in ChatTemplate().answer_spans(messages)]
+    assert answers == ["Assistant: Welcome\n\n", " It is 2.\n\n"]
+
+
+def test_answers_are_looked_for_in_conversations_of_suitable_templates(chats: Path, tmp_path: Path) -> None:
+    moving = ChatTemplate("{{ messages | length }}{% for message in messages %}{{ message.content }}{% endfor %}")
+    with pytest.raises(UserError, match=r"all 60 are bad.*does not write answers after their prompts"):
+        prepare(
+            [chats], tmp_path / "d", ByteTokenizer(), chat_template=moving, loss_on="answers", on_error=lambda _: None
+        )
+    chats.write_text('{"text": "one"}\n{"text": "two"}\n')
+    with pytest.raises(UserError, match="--loss-on answers needs conversations"):
+        prepare([chats], tmp_path / "d", ByteTokenizer(), loss_on="answers")

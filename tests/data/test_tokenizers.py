@@ -238,6 +238,8 @@ def test_files_that_change_the_text_or_cannot_end_it_are_refused(parts: dict, tm
         json.dumps({"format": "goldfinch-tokenizer", "version": 2, "name": "bytes"}),
         json.dumps({"format": "goldfinch-tokenizer", "version": 1, "name": "words"}),
         json.dumps({"format": "goldfinch-tokenizer", "version": 1, "name": "bytes", "hash": "0"}),
+        json.dumps({"format": "goldfinch-tokenizer", "version": 1, "name": {}}),
+        pytest.param("[" * 100_000, id="nested"),
         "\xff\xfe",
     ],
 )

@@ -3,12 +3,14 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from goldfinch.cli.arguments import parse
+from goldfinch.cli.terminal import shown
 from goldfinch.cli.text_files import TextFileOptions
+from goldfinch.cli.units import plural
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,11 +18,6 @@ if TYPE_CHECKING:
     from goldfinch.data.find_files import FoundFiles
     from goldfinch.data.prepare import PrepareReport
     from goldfinch.data.tokenizers import Tokenizer
-
-
-def num_documents(count: int, adjective: str = "") -> str:
-    """The number of documents in words."""
-    return f"{count:,} {adjective}{'document' if count == 1 else 'documents'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +44,8 @@ class Prepare:
     chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """How conversations are written, {"messages": [{"role": ..., "content": ...}, ...]} in .jsonl or .parquet: a Jinja
     file as of Hugging Face, or a model folder that has one. By default, as RWKV's chat models write them."""
+    loss_on: Literal["all", "answers"] = "all"
+    """answers: models that train on this data learn the answers of conversations only, and all of other texts."""
     validation_fraction: float = 0.01
     """Fraction of the text for validation: whole documents, and where they do not fit, the end of one."""
     seed: int = 0
@@ -91,6 +90,7 @@ class Prepare:
                 text_field=self.text.text_field,
                 encodings=found.encodings,
                 chat_template=template,
+                loss_on=self.loss_on,
                 overwrite=self.overwrite,
                 on_progress=display.advance,
                 on_error=skipped,
@@ -120,16 +120,16 @@ class Prepare:
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
         lines = [
-            f"{self.output}: {num_documents(report.documents)}, {report.tokens:,} tokens, "
+            f"{self.output}: {plural(report.documents, 'document')}, {report.tokens:,} tokens, "
             f"{report.bytes_per_token:.2f} bytes per token ({tokenizer.name}, {tokenizer.vocab_size:,} ids)"
         ]
         for name, split in report.splits.items():
             share = f"{split.tokens / report.tokens:.2%}"
-            lines.append(f"  {name}: {num_documents(split.documents)}, {split.tokens:,} tokens ({share})")
+            lines.append(f"  {name}: {plural(split.documents, 'document')}, {split.tokens:,} tokens ({share})")
         if report.cut:
-            lines.append(f"  held out for validation is also the end of {report.cut}, which counts in both")
+            lines.append(f"  {shown(report.cut)} is in both: its end is held out for validation")
         if report.skipped:
-            lines.append(f"  skipped: {num_documents(report.skipped, 'bad ')}")
+            lines.append(f"  skipped: {plural(report.skipped, 'bad document')}")
         lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
         print("\n".join(lines))
 
@@ -193,7 +193,7 @@ class Stream:
         )
         print(
             f"{self.output}: streams {described.dataset} for training\n"
-            f"  validation: its first {num_documents(report.documents)}, {report.tokens:,} tokens\n"
+            f"  validation: its first {plural(report.documents, 'document')}, {report.tokens:,} tokens\n"
             f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME --steps STEPS"
         )
 
@@ -233,8 +233,11 @@ class Export:
         """Write both splits and print a line for each."""
         from goldfinch.data.export import export_indexed
 
-        for path, dataset in export_indexed(self.directory, self.output, overwrite=self.overwrite).items():
+        exported = export_indexed(self.directory, self.output, overwrite=self.overwrite)
+        for path, dataset in exported.items():
             print(f"{path}, {path.with_suffix('.bin').name}: {len(dataset):,} tokens")
+        if any(dataset.has_answers for dataset in exported.values()):
+            print("not exported: which tokens are answers (--loss-on answers); the format has no place for it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,8 @@ class TrainingDisplay(_Display):
         self._console.print(
             f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
             f"({result.extent})"
-            + "".join(f"; {escape(shown(name))} {each.loss:.4f}" for name, each in result.sources.items())
+            + "".join(f"; {escape(shown(name))} {each.loss:.4f}" for name, each in result.sources.items()),
+            soft_wrap=True,
         )
         sys.stdout.flush()
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from goldfinch.cli.terminal import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -49,8 +51,8 @@ class TextFileOptions:
 
 def _print_list(console: "Console", title: str, items: Sequence[str], separator: str = "") -> None:
     """The first items, on one line or a line each, and how many there are more."""
-    shown = [*items[:SHOWN_FILES], *([f"{len(items) - SHOWN_FILES:,} more"] if len(items) > SHOWN_FILES else [])]
+    printed = [*items[:SHOWN_FILES], *([f"{len(items) - SHOWN_FILES:,} more"] if len(items) > SHOWN_FILES else [])]
     if separator and items:
-        shown = [separator.join(shown)]
-    for each in shown:
-        console.print(f"{title} {each}")
+        printed = [separator.join(printed)]
+    for each in printed:
+        console.print(shown(f"{title} {each}", console.file))

@@ -22,6 +22,13 @@ class Windows(Protocol):
     def window(self, index: int) -> np.ndarray:
         """Window `index` of the sequence, from 0: (T + 1,) integers."""
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether the loss is on some tokens only."""
+
+    def answers(self, index: int) -> np.ndarray:
+        """Whether the loss is on each token of that window: (T + 1,) bool."""
+
     def describe(self, index: int) -> str:
         """Where that window comes from, for messages."""
 
@@ -64,6 +71,15 @@ class ShuffledWindows:
     def window(self, index: int) -> np.ndarray:
         """Window `index` of the order, from 0: (T + 1,) int64."""
         return self._dataset.tokens(self._start(index), self._length + 1)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the loss is on some tokens only."""
+        return self._dataset.has_answers
+
+    def answers(self, index: int) -> np.ndarray:
+        """Whether the loss is on each token of that window: (T + 1,) bool."""
+        return self._dataset.answers(self._start(index), self._length + 1)
 
     def describe(self, index: int) -> str:
         """Where that window comes from."""
@@ -125,6 +141,13 @@ class Batches:
         rows = [self._sources[ref.source].window(ref.window) for ref in self._window_refs(step)]
         return torch.from_numpy(np.stack(rows).astype(np.int64, copy=False))
 
+    def answers(self, step: int) -> torch.Tensor | None:
+        """Whether the loss is on each token of `batch(step)`: (B / world_size, T + 1) bool; None: always on all."""
+        if not any(source.has_answers for source in self._sources):
+            return None
+        rows = [self._sources[ref.source].answers(ref.window) for ref in self._window_refs(step)]
+        return torch.from_numpy(np.stack(rows))
+
     def describe(self, step: int) -> list[str]:
         """Where the windows of `batch(step)` come from."""
         return [self._sources[ref.source].describe(ref.window) for ref in self._window_refs(step)]
@@ -163,7 +186,12 @@ class Batches:
 
 
 def sequential_windows(
-    dataset: TokenDataset, sequence_length: int, batch_size: int, max_tokens: int | None = None
+    dataset: TokenDataset,
+    sequence_length: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    *,
+    answers: bool = False,
 ) -> Iterator[torch.Tensor]:
     """The windows in order, for validation: every token except the first is a target exactly once.
 
@@ -172,6 +200,7 @@ def sequential_windows(
         sequence_length: T, targets per window.
         batch_size: maximum windows per batch.
         max_tokens: stop after this many targets.
+        answers: yield `TokenDataset.answers` of the windows, bool, instead of their tokens.
 
     Yields:
         (B, T + 1) int64, B <= batch_size. A shorter last window comes in a batch of its own: (1, t + 1).
@@ -184,10 +213,11 @@ def sequential_windows(
         raise UserError("the validation data has fewer than two tokens: prepare it with more text")
     targets = targets if max_tokens is None else min(targets, max_tokens)
     whole = targets // sequence_length
+    read = dataset.answers if answers else dataset.tokens
     for first in range(0, whole, batch_size):
         count = min(batch_size, whole - first)
-        tokens = dataset.tokens(first * sequence_length, count * sequence_length + 1)
+        tokens = read(first * sequence_length, count * sequence_length + 1)
         windows = np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1)[::sequence_length]
         yield torch.from_numpy(windows.copy())
     if rest := targets % sequence_length:
-        yield torch.from_numpy(dataset.tokens(whole * sequence_length, rest + 1))[None]
+        yield torch.from_numpy(read(whole * sequence_length, rest + 1))[None]

@@ -140,6 +140,26 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError) as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
 
+    def answer_spans(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
+        """Where the answers are in the text of a conversation, each with what the template writes after it.
+
+        >>> ChatTemplate().answer_spans([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+        [(20, 25)]
+
+        Raises:
+            UserError: as `render`; or an answer does not follow the text that asks for it.
+        """
+        text = self.render(messages, add_generation_prompt=False)
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt = self.render(messages[:number]) if number else ""
+                answered = self.render(messages[: number + 1], add_generation_prompt=False)
+                if not (answered.startswith(prompt) and text.startswith(answered)):
+                    raise UserError("the chat template does not write answers after their prompts")
+                spans.append((len(prompt), len(answered)))
+        return spans
+
     @property
     def is_plain(self) -> bool:
         """Whether messages are written without anything around them."""

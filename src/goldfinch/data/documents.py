@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.text_encoding import UTF8
@@ -38,6 +38,7 @@ class Document:
         position: bytes of all files read so far, as stored: for progress.
         line: its line or row, counted from 1, in files with many documents; 0 if the file is the document.
         is_chat: whether it is a conversation, in which the names of special tokens stand for these tokens.
+        answers: start and end of the answers in a conversation, in characters, if they were asked for.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Document:
     position: int = 0
     line: int = 0
     is_chat: bool = False
+    answers: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,10 +91,22 @@ class _Form:
     text_field: str
     encoding: str
     chat_template: ChatTemplate | None
+    find_answers: bool
 
 
-# What a reader yields: text, continues, position in the file, line, is_chat.
-_Pieces = Iterator[tuple[str, bool, int, int, bool]]
+_Spans = tuple[tuple[int, int], ...]
+
+
+class _Record(NamedTuple):
+    """What a line or row holds: see `Document`."""
+
+    text: str
+    is_chat: bool
+    answers: _Spans
+
+
+# What a reader yields: text, continues, position in the file, line; whether it is a conversation, and its answers.
+_Pieces = Iterator[tuple[str, bool, int, int, bool, _Spans]]
 _Report = Callable[[int, str], None]
 
 
@@ -102,6 +116,7 @@ def read_documents(
     on_error: Callable[[str], None] | None = None,
     encodings: Mapping[Path, str] | None = None,
     chat_template: ChatTemplate | None = None,
+    find_answers: bool = False,
 ) -> Iterator[Document]:
     """Read the documents of `paths` in order, without holding a file in memory.
 
@@ -116,6 +131,7 @@ def read_documents(
             a string, empty, not Unicode. None: the first one raises.
         encodings: of the files that are not UTF-8.
         chat_template: how conversations are written; None: they are not read.
+        find_answers: whether to fill `Document.answers`.
 
     Raises:
         UserError: a file is missing, empty, binary, in another encoding or corrupt.
@@ -123,7 +139,7 @@ def read_documents(
     if not paths:
         raise UserError("no files given: name at least one")
     readers = [_reader(path) for path in paths]
-    forms = [_Form(text_field, (encodings or {}).get(path, UTF8), chat_template) for path in paths]
+    forms = [_Form(text_field, (encodings or {}).get(path, UTF8), chat_template, find_answers) for path in paths]
     return _read_all(paths, readers, forms, on_error)
 
 
@@ -165,8 +181,8 @@ def _read_all(
     before = 0
     for path, reader, form in zip(paths, readers, forms, strict=True):
         try:
-            for text, continues, position, line, is_chat in reader(path, form, partial(report, path)):
-                yield Document(text, source_name(path), continues, before + position, line, is_chat)
+            for text, continues, position, line, is_chat, answers in reader(path, form, partial(report, path)):
+                yield Document(text, source_name(path), continues, before + position, line, is_chat, answers)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"cannot read {source_name(path)}: {error}; check the file or leave it out") from error
         before += 0 if path == STANDARD_INPUT else path.stat().st_size
@@ -190,7 +206,10 @@ def _in_pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
     yield held, False
 
 
-def _cut(text: str) -> Iterator[tuple[str, bool]]:
+def _pieces(record: _Record) -> Iterator[tuple[str, bool]]:
+    text = record.text
+    if record.answers:  # in one piece: they are places in it
+        return iter([(text, False)])
     return _in_pieces(text[i : i + MAX_PIECE_CHARACTERS] for i in range(0, len(text), MAX_PIECE_CHARACTERS))
 
 
@@ -211,7 +230,7 @@ def _read_text(path: Path, form: _Form, report: _Report) -> _Pieces:
         for text, continues in _in_pieces(_decoded_blocks(source_name(path), file, form.encoding)):
             if not text:
                 raise UserError(f"{source_name(path)} is empty; leave it out")
-            yield text, continues, file.tell() if file.seekable() else 0, 0, False
+            yield text, continues, file.tell() if file.seekable() else 0, 0, False, ()
 
 
 def _decoded_blocks(source: str, file: BinaryIO, encoding: str) -> Iterator[str]:
@@ -234,12 +253,12 @@ def _read_json_lines(path: Path, form: _Form, report: _Report) -> _Pieces:
             if line.isspace():
                 continue
             try:
-                text, is_chat = _text_of_record(_parse_json(line, form.encoding), form)
+                record = _read_record(_parse_json(line, form.encoding), form)
             except _BadDocumentError as error:
                 report(number, str(error))
                 continue
-            for piece, continues in _cut(text):
-                yield piece, continues, stored.tell(), number, is_chat
+            for piece, continues in _pieces(record):
+                yield piece, continues, stored.tell(), number, record.is_chat, record.answers
 
 
 def _parse_json(line: bytes, encoding: str) -> dict[str, Any]:
@@ -254,10 +273,10 @@ def _parse_json(line: bytes, encoding: str) -> dict[str, Any]:
     return content
 
 
-def _text_of_record(record: Mapping[str, Any], form: _Form) -> tuple[str, bool]:
-    """The text of a line or row, and whether it is a conversation."""
+def _read_record(record: Mapping[str, Any], form: _Form) -> _Record:
+    """The text of a line or row."""
     if form.text_field in record:
-        return _check(record[form.text_field], form.text_field), False
+        return _Record(_check(record[form.text_field], form.text_field), False, ())
     if form.chat_template is None or MESSAGES not in record:
         raise _BadDocumentError(f"no field {form.text_field!r}")
     messages = record[MESSAGES]
@@ -268,9 +287,10 @@ def _text_of_record(record: Mapping[str, Any], form: _Form) -> tuple[str, bool]:
             raise _BadDocumentError(f"message {number} needs a role and a content, which must be text")
     try:
         text = form.chat_template.render(messages, add_generation_prompt=False)
+        answers = tuple(form.chat_template.answer_spans(messages)) if form.find_answers else ()
     except UserError as error:
         raise _BadDocumentError(str(error)) from error
-    return _check(text, MESSAGES), True
+    return _Record(_check(text, MESSAGES), True, answers)
 
 
 def _read_parquet(path: Path, form: _Form, report: _Report) -> _Pieces:
@@ -291,13 +311,13 @@ def _read_parquet(path: Path, form: _Form, report: _Report) -> _Pieces:
                 for value in batch.column(0):
                     row += 1
                     try:
-                        text, is_chat = _text_of_record({column: value.as_py()}, form)
+                        record = _read_record({column: value.as_py()}, form)
                     except (_BadDocumentError, UnicodeDecodeError) as error:
                         report(row, str(error))
                         continue
                     position = size * row // file.metadata.num_rows
-                    for piece, continues in _cut(text):
-                        yield piece, continues, position, row, is_chat
+                    for piece, continues in _pieces(record):
+                        yield piece, continues, position, row, record.is_chat, record.answers
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -104,6 +104,7 @@ def prepare(
     text_field: str = "text",
     encodings: Mapping[Path, str] | None = None,
     chat_template: ChatTemplate | None = None,
+    loss_on: Literal["all", "answers"] = "all",
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_error: Callable[[str], None] | None = None,
@@ -124,6 +125,7 @@ def prepare(
         text_field: the field or column with the text.
         encodings: of the text files that are not UTF-8, as `find_text_files` finds them.
         chat_template: how conversations are written; saved in `output` if there are any. None: as RWKV's chat models.
+        loss_on: answers: models that train on this data learn the answers of conversations, and all other text.
         overwrite: replace `output` if it is a data directory.
         on_progress: called after each batch of documents.
         on_error: called with "file:line: reason" for each document that is skipped. None: the first one raises.
@@ -147,17 +149,23 @@ def prepare(
     source: _Source = (
         _IndexedSource(files, tokenizer)
         if any(map(is_index_file, files))
-        else _TextSource(files, text_field, encodings, chat_template, tokenizer)
+        else _TextSource(files, text_field, encodings, chat_template, tokenizer, loss_on == "answers")
     )
     splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
     # As the beginning shows, which has been read.
     saved_template = chat_template if source.has_chat else None
-    with write_dataset(output, tokenizer, overwrite=overwrite, chat_template=saved_template) as writers:
+    if loss_on == "answers" and not source.has_chat:
+        raise UserError("--loss-on answers needs conversations, and the files begin without any: leave it out")
+    with write_dataset(
+        output, tokenizer, overwrite=overwrite, chat_template=saved_template, has_answers=loss_on == "answers"
+    ) as writers:
         for batch in _batches(splitter.assign(source.read(skip))):
             encoded = source.encode([document for _, document in batch])
-            for (split, document), (ids, text_bytes) in zip(batch, encoded, strict=True):
-                report[split].tokens += writers[split].append(ids, text_bytes, continues=document.continues)
+            for (split, document), (ids, text_bytes, answers) in zip(batch, encoded, strict=True):
+                report[split].tokens += writers[split].append(
+                    ids, text_bytes, continues=document.continues, answers=answers
+                )
                 report[split].text_bytes += text_bytes
                 report[split].documents += not document.continues
             if on_progress:
@@ -192,6 +200,17 @@ def prepare_stream(
     return PrepareReport(splits={"validation": report}, skipped=0, cut=None)
 
 
+class _Encoded(NamedTuple):
+    """A document as tokens."""
+
+    ids: Sequence[int] | np.ndarray
+    """Without the end of text."""
+    text_bytes: int
+    """UTF-8 bytes of the text."""
+    answers: np.ndarray | None = None
+    """Whether the loss is on each id; None: on all."""
+
+
 class _Source(Protocol):
     """Where documents come from, and how they become tokens."""
 
@@ -202,8 +221,8 @@ class _Source(Protocol):
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Any]:
         """The documents in order; may be called several times."""
 
-    def encode(self, documents: Sequence[Any]) -> Iterable[tuple[Sequence[int] | np.ndarray, int]]:
-        """The ids of each document without the end of text, and the UTF-8 bytes of its text."""
+    def encode(self, documents: Sequence[Any]) -> Iterable["_Encoded"]:
+        """Each document as tokens."""
 
 
 class _TextSource:
@@ -216,8 +235,9 @@ class _TextSource:
         encodings: Mapping[Path, str] | None,
         chat_template: ChatTemplate,
         tokenizer: Tokenizer,
+        find_answers: bool,
     ) -> None:
-        self.files, self._tokenizer = files, tokenizer
+        self.files, self._tokenizer, self._find_answers = files, tokenizer, find_answers
         self._text_field, self._encodings, self._chat_template = text_field, encodings, chat_template
         for file in files:
             if file.suffix == ".bin" and (index := file.with_suffix(".idx")).exists():
@@ -226,16 +246,32 @@ class _TextSource:
         self.size = input_bytes(files)
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:
-        for document in read_documents(self.files, self._text_field, on_error, self._encodings, self._chat_template):
+        for document in read_documents(
+            self.files, self._text_field, on_error, self._encodings, self._chat_template, self._find_answers
+        ):
             self.has_chat |= document.is_chat
             yield document
 
-    def encode(self, documents: Sequence[Document]) -> Iterator[tuple[Sequence[int], int]]:
+    def encode(self, documents: Sequence[Document]) -> Iterator[_Encoded]:
         # Together: faster. Conversations have special tokens, one by one.
         texts = iter(self._tokenizer.encode_batch([document.text for document in documents if not document.is_chat]))
         for document in documents:
-            ids = self._tokenizer.encode(document.text, special_tokens=True) if document.is_chat else next(texts)
-            yield ids, len(document.text.encode())
+            ids, answers = self._encode_chat(document) if document.is_chat else (next(texts), None)
+            yield _Encoded(ids, len(document.text.encode()), answers)
+
+    def _encode_chat(self, document: Document) -> tuple[list[int], np.ndarray | None]:
+        """The ids of a conversation, and which of them are answers, if they are looked for."""
+        if not self._find_answers:
+            return self._tokenizer.encode(document.text, special_tokens=True), None
+        # Part by part, as in a chat, where answers follow what is tokenised already.
+        borders = [0, *itertools.chain.from_iterable(document.answers), len(document.text)]
+        ids: list[int] = []
+        answers: list[bool] = []
+        for number, (start, stop) in enumerate(itertools.pairwise(borders)):
+            part = self._tokenizer.encode(document.text[start:stop], special_tokens=True)
+            ids += part
+            answers += [number % 2 == 1] * len(part)
+        return ids, np.array(answers, dtype=bool)
 
 
 class _IndexedSource:
@@ -258,8 +294,8 @@ class _IndexedSource:
             yield from dataset.read(self._tokenizer.vocab_size, self._tokenizer.end_of_text, before)
             before += dataset.size
 
-    def encode(self, documents: Sequence[TokenDocument]) -> Iterator[tuple[np.ndarray, int]]:
-        return ((document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
+    def encode(self, documents: Sequence[TokenDocument]) -> Iterator[_Encoded]:
+        return (_Encoded(document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
 
 
 def _sample(documents: Iterable[Document], characters: int) -> Iterator[str]:

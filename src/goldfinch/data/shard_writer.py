@@ -19,29 +19,47 @@ from goldfinch.files import atomic_directory
 SHARD_TOKENS = 1 << 27
 
 
+class _BlockFile:
+    """A file that is being written, and the checksums of its blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._checksums = BlockChecksums()
+
+    def write(self, values: np.ndarray) -> None:
+        data = values.tobytes()
+        self._file.write(data)
+        self._checksums.update(data)
+
+    def close(self) -> bytes:
+        """Close it; returns the checksums."""
+        self._file.close()
+        return self._checksums.finish()
+
+
 class _OpenShard:
     """The shard that is being written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, has_answers: bool) -> None:
         self.tokens = self.documents = self.text_bytes = 0
         self._path = path
-        self._ids = path.open("wb")
-        self._checksums = BlockChecksums()
+        self._ids = _BlockFile(path)
+        self._answers = _BlockFile(path.with_suffix(".answers")) if has_answers else None
         self._starts = array("Q")
 
     def start_document(self) -> None:
         self._starts.append(self.tokens)
         self.documents += 1
 
-    def append(self, tokens: np.ndarray) -> None:
-        data = tokens.tobytes()
-        self._ids.write(data)
-        self._checksums.update(data)
+    def append(self, tokens: np.ndarray, answers: np.ndarray) -> None:
+        self._ids.write(tokens)
+        if self._answers is not None:
+            self._answers.write(answers)
         self.tokens += len(tokens)
 
     def close(self) -> Shard:
-        self._ids.close()
-        checksums = self._checksums.finish()
+        checksums = self._ids.close()
+        answers = self._answers.close() if self._answers is not None else None
         starts = np.array(self._starts, dtype=START_DTYPE).tobytes()
         shard = Shard(
             file=self._path.name,
@@ -50,7 +68,10 @@ class _OpenShard:
             text_bytes=self.text_bytes,
             checksum=checksum(checksums),
             starts_checksum=checksum(starts),
+            answers_checksum=checksum(answers) if answers is not None else "",
         )
+        if answers is not None:
+            self._path.with_name(shard.answers_file() + ".sums").write_bytes(answers)
         self._path.with_name(shard.checksums_file()).write_bytes(checksums)
         self._path.with_name(shard.starts_file()).write_bytes(starts)
         return shard
@@ -59,26 +80,40 @@ class _OpenShard:
 class SplitWriter:
     """Appends documents to one split, shard after shard."""
 
-    def __init__(self, directory: Path, split: Split, dtype: str, end_of_text: int, shard_tokens: int) -> None:
+    def __init__(
+        self, directory: Path, split: Split, dtype: str, end_of_text: int, shard_tokens: int, has_answers: bool = False
+    ) -> None:
         self._directory = directory
         self._split = split
         self._dtype = TOKEN_DTYPES[dtype]
         self._end_of_text = end_of_text
         self._shard_tokens = shard_tokens
+        self._has_answers = has_answers
         self._finished: list[Shard] = []
         self._shard: _OpenShard | None = None
         self._inside_document = False
 
-    def append(self, ids: Sequence[int] | np.ndarray, text_bytes: int, *, continues: bool = False) -> int:
+    def append(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        text_bytes: int,
+        *,
+        continues: bool = False,
+        answers: np.ndarray | None = None,
+    ) -> int:
         """Write the next document, or a piece that the next call continues; returns the number of tokens written.
 
         Args:
             ids: the tokens without the end of text, which is added at the end of the document.
             text_bytes: UTF-8 bytes of their text.
             continues: whether more of this document follows.
+            answers: whether the loss is on each id, if the data has that; None: on all.
         """
         end = [] if continues else [self._end_of_text]
         tokens = np.concatenate([np.asarray(part, dtype=self._dtype) for part in (ids, end)])
+        counted = np.ones(len(tokens), dtype=np.uint8)
+        if answers is not None:
+            counted[: len(answers)] = answers
         shard = self._shard_with_room()
         if not self._inside_document:
             shard.start_document()
@@ -87,7 +122,7 @@ class SplitWriter:
         while written < len(tokens):
             shard = self._shard_with_room()
             part = tokens[written : written + self._shard_tokens - shard.tokens]
-            shard.append(part)
+            shard.append(part, counted[written : written + len(part)])
             written += len(part)
         self._inside_document = continues
         return written
@@ -103,7 +138,7 @@ class SplitWriter:
         if self._shard and self._shard.tokens >= self._shard_tokens:
             self.close()
         if not self._shard:
-            self._shard = _OpenShard(self._directory / f"{self._split}-{len(self._finished):05}.bin")
+            self._shard = _OpenShard(self._directory / f"{self._split}-{len(self._finished):05}.bin", self._has_answers)
         return self._shard
 
 
@@ -133,11 +168,13 @@ def write_dataset(
     shard_tokens: int = SHARD_TOKENS,
     stream: Stream | None = None,
     chat_template: ChatTemplate | None = None,
+    has_answers: bool = False,
 ) -> Iterator[dict[Split, SplitWriter]]:
     """Yield a writer for each split; when the block succeeds, `output` is the complete data directory.
 
     When the block raises, `output` is unchanged. An `output` that is overwritten stays until the new one is complete.
-    With `stream`, training reads that instead of shards. `chat_template` is saved for the models that train on it.
+    With `stream`, training reads that instead of shards. `chat_template` is saved for the models that train on it. With
+    `has_answers`, it is stored which tokens the loss is on.
 
     Raises:
         UserError: see `check_output`.
@@ -145,7 +182,10 @@ def write_dataset(
     check_output(output, overwrite=overwrite)
     dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     with atomic_directory(output, replace=overwrite) as directory:
-        writers = {split: SplitWriter(directory, split, dtype, tokenizer.end_of_text, shard_tokens) for split in SPLITS}
+        writers = {
+            split: SplitWriter(directory, split, dtype, tokenizer.end_of_text, shard_tokens, has_answers)
+            for split in SPLITS
+        }
         try:
             yield writers
         finally:

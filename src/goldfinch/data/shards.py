@@ -7,6 +7,8 @@ A data directory has, for the splits "train" and "validation",
     chat_template.jinja    how conversations are written, if there are any
     train-00000.bin        token ids, little-endian uint16 or uint32; every document ends with the end of text
     train-00000.sums       XXH3 of each 64 KiB of train-00000.bin: little-endian uint64
+    train-00000.answers    one byte per token: 1 for those that the loss is on; only if it is on answers
+    train-00000.answers.sums
     train-00000.docs       where documents start in train-00000.bin: little-endian uint64, in tokens
 
 index.json has checksums of itself and of the .sums and .docs files. A block of a .bin file is verified when it is first
@@ -58,6 +60,7 @@ class Shard:
         text_bytes: UTF-8 bytes of the text whose tokens start in it.
         checksum: of the .sums file.
         starts_checksum: of the .docs file.
+        answers_checksum: of the .answers.sums file; "" if the loss is on all tokens.
     """
 
     file: str
@@ -66,6 +69,7 @@ class Shard:
     text_bytes: int
     checksum: str
     starts_checksum: str
+    answers_checksum: str = ""
 
     def __post_init__(self) -> None:
         if Path(self.file).name != self.file or Path(self.file).suffix != ".bin":
@@ -76,6 +80,10 @@ class Shard:
     def checksums_file(self) -> str:
         """Name of the .sums file."""
         return str(Path(self.file).with_suffix(".sums"))
+
+    def answers_file(self) -> str:
+        """Name of the .answers file."""
+        return str(Path(self.file).with_suffix(".answers"))
 
     def starts_file(self) -> str:
         """Name of the .docs file."""
@@ -157,6 +165,7 @@ class TokenDataset:
         end_of_text: the id that ends every document.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer.
         text_bytes: UTF-8 bytes of the text.
+        has_answers: whether the loss is on answers only.
     """
 
     def __init__(self, directory: Path, split: Split, index: Index) -> None:
@@ -178,7 +187,10 @@ class TokenDataset:
             self._check_size(shard.file, nbytes)
             self._check_size(shard.checksums_file(), -(-nbytes // BLOCK_BYTES) * CHECKSUM_DTYPE.itemsize)
             self._check_size(shard.starts_file(), shard.documents * START_DTYPE.itemsize)
-        self._opened: dict[int, VerifiedTokens] = {}
+            if shard.answers_checksum:
+                self._check_size(shard.answers_file(), shard.tokens)
+        self.has_answers = any(shard.answers_checksum for shard in self._shards)
+        self._opened: dict[tuple[int, bool], VerifiedTokens] = {}
         # _borders[i] is where shard i starts; the last one is the length of the split.
         self._borders = np.cumsum([0, *(shard.tokens for shard in self._shards)])
 
@@ -201,14 +213,25 @@ class TokenDataset:
             IndexError: the range is outside the split.
             UserError: a block of these tokens is corrupt, or has an id outside the vocabulary.
         """
+        return self._read(start, count, np.int64, answers=False)
+
+    def answers(self, start: int, count: int) -> np.ndarray:
+        """Whether the loss is on each of these tokens: (count,) bool; all of them, unless `has_answers`.
+
+        Raises:
+            IndexError, UserError: as `tokens`.
+        """
+        return self._read(start, count, bool, answers=True) if self.has_answers else np.ones(count, dtype=bool)
+
+    def _read(self, start: int, count: int, dtype: type, *, answers: bool) -> np.ndarray:
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start}..{start + count} of a split of {len(self)}")
-        result = np.empty(count, dtype=np.int64)
+        result: np.ndarray = np.empty(count, dtype=dtype)
         shard = int(np.searchsorted(self._borders, start, side="right")) - 1
         done = 0
         while done < count:
             offset = start + done - int(self._borders[shard])
-            part = self._tokens(shard).read(offset, min(offset + count - done, self._shards[shard].tokens))
+            part = self._open(shard, answers).read(offset, min(offset + count - done, self._shards[shard].tokens))
             result[done : done + len(part)] = part
             done += len(part)
             shard += 1
@@ -235,17 +258,22 @@ class TokenDataset:
         """
         for number, shard in enumerate(self._shards):
             self._verified_file(shard.starts_file(), shard.starts_checksum)
-            self._tokens(number).verify()
+            self._open(number).verify()
+            if shard.answers_checksum:
+                self._open(number, answers=True).verify()
 
-    def _tokens(self, number: int) -> VerifiedTokens:
-        """The tokens of a shard, which is opened when it is first used."""
-        if number not in self._opened:
+    def _open(self, number: int, answers: bool = False) -> VerifiedTokens:
+        """The tokens or the answers of a shard, which is opened when it is first used."""
+        if (number, answers) not in self._opened:
             shard = self._shards[number]
-            checksums = self._verified_file(shard.checksums_file(), shard.checksum)
-            self._opened[number] = VerifiedTokens(
-                self.directory / shard.file, self._dtype, checksums, vocab_size=self.vocab_size
-            )
-        return self._opened[number]
+            file, dtype, vocab_size = shard.file, self._dtype, self.vocab_size
+            sums, expected = shard.checksums_file(), shard.checksum
+            if answers:
+                file, dtype, vocab_size = shard.answers_file(), np.dtype(np.uint8), 2
+                sums, expected = file + ".sums", shard.answers_checksum
+            checksums = self._verified_file(sums, expected)
+            self._opened[number, answers] = VerifiedTokens(self.directory / file, dtype, checksums, vocab_size)
+        return self._opened[number, answers]
 
     def _verified_file(self, name: str, expected: str) -> bytes:
         """The content of a small file, whose checksum is in the index."""

@@ -63,6 +63,12 @@ class StreamWindows:
         self._pass(index)
         return self._draw()
 
+    has_answers = False
+
+    def answers(self, index: int) -> np.ndarray:
+        """The loss is on all tokens of a window: (T + 1,) bool."""
+        return np.ones(self._length + 1, dtype=bool)
+
     def describe(self, index: int) -> str:
         """Where that window comes from."""
         return f"{self._stream.dataset}, window {index} of the stream"

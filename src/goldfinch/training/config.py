@@ -61,6 +61,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"optimizer.decay_fraction must be above 0 and at most 1, not {self.decay_fraction}")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        not_negative = ("learning_rate", "final_learning_rate", "warmup_steps", "eps", "weight_decay")
+        for name in (*not_negative, "decay_learning_rate_multiplier", "max_gradient_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} must be a number of at least 0, not {getattr(self, name)}")
         self.parsed_multipliers()
 
     def to_dict(self) -> dict[str, Any]:

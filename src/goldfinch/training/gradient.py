@@ -21,6 +21,7 @@ def accumulate(
     processes: Processes,
     autocast: contextlib.AbstractContextManager,
     reset_after: int | None = None,
+    answers: Tensor | None = None,
 ) -> float:
     """Accumulate the gradients of the mean loss over the batch.
 
@@ -30,20 +31,22 @@ def accumulate(
         micro_batch_size: windows per forward pass; 0 for all.
         processes: those that share the batch.
         autocast: for the forward passes.
-        reset_after: as in `next_token_loss`; the mean is over the targets that count, in all processes.
+        reset_after, answers: as in `next_token_loss`; the mean is over the targets that count, in all processes.
 
     Returns:
         This process's part of that mean, in nats per token: the parts of all processes add up to it.
     """
     targets = float(windows[:, 1:].numel() * processes.world_size)
-    if reset_after is not None:
-        (targets,) = processes.all_reduce_sum(count_targets(windows, reset_after))
+    if reset_after is not None or answers is not None:
+        (targets,) = processes.all_reduce_sum(count_targets(windows, reset_after, answers))
     losses = []
-    parts = windows.split(micro_batch_size or len(windows))
-    for number, part in enumerate(parts, start=1):
+    size = micro_batch_size or len(windows)
+    parts = windows.split(size)
+    counted = [None] * len(parts) if answers is None else answers.split(size)
+    for number, (part, part_answers) in enumerate(zip(parts, counted, strict=True), start=1):
         synchronize_gradients(model, number == len(parts))
         with autocast:
-            loss = next_token_loss(model, part, reset_after) / max(1.0, targets)
+            loss = next_token_loss(model, part, reset_after, part_answers) / max(1.0, targets)
         # Processes average their gradients; what is needed is the sum.
         (loss * processes.world_size).backward()
         losses.append(loss.detach())

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goldfinch.errors import UserError
 from goldfinch.model import Decoder
 from goldfinch.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_per_token
 from goldfinch.training.documents import document_positions, find_document_starts
 from goldfinch.training.parallel.processes import Processes
 
 
-def next_token_loss(model: Decoder, windows: Tensor, reset_after: int | None = None) -> Tensor:
+def next_token_loss(
+    model: Decoder, windows: Tensor, reset_after: int | None = None, answers: Tensor | None = None
+) -> Tensor:
     """Sum of the cross entropy of each next token, in nats, in fp32, without ever holding all logits.
 
     Args:
@@ -24,20 +27,30 @@ def next_token_loss(model: Decoder, windows: Tensor, reset_after: int | None = N
         reset_after: the id that ends documents, to keep the documents of a window apart: the model reads each from an
             empty state, and a target that starts one, which only the document before could predict, is left out (see
             `count_targets`). None: a window is one text.
+        answers: (B, T + 1) bool, the tokens that count as targets; None: all.
     """
     hidden = _hidden(model, windows, reset_after)
-    counted = None if reset_after is None else ~find_document_starts(windows, reset_after)[:, 1:].flatten()
+    counted = _counted(windows, reset_after, answers)
+    counted = counted if counted is None else counted.flatten()
     return linear_cross_entropy(hidden, model.head.weight, windows[:, 1:].flatten(), counted)
 
 
-def count_targets(windows: Tensor, reset_after: int | None = None) -> int:
+def _counted(windows: Tensor, reset_after: int | None, answers: Tensor | None) -> Tensor | None:
+    """The targets that `next_token_loss` sums over: (B, T) bool; None for all."""
+    counted = None if reset_after is None else ~find_document_starts(windows, reset_after)[:, 1:]
+    if answers is None:
+        return counted
+    return answers[:, 1:] if counted is None else counted & answers[:, 1:]
+
+
+def count_targets(windows: Tensor, reset_after: int | None = None, answers: Tensor | None = None) -> int:
     """Number of tokens that `next_token_loss` sums over.
 
     A step divides by their number in the whole batch, over all micro-batches and processes: windows with many short
     documents have fewer.
     """
-    num_starts = 0 if reset_after is None else int(find_document_starts(windows, reset_after)[:, 1:].sum())
-    return windows[:, 1:].numel() - num_starts
+    counted = _counted(windows, reset_after, answers)
+    return windows[:, 1:].numel() if counted is None else int(counted.sum())
 
 
 def _hidden(model: Decoder, windows: Tensor, reset_after: int | None) -> Tensor:
@@ -111,6 +124,7 @@ def validate(
     *,
     end_of_text: int,
     document_resets: bool = False,
+    answers: Iterable[Tensor] | None = None,
 ) -> Validation:
     """Average the loss over windows of held-out text, divided among the processes.
 
@@ -121,21 +135,27 @@ def validate(
         processes: all of them take part.
         end_of_text: the id that ends documents.
         document_resets: keep documents apart, as `next_token_loss` with `reset_after` does.
+        answers: (B, T + 1) bool for each of the windows, the tokens that count as targets; None: all.
+
+    Raises:
+        UserError: none counts.
     """
-    windows = iter(windows)
+    pairs = zip(windows, itertools.repeat(None) if answers is None else answers, strict=False)
+    reset_after = end_of_text if document_resets else None
     text_bytes = 0.0
     # In the window, in the document; sum of the losses, number of targets; ranges of positions.
     sums = torch.zeros(2, 2, len(_LAST), dtype=torch.float64)
-    while group := list(itertools.islice(windows, processes.world_size)):
+    while group := list(itertools.islice(pairs, processes.world_size)):
         # A process that has none left computes another's window: gathering the weights takes all of them.
-        window = group[min(processes.rank, len(group) - 1)]
-        hidden = _hidden(model, window, end_of_text if document_resets else None)
+        window, chosen = group[min(processes.rank, len(group) - 1)]
+        hidden = _hidden(model, window, reset_after)
         losses = linear_cross_entropy_per_token(hidden, model.head.weight, window[:, 1:].flatten()).cpu()
         if processes.rank >= len(group):
             continue
         ids = window.cpu()
         document_starts = find_document_starts(ids, end_of_text)
-        counted = ~document_starts[:, 1:] if document_resets else torch.ones_like(document_starts[:, 1:])
+        counted = _counted(ids, reset_after, chosen)
+        counted = torch.ones_like(document_starts[:, 1:]) if counted is None else counted
         losses = losses.view(counted.shape)[counted]
         positions = torch.arange(ids.shape[1]).expand(ids.shape), document_positions(document_starts)
         sums += torch.stack([_sums_by_range(each[:, 1:][counted], losses) for each in positions])
@@ -143,6 +163,8 @@ def validate(
     text_bytes, *flat = processes.all_reduce_sum(text_bytes, *sums.flatten().tolist())
     by_position, by_document_position = torch.tensor(flat, dtype=torch.float64).view_as(sums)
     nats, tokens = by_position.sum(1).tolist()
+    if not tokens:
+        raise UserError("the validation text has no answers, which the loss is on: give more --max-validation-tokens")
     return Validation(
         loss=nats / tokens,
         bits_per_byte=nats / math.log(2) / text_bytes,

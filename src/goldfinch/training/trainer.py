@@ -199,10 +199,17 @@ class Trainer:
         """Make one step; returns whether any process has been asked to stop."""
         config, step = self._config, self._progress.step
         windows = self._data.batches.batch(step).to(self._device)
+        answers = self._data.batches.answers(step)
         rate = learning_rate(step, self._done(), config.optimizer)
         set_learning_rate(self._optimizer, rate)
         loss = accumulate(
-            self._model, windows, config.micro_batch_size, self._processes, self._autocast(), self._data.reset_after
+            self._model,
+            windows,
+            config.micro_batch_size,
+            self._processes,
+            self._autocast(),
+            self._data.reset_after,
+            answers if answers is None else answers.to(self._device),
         )
         norm = clip_gradient(self._parameters.values(), config.optimizer.max_gradient_norm)
         # All that processes must agree on in a step, in one all-reduce; the time is the main one's.
@@ -289,6 +296,7 @@ class Trainer:
     def _validate(self, max_tokens: int) -> Validation:
         config, step = self._config, self._progress.step
         results = {}
+        answers = self._data.validation_answers(max_tokens)
         for name, windows in self._data.validation_windows(max_tokens).items():
             with self._autocast():
                 results[name] = validate(
@@ -298,6 +306,7 @@ class Trainer:
                     self._processes,
                     end_of_text=self._data.tokenizer.end_of_text,
                     document_resets=config.document_resets,
+                    answers=answers[name],
                 )
         whole = self._data.is_whole_validation(max_tokens)
         result = dataclasses.replace(combine_validations(results), whole_set=whole)

@@ -135,6 +135,9 @@ def test_wsd_warms_up_stays_and_falls_at_the_end():
     assert learning_rate(99, 1, bent) == pytest.approx(1e-4)
     with pytest.raises(UserError, match="decay_fraction must be above 0"):
         OptimizerConfig(decay_fraction=0)
+    for name, value in {"beta1": -1.0, "beta2": 1.0, "learning_rate": -1e-3, "weight_decay": float("inf")}.items():
+        with pytest.raises(UserError, match=rf"optimizer\.{name} must be"):
+            OptimizerConfig(**{name: value})
 
 
 def test_settings_survive_json_and_bad_ones_are_refused(tmp_path):

@@ -40,7 +40,7 @@ def test_a_run_resumes_only_on_the_data_it_was_started_with(settings, silent, fo
 
     text.write_text(text.read_text().replace("sinks", "swims"))
     prepare([text], folder, ByteTokenizer(), validation_fraction=0.1, overwrite=True)
-    with pytest.raises(UserError, match=r"data holds other text than .*run was started with.* --initial .*run --data"):
+    with pytest.raises(UserError, match=r"data holds other data than .*run was started with.* --initial .*run --data"):
         Trainer(config, silent(), resume=True)
 
     prepare([text], folder, train_tokenizer([text], 257), validation_fraction=0.1, overwrite=True)

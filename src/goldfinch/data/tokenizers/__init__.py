@@ -71,7 +71,7 @@ def _load_own(path: Path, content: dict) -> Tokenizer:
     kinds: dict[str, type[ByteTokenizer] | type[WorldTokenizer]] = {
         kind.name: kind for kind in (ByteTokenizer, WorldTokenizer)
     }
-    if content.get("version") != VERSION or content.get("name") not in kinds:
+    if content.get("version") != VERSION or content.get("name") not in list(kinds):
         raise UserError(
             f"{path}: unknown tokenizer {content.get('name')!r}, version {content.get('version')!r}; known are "
             f"{', '.join(kinds)}, version {VERSION}; a newer goldfinch may read it"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from goldfinch.data.batches import sequential_windows
+from goldfinch.data.shards import TokenDataset
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.data.training_data import TrainingData
 from goldfinch.errors import UserError
@@ -68,13 +69,19 @@ class RunData:
 
         With `max_tokens`, about that many targets in total: the same fraction of each, from its start.
         """
-        total = sum(map(len, self._validation.values()))
+        return {name: self._windows(dataset, max_tokens) for name, dataset in self._validation.items()}
+
+    def validation_answers(self, max_tokens: int) -> dict[str, Iterator[Tensor] | None]:
+        """The tokens of `validation_windows` that the loss is on, as bool; None for sources where it is on all."""
         return {
-            name: sequential_windows(
-                dataset, self._sequence_length, self._at_once, -(-max_tokens * len(dataset) // total) or None
-            )
+            name: self._windows(dataset, max_tokens, answers=True) if dataset.has_answers else None
             for name, dataset in self._validation.items()
         }
+
+    def _windows(self, dataset: TokenDataset, max_tokens: int, answers: bool = False) -> Iterator[Tensor]:
+        total = sum(map(len, self._validation.values()))
+        share = -(-max_tokens * len(dataset) // total) or None
+        return sequential_windows(dataset, self._sequence_length, self._at_once, share, answers=answers)
 
     def is_whole_validation(self, max_tokens: int) -> bool:
         """Whether `validation_windows(max_tokens)` leaves nothing out."""

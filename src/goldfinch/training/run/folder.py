@@ -84,7 +84,7 @@ def check_data(run: Path, sources: Sequence[str], fingerprint: list[dict[str, st
             )
         if before.get("tokens") != now["tokens"]:
             raise UserError(
-                f"{folder} holds other text than {run} was started with: restore that data, or start a new run from "
+                f"{folder} holds other data than {run} was started with: restore that data, or start a new run from "
                 f"these weights: goldfinch train --initial {run} --data {folder} -o NEW_RUN"
             )
 
