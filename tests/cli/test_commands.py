@@ -60,6 +60,9 @@ MISTAKES = [
     "generate nosuch x",
     "generate . x",
     "generate . x --temprature 1",
+    "generate model x --dtype fp8",
+    "ask book.gfc x --device gpu",
+    "read book.gfc -m model -o x.gfc --device gpu",
     "chat nosuch",
     "cache info nosuch.gfc",
     "read nosuch.txt -m run -o x.gfc",
@@ -79,6 +82,8 @@ MISTAKES = [
 
 def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
     (tmp_path / "book.gfc").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
     code = (
         "import sys\nfrom goldfinch.cli.main import run\n"
         "for line in sys.argv[1:]:\n"

@@ -14,6 +14,7 @@ from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_cons
 from goldfinch.cli.tables import print_json
 from goldfinch.cli.terminal import shown
 from goldfinch.cli.units import clock, plural, size
+from goldfinch.devices import check_device_name, check_dtype_name
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Read:
 
         self._check_output()
         require_model(self.model)
+        check_dtype_name(self.dtype)
+        check_device_name(self.device)
         found = find_text_files(self.files)
 
         from goldfinch.inference.documents import read_documents as read_into_context
