@@ -180,6 +180,7 @@ def test_a_dry_run_needs_neither_data_nor_output_nor_memory(capsys, tmp_path, mo
     assert "16 finch_c2 blocks" in table
     assert "11,431 of 131,072 tokens" in table
     assert "days 0.0466 (1.1 hours)" in table
+    assert "days on this processor" in table
     assert "with --activation-checkpointing" in table
     assert list(tmp_path.iterdir()) == []
 
