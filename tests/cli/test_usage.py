@@ -120,3 +120,12 @@ def test_help_of_a_command_is_found_both_ways(capsys):
     with pytest.raises(SystemExit):
         run(["help", "cache", "grep"])
     assert capsys.readouterr().out == help_of(capsys, "cache", "grep")
+
+
+def test_the_nearest_option_is_of_the_same_group(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("words and words\n\n" * 30)
+    data = str(tmp_path / "data")
+    assert run(["data", "prepare", str(tmp_path / "text.txt"), "-o", data, "--tokenizer", "bytes"]) == 0
+    capsys.readouterr()
+    assert run(["train", "finch-L1-D64", "--data", data, "-o", str(tmp_path / "run"), "--optimizer.lr", "3"]) == 2
+    assert "did you mean --optimizer.learning-rate?" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -106,7 +107,11 @@ def _reason(error: OSError) -> str:
     """What the system says, without its number: runs/x: Permission denied."""
     if error.strerror is None:
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if error.filename is None:
+        return error.strerror
+    # Files are written under a temporary name first (`goldfinch.files`), which nobody gave.
+    name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.tmp$", r"\1", str(error.filename))
+    return f"{name}: {error.strerror}"
 
 
 def _help(width: int) -> str:

@@ -90,8 +90,8 @@ def explain(framed: str, prog: str, args: Sequence[str], plain_help: str) -> str
 
 def _hint(name: str, known: list[str]) -> str:
     """The nearest option: the same last part, its initials (lr: learning-rate), or a similar spelling."""
-    last = name.lstrip("-").rpartition(".")[2]
-    for option in known:
+    prefix, _, last = name.lstrip("-").rpartition(".")
+    for option in sorted(known, key=lambda option: option.lstrip("-").rpartition(".")[0] != prefix):
         tail = option.lstrip("-").rpartition(".")[2]
         if last in (tail, "".join(word[0] for word in tail.split("-") if word)):
             return f"; did you mean {option}?"
