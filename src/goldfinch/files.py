@@ -98,5 +98,7 @@ def read_json(path: Path) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line."""
+    """The message of an error on one line; of an error of the system, only its reason."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split())

@@ -116,6 +116,8 @@ def test_the_systems_own_errors_have_no_numbers(tmp_path, monkeypatch, capsys):
     error = fails(capsys, "quickstart", "-o", "file/run")
     assert "Errno" not in error
     assert "file" in error
+    (tmp_path / "model.pth").touch()
+    assert "Errno" not in fails(capsys, "convert", "model.pth", "--config", "nosuch.yaml", "-o", "out")
     error = fails(capsys, "bench", "memory", "goldfinch-L1-D64", "--png", "file/plot.png")
     assert "Errno" not in error
     assert ".tmp" not in error

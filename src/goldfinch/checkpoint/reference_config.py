@@ -11,6 +11,7 @@ from torch import Tensor
 
 from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
+from goldfinch.files import one_line
 from goldfinch.presets import WORLD_VOCABULARY, split_plan
 from goldfinch.settings import did_you_mean, from_plain, merge
 
@@ -57,7 +58,7 @@ def _read_section(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the config file {path}: {error}") from error
+        raise UserError(f"cannot read the config file {path}: {one_line(error)}") from error
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
     section = content.get("model", content) if isinstance(content, dict) else None

@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from goldfinch.checkpoint.model_folder import CHAT_TEMPLATE
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import write_text
+from goldfinch.files import one_line, write_text
 
 if TYPE_CHECKING:
     from goldfinch.inference.context import Context
@@ -85,7 +85,7 @@ class ChatTemplate:
                 source = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
                 return cls(source) if isinstance(source, str) else None
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"cannot read the chat template of {folder}: {error}") from error
+            raise UserError(f"cannot read the chat template of {folder}: {one_line(error)}") from error
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
         return None
