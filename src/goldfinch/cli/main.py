@@ -99,7 +99,8 @@ def _dispatch(args: list[str]) -> None:
 
 def _fail(message: str, exit_code: int) -> int:
     if message:  # empty where another process of the run prints it
-        print(shown(f"goldfinch: {message}", sys.stderr), file=sys.stderr)
+        line = message.replace("\n", "\\n")  # of a name
+        print(shown(f"goldfinch: {line}", sys.stderr), file=sys.stderr)
     return exit_code
 
 
