@@ -65,7 +65,9 @@ def explain(framed: str, prog: str, args: Sequence[str], plain_help: str) -> str
     """
     known, commands = flags(plain_help), subcommands(plain_help)
     names = [re.split("[= ]", arg)[0].replace("_", "-") for arg in args if re.match(r"--[a-zA-Z]", arg)]
-    parts = [f"unknown option {name}{_hint(name, known)}" for name in dict.fromkeys(names) if name not in known]
+    parts = [
+        f"unknown option {name}{_hint(name, known)}" for name in dict.fromkeys(names) if known and name not in known
+    ]
     for head, below in _sections(framed):
         if head.startswith("Missing from"):
             parts.append(f"missing: {', '.join(map(_short_name, below))}")
