@@ -25,7 +25,7 @@ _MODULES = {
     "Sampling": "inference.sampling",
     "Generation": "inference.generation",
     "Score": "inference.score",
-    "ChatTemplate": "inference.chat",
+    "ChatTemplate": "data.chat_template",
     "CacheLevel": "cache.key_value_cache",
     "QuantizationReport": "inference.context_file.quantization",
     "ModelConfig": "config",
@@ -57,8 +57,8 @@ __all__ = [  # noqa: RUF022 (in the order in which people meet them)
 if TYPE_CHECKING:
     from goldfinch.cache.key_value_cache import CacheLevel
     from goldfinch.config import ModelConfig, RopeConfig
+    from goldfinch.data.chat_template import ChatTemplate
     from goldfinch.errors import UserError
-    from goldfinch.inference.chat import ChatTemplate
     from goldfinch.inference.context import Context
     from goldfinch.inference.context_file.quantization import QuantizationReport
     from goldfinch.inference.generation import Generation

@@ -8,7 +8,7 @@ from goldfinch.errors import UserError
 if TYPE_CHECKING:
     import torch  # commands look at names before they load it
 
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
@@ -18,7 +18,7 @@ def check_device_name(name: str) -> None:
     Raises:
         UserError: an unknown name.
     """
-    if not re.fullmatch(r"auto|(cpu|cuda|meta)(:\d{1,3})?", name):
+    if not re.fullmatch(r"auto|(cpu|cuda)(:\d{1,3})?", name):
         raise UserError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N")
 
 
@@ -28,7 +28,7 @@ def check_dtype_name(name: str) -> None:
     Raises:
         UserError: an unknown name.
     """
-    if canonical_dtype(name) not in ("auto", *_DTYPES):
+    if canonical_dtype(name) not in ("auto", *COMPUTE_DTYPES):
         raise UserError(f"unknown dtype {name!r}: use auto, float32, bfloat16, float16 or float64")
 
 

@@ -193,7 +193,7 @@ def test_what_cannot_be_upgraded_is_refused_with_the_remedy(folder, small_config
         ([tmp_path / "gold", "--gold", "append:1"], "continue training it with `goldfinch train --initial"),
         ([tmp_path / "llama", "--gold", "append:1"], "has llama layers: only a Finch can be upgraded"),
         ([tmp_path / "mixed", "--gold", "append:1"], "has gptalpha layers"),
-        ([tmp_path / "gone.pth", "--gold", "append:1"], "does not exist"),
+        ([tmp_path / "gone.pth", "--gold", "append:1"], "gone.pth does not exist"),
         ([folder, "--gold", "append:1", "--latent-ratio", "7"], "multiple of latent_ratio 7"),
         ([folder, "--gold", "append:1", "--text", tmp_path / "gone.txt"], "gone.txt"),
         ([folder, "--gold", "append:1", "--text", tmp_path / "short.txt"], "too short"),

@@ -56,7 +56,7 @@ def test_a_long_document_in_pieces_is_one_document(read, monkeypatch):
     assert ids.count(END_OF_TEXT) == 1
 
 
-def test_folders_and_patterns_give_their_text_files_and_count_the_others(read):
+def test_folders_and_patterns_give_their_text_files_and_name_the_others(read):
     for name in ("docs/b.md", "docs/a/z.c", "docs/.git/config", "docs/.hidden", "src/x.py", "src/deep/y.py"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(name)
@@ -64,8 +64,14 @@ def test_folders_and_patterns_give_their_text_files_and_count_the_others(read):
     Path("docs/latin.txt").write_bytes("café".encode("latin-1"))
     Path("docs/empty.txt").touch()
     captured = read("docs", "src/**/*.py", "docs/b.md")
-    assert list(written()[0]) == ["docs/a/z.c", "docs/b.md", "src/deep/y.py", "src/x.py"]
-    assert "skipped 3 files" in captured.err
+    texts, _ = written()
+    assert list(texts) == ["docs/a/z.c", "docs/b.md", "docs/latin.txt", "src/deep/y.py", "src/x.py"]
+    assert texts["docs/latin.txt"] == "café"
+    assert captured.err.splitlines()[:3] == [
+        "skipped docs/empty.txt: empty",
+        "skipped docs/image.png: binary",
+        "not UTF-8, reading docs/latin.txt as cp1252",
+    ]
 
 
 def test_standard_input_is_a_document(read, monkeypatch):
@@ -80,10 +86,10 @@ def test_standard_input_is_a_document(read, monkeypatch):
     [
         (["missing.txt"], "missing.txt does not exist"),
         (["*.rst"], r"no text files found in \*.rst"),
-        (["folder"], "no text files found in folder: 1 files are not text"),
+        (["folder"], "no text files found in folder: 1 skipped, such as"),
         (["text.txt", "binary.dat"], "binary.dat is binary"),
         (["empty.txt"], "empty.txt is empty"),
-        (["latin.txt"], "latin.txt is not UTF-8"),
+        (["latin.txt", "--encoding", "utf-8"], r"latin.txt is not valid utf-8 \(byte 3\)"),
         (["bad.jsonl"], "no documents found in bad.jsonl"),
         ([], "no files given"),
         (["text.txt", "--latents", "int3"], "int8"),
@@ -160,6 +166,13 @@ def test_a_long_prefill_shows_progress_without_a_terminal(read, monkeypatch):
     lines = read("a.jsonl").err.splitlines()
     assert len(lines) >= 3
     assert re.fullmatch(r"reading \d+%  \d+:\d\d left  [\d,]+ tokens  [\d,]+ tokens/s", lines[0])
+
+
+def test_conversations_are_read_as_the_model_is_asked(read):
+    messages = [{"role": "user", "content": "Who is Ahab?"}, {"role": "assistant", "content": "A captain."}]
+    Path("chat.jsonl").write_text(json.dumps({"messages": messages}))
+    read("chat.jsonl")
+    assert written()[0] == {"chat.jsonl:1": "User: Who is Ahab?\n\nAssistant: A captain.\n\n"}
 
 
 def test_a_context_file_is_named_as_one_and_new_folders_are_mentioned(small_run, goldfinch):

@@ -1,5 +1,6 @@
 """The commands of `goldfinch data`, as a user types them."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from goldfinch.cli.data import main
 from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.data.shards import TokenDataset
+from goldfinch.data.tokenizers import load_tokenizer
 from goldfinch.errors import UserError
 
 
@@ -57,7 +59,7 @@ def test_a_token_pair_is_prepared_and_exported(
         goldfinch_data("prepare", pair, "-o", tmp_path / "again")
     with pytest.raises(UserError, match=r"name its index, .*p-train\.idx"):
         goldfinch_data("prepare", pair.with_suffix(".bin"), "-o", tmp_path / "again", "--tokenizer", "bytes")
-    goldfinch_data("prepare", pair, "-o", tmp_path / "again", "--tokenizer", "bytes")
+    goldfinch_data("prepare", pair, "-o", tmp_path / "again", "--tokenizer", "bytes", "--validation-fraction", 0.03)
     assert f"{tokens:,} tokens" in capsys.readouterr().out
 
 
@@ -69,7 +71,29 @@ def test_bad_lines_are_shown_up_to_a_point(tmp_path: Path, capsys: pytest.Captur
     shown = [line for line in captured.err.splitlines() if line.startswith("skipped ")]
     assert shown[0].startswith(f"skipped {path}:3: not JSON")
     assert shown[20:] == ["skipped 30 more"]
-    assert "50 bad documents were skipped" in captured.out
+    assert "skipped: 50 bad documents" in captured.out
+
+
+def test_prepare_takes_folders_patterns_and_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {"src/a.py": "code = 1", "src/b.html": "<p>b</p>", "src/c.csv": "x,y", "docs/d.md": "# d", "e.rs": "fn"}
+    for name, content in contents.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(content)
+    Path("src/image.png").write_bytes(b"\x89PNG\0")
+    Path("src/latin.txt").write_bytes("naïveté".encode("latin-1"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped" * 9)))
+    goldfinch_data("prepare", "src", "docs/*", "e.rs", "-", "--exclude", "*.csv", "-o", "d", "--vocab-size", 300)
+    data = [TokenDataset.open(Path("d"), split) for split in ("train", "validation")]
+    tokenizer = load_tokenizer(Path("d/tokenizer.json"))
+    text = "".join(tokenizer.decode(each.tokens(0, len(each))) for each in data)
+    for part in ("code = 1", "<p>b</p>", "# d", "fn", "naïveté", "piped"):
+        assert part in text
+    assert "x,y" not in text
+    err = capsys.readouterr().err.splitlines()
+    assert err[:2] == ["skipped src/image.png: binary", "not UTF-8, reading src/latin.txt as cp1252"]
 
 
 def test_existing_directory_is_refused_before_the_tokenizer_is_trained(corpus: Path, tmp_path: Path) -> None:

@@ -43,19 +43,14 @@ def test_each_kind_of_file_gives_its_documents_in_order(tmp_path: Path) -> None:
     assert positions[-1] == input_bytes(paths)
 
 
-def test_any_text_and_standard_input_are_documents_where_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_of_any_kind_and_standard_input_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.py").write_text("code")
     paths = [STANDARD_INPUT, json_lines(tmp_path / "b.jsonl", ["one", "two"]), tmp_path / "a.py"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
-    documents = list(read_documents(paths, any_text=True))
+    documents = list(read_documents(paths))
     assert [document.text for document in documents] == ["piped", "one", "two", "code"]
     names = [Path(document.name).name for document in documents]
     assert names == ["standard input", "b.jsonl:1", "b.jsonl:2", "a.py"]
-    for path in (STANDARD_INPUT, tmp_path / "a.py"):
-        with pytest.raises(UserError):
-            read_documents([path])
 
 
 def test_bad_lines_are_reported_with_place_and_reason_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -102,14 +97,13 @@ def test_bad_rows_of_parquet_are_reported(tmp_path: Path) -> None:
         ("a.txt", b"", "empty"),
         ("a.txt", b"\xef\xbb\xbf", "empty"),
         ("a.txt", b"PK\0\1", "binary"),
-        ("a.txt", "café".encode("latin-1"), "not UTF-8; convert"),
-        ("a.txt", b"ends in half a character \xe2\x82", "not UTF-8; convert"),
+        ("a.txt", "café".encode("latin-1"), "not UTF-8; give its --encoding"),
+        ("a.txt", b"ends in half a character \xe2\x82", "not UTF-8; give its --encoding"),
         ("a.jsonl.gz", b"not gzip", "cannot read"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50, mtime=0)[:-12], "cannot read"),
         ("a.parquet", b"not parquet", "not a readable parquet file"),
-        ("a.pdf", b"text", "supported: .txt, .md, .jsonl, .jsonl.gz, .parquet"),
     ],
-    ids=["empty", "empty-bom", "binary", "latin-1", "cut-text", "not-gzip", "cut-gzip", "not-parquet", "unknown"],
+    ids=["empty", "empty-bom", "binary", "latin-1", "cut-text", "not-gzip", "cut-gzip", "not-parquet"],
 )
 def test_files_that_cannot_be_read_are_refused_by_name(name: str, content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
@@ -144,3 +138,11 @@ def test_long_documents_come_in_pieces_that_join_to_the_whole(
         assert all(1 <= len(piece.text) <= 8 for piece in pieces)
         # A line that fits in a piece is cut only where a piece could not hold more.
         assert all(piece.text.endswith("\n") or "\n" not in piece.text for piece in pieces[:-1])
+
+
+def test_other_encodings_are_read_as_they_are_given(tmp_path: Path) -> None:
+    text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    text.write_bytes("Größe\n".encode("utf-16"))
+    lines.write_bytes('{"text": "naïve"}\n'.encode("latin-1"))
+    encodings = {text: "utf-16", lines: "latin-1"}
+    assert [document.text for document in read_documents([text, lines], encodings=encodings)] == ["Größe\n", "naïve"]

@@ -8,6 +8,7 @@ import pytest
 
 from goldfinch.data import documents as documents_module
 from goldfinch.data import prepare as module
+from goldfinch.data import train_validation_split
 from goldfinch.data.moby_dick import moby_dick
 from goldfinch.data.prepare import PrepareReport, Progress, prepare, train_tokenizer
 from goldfinch.data.shards import SPLITS, Split, TokenDataset, verify
@@ -38,6 +39,7 @@ def test_every_document_is_in_one_split_and_the_report_counts_them(tmp_path: Pat
     assert sorted(train + validation) == sorted(texts)
     assert train == [text for text in texts if text in set(train)]
     assert 10 < len(validation) < 60
+    assert 0.09 < report.splits["validation"].tokens / report.tokens < 0.11
     for split, documents in (("train", train), ("validation", validation)):
         data = TokenDataset.open(tmp_path / "d", split)
         counted = report.splits[split]
@@ -59,7 +61,8 @@ def test_split_depends_on_seed_and_place_alone(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(module, "BATCH_LENGTH", 10)
     x, y, z = (documents_of(tmp_path / name, "validation") for name in ("x", "y", "z"))
     assert x == y != z
-    # What is added at the end does not move what was there.
+    # What is added at the end of many documents does not move what was there.
+    monkeypatch.setattr(train_validation_split, "MAX_WEIGHED", 100)
     prepare([json_lines(tmp_path / "b.jsonl", [*texts, *texts])], tmp_path / "w", ByteTokenizer(), seed=0)
     prepare([one], tmp_path / "v", ByteTokenizer(), seed=0)
     first, both = documents_of(tmp_path / "v", "validation"), documents_of(tmp_path / "w", "validation")
@@ -76,7 +79,32 @@ def test_few_documents_still_give_both_splits(fraction: float, count: int, tmp_p
         train, validation = (documents_of(tmp_path / str(seed), split) for split in SPLITS)
         assert train
         assert validation
-        assert sorted(train + validation) == texts
+        assert sorted("".join(train + validation)) == sorted("".join(texts))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.4])
+@pytest.mark.parametrize(
+    "sizes",
+    [[9000] * 4, [20_000, 300, 9000], [40_000, *[500] * 40], [100] * 300, [3, 90_000]],
+    ids=["equal", "unequal", "one-long", "short", "one-tiny"],
+)
+def test_the_held_out_part_is_near_the_fraction_of_the_tokens(
+    sizes: list[int], fraction: float, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{number}.txt" for number in range(len(sizes))]
+    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        file.write_text((f"word{number} " * size)[:size])
+    for seed in range(3):
+        report = prepare(files, tmp_path / str(seed), ByteTokenizer(), validation_fraction=fraction, seed=seed)
+        assert report.splits["validation"].tokens / report.tokens == pytest.approx(fraction, rel=0.26)
+        assert report.documents == len(files)
+        train, validation = (documents_of(tmp_path / str(seed), split) for split in SPLITS)
+        assert len("".join(train + validation)) == sum(sizes)
+        if report.cut:
+            whole = Path(report.cut).read_text()
+            assert whole in [first + rest for first in train for rest in validation]
+        else:
+            assert sorted(train + validation) == sorted(file.read_text() for file in files)
 
 
 def prepare_one(path: Path, text: str, fraction: float) -> tuple[PrepareReport, str, str]:
@@ -92,7 +120,8 @@ def test_single_document_is_cut_at_a_paragraph(tmp_path: Path, piece: int, monke
     monkeypatch.setattr(documents_module, "MAX_PIECE_CHARACTERS", piece)
     text = moby_dick()[:300_000]
     report, train, validation = prepare_one(tmp_path, text, 0.05)
-    assert report.cut
+    assert report.cut == str(tmp_path / "book.txt")
+    assert report.documents == 1
     assert train.endswith("\n\n")
     assert 0.04 < len(validation) / len(text) < 0.06
 

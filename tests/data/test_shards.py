@@ -1,6 +1,7 @@
 """Token shards: what is read is what was written, and damage is found and named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goldfinch.data.checksums import BLOCK_BYTES
 from goldfinch.data.shard_writer import write_dataset
-from goldfinch.data.shards import TokenDataset, verify
+from goldfinch.data.shards import Index, TokenDataset, verify
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer, Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 
@@ -105,14 +107,46 @@ def test_missing_truncated_and_grown_files_are_refused_at_once(tmp_path: Path, n
         TokenDataset.open(tmp_path / "d", "train")
 
 
-@pytest.mark.parametrize("name", ["train-00002.bin", "validation-00000.bin", "train-00000.docs"])
+def flip_a_bit(path: Path, at: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["train-00002.bin", "validation-00000.bin", "train-00000.docs", "train-00001.sums", "index.json"]
+)
 def test_verify_finds_one_changed_bit(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "d") / name
-    content = bytearray(path.read_bytes())
-    content[0] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path, path.read_bytes().find(b"256") if name == "index.json" else 0)
     with pytest.raises(UserError, match=rf"{name} is corrupt"):
         list(verify(tmp_path / "d"))
+
+
+def test_a_changed_bit_is_found_when_its_block_is_first_used(tmp_path: Path) -> None:
+    block = BLOCK_BYTES // 2
+    with write_dataset(tmp_path / "d", ByteTokenizer(), shard_tokens=3 * block) as writers:
+        writers["train"].append(np.arange(5 * block) % 256, 1)
+    flip_a_bit(tmp_path / "d" / "train-00000.bin", BLOCK_BYTES + 7)
+    data = TokenDataset.open(tmp_path / "d", "train")
+    for start in (0, 2 * block, 4 * block):
+        assert data.tokens(start, block).tolist() == [i % 256 for i in range(start, start + block)]
+    for start, count in ((block, 1), (2 * block - 1, 1), (0, len(data))):
+        with pytest.raises(UserError, match=r"train-00000\.bin is corrupt: bytes 65,536 to 131,071 do not match"):
+            data.tokens(start, count)
+
+
+def test_document_starts_are_verified_when_they_are_read(tmp_path: Path) -> None:
+    flip_a_bit(write(tmp_path / "d") / "train-00000.docs")
+    with pytest.raises(UserError, match=r"train-00000\.docs is corrupt"):
+        _ = TokenDataset.open(tmp_path / "d", "train").document_starts
+
+
+def test_ids_outside_the_vocabulary_are_named_with_their_file(tmp_path: Path) -> None:
+    with write_dataset(tmp_path / "d", ByteTokenizer()) as writers:
+        writers["train"].append([1, 999, 3], 3)
+    with pytest.raises(UserError, match=r"train-00000\.bin has the token id 999, but its tokenizer has 257 ids"):
+        TokenDataset.open(tmp_path / "d", "train").tokens(0, 1)
 
 
 def test_verify_finds_another_tokenizer(tmp_path: Path) -> None:
@@ -125,20 +159,37 @@ def test_verify_finds_another_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 99}, "this program reads 2"),
-        ({"format": "other"}, "corrupt"),
+        ({"version": 99}, "this program reads 3"),
+        ({"format": "other"}, "not the index of a data directory"),
         ({"dtype": "float32"}, "corrupt"),
-        ({"splits": {"train": []}}, "corrupt"),
-        ({"splits": {"train": [], "validation": []}}, "has no train tokens"),
-        (None, "corrupt"),
+        ({"train": None}, "corrupt"),
+        ({"train": [[]]}, "corrupt"),
+        ({"train": [{"file": "../x.bin"}]}, "corrupt"),
+        ({"vocab_size": {"a": 1}}, "vocab_size must be a whole number"),
+        ({"tokenizer": []}, "corrupt"),
+        ({"end_of_text": 255}, r"corrupt \(its checksum does not match"),
+        ([], "not the index of a data directory"),
+        (None, "not valid JSON"),
     ],
 )
-def test_index_that_cannot_be_used_is_refused(change: dict | None, says: str, tmp_path: Path) -> None:
+def test_index_that_cannot_be_used_is_refused(change: dict | list | None, says: str, tmp_path: Path) -> None:
     path = write(tmp_path / "d") / "index.json"
     content = path.read_text()
-    path.write_text(json.dumps(json.loads(content) | change) if change else content[:-9])
+    changed = json.loads(content) | change if isinstance(change, dict) else change
+    path.write_text(content[:-9] if changed is None else json.dumps(changed))
     with pytest.raises(UserError, match=says):
         TokenDataset.open(tmp_path / "d", "train")
+
+
+def test_a_split_without_shards_and_shards_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    directory = write(tmp_path / "d")
+    index = Index.load(directory)
+    replace(index, train=()).save(directory)
+    with pytest.raises(UserError, match="has no train tokens"):
+        TokenDataset.open(directory, "train")
+    for change in ({"file": "../train-00000.bin"}, {"tokens": -4}):
+        with pytest.raises(UserError, match=r"is not the name|cannot have"):
+            replace(index.train[0], **change)
 
 
 def test_directory_without_index_says_how_to_make_one(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def finished_run(tmp_path, data):
         records = [{"step": n, "tokens": 32 * n, "loss": loss} for n, loss in enumerate(losses, start=1)]
         last = {"step": len(losses), "tokens": 32 * len(losses), "validation_loss": losses[-1]}
         position_loss = {"first": 1, "last": 16, "loss": losses[-1], "tokens": 100}
-        records.append(last | {"bits_per_byte": losses[-1] / 2, "loss_by_position": [position_loss]})
+        last |= {"bits_per_byte": losses[-1] / 2, "loss_by_position": [position_loss], "whole_validation_set": True}
+        records.append(last)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         return folder
 

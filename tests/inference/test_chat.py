@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import goldfinch as gf
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.chat import ChatSession, ChatTemplate
+from goldfinch.inference.chat import ChatSession
 from goldfinch.inference.language_model import LanguageModel
 
 CHATML = (

@@ -208,7 +208,9 @@ def test_gold_layers_of_a_batch_attend_to_the_keys_of_their_own_sequence():
 
 def test_structures_that_do_not_match_the_compiled_code_are_refused(monkeypatch):
     monkeypatch.setattr(
-        cpu_decode, "_State", type("_State", (ctypes.Structure,), {"_fields_": [("last", ctypes.c_int)]})
+        cpu_decode,
+        "StateStructure",
+        type("StateStructure", (ctypes.Structure,), {"_fields_": [("last", ctypes.c_int)]}),
     )
-    with pytest.raises(RuntimeError, match="_State has 4 bytes in Python and 48"):
+    with pytest.raises(RuntimeError, match="StateStructure has 4 bytes in Python and 48"):
         cpu_decode._library()

@@ -62,7 +62,7 @@ def test_going_back_is_as_if_the_rest_had_never_been_read(plan, latents, model_o
 def test_going_back_to_nothing_and_beyond(model_of, text):
     context = small_context(model_of("one GOLD layer"), None).read(text(9))
     for wrong in (-1, 10):
-        with pytest.raises(UserError, match=f"context of 9 tokens to {wrong}"):
+        with pytest.raises(UserError, match=f"length must be a whole number from 0 to 9, not {wrong}"):
             context.truncate(wrong)
     assert context.truncate(0) == 0
     assert len(context) == 0

@@ -120,7 +120,7 @@ def test_fewer_tokens_are_drafted_and_more_rarely_while_drafts_are_rejected():
         asked.append(policy.num_next())
         policy.record(asked[-1], min(accepted, asked[-1]))
     assert asked[-3:] == [2, 4, 2]
-    with pytest.raises(UserError, match="negative"):
+    with pytest.raises(UserError, match="max_draft_tokens must be a whole number of at least 0, not -1"):
         DraftPolicy(-1)
 
 

@@ -17,6 +17,11 @@ def layer(small_config, randomized):
     return lambda dtype: randomized(Gold(config), dtype, 0)
 
 
+def possible(rows, gold):
+    mu = gold.mu_e, gold.mu_k, gold.mu_v
+    return gold_cpu.possible(rows, mu, (gold.shift_low_rank, gold.key_adapter, gold.value_adapter), gold.key_norm)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("count", [1, 4, 7, 200])
 def test_keys_values_and_weights_are_those_of_pytorch(layer, count, dtype, tolerance, monkeypatch):
@@ -25,7 +30,7 @@ def test_keys_values_and_weights_are_those_of_pytorch(layer, count, dtype, toler
     e, before, kd = torch.randn(3, count, 96).to(dtype).unbind()
     rows = torch.randint(count, (count,))
     with torch.inference_mode():
-        assert gold_cpu.possible(e, gold.key_adapter)
+        assert possible(e, gold)
         weights, values = gold.mix(e, before)
         found = [weights, values, gold.keys(kd, before, weights), gold.keys(kd, before, weights, rows)]
         weights, values = truth.mix(e.double(), before.double())
@@ -52,10 +57,14 @@ def test_small_and_large_numbers_are_as_exact_as_in_pytorch(layer):
 
 def test_gradients_and_other_types_are_left_to_pytorch(layer):
     rows = torch.randn(3, 96)
-    assert not gold_cpu.possible(rows, layer(torch.float32).key_adapter)
+    assert not possible(rows, layer(torch.float32))
     with torch.inference_mode():
-        assert not gold_cpu.possible(rows.double(), layer(torch.float64).key_adapter)
-        assert not gold_cpu.possible(rows[None], layer(torch.float32).key_adapter)
+        assert not possible(rows.double(), layer(torch.float64))
+        assert not possible(rows[None], layer(torch.float32))
+        for name in ("mu_v", "shift_low_rank.b", "key_adapter.a", "key_norm.bias"):
+            gold = layer(torch.float32)
+            gold.get_parameter(name).data = gold.get_parameter(name).bfloat16()
+            assert not possible(rows, gold)
 
 
 @pytest.mark.slow

@@ -267,6 +267,12 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silen
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]
 
 
+def test_a_run_without_validations_has_one_at_the_end(settings, silent):
+    seen = silent()
+    Trainer(settings(validate_every=0, sample_every=0), seen).train()
+    assert [(step, result.whole_set) for step, result in seen.validations] == [(6, True)]
+
+
 def test_a_run_is_never_overwritten(settings, silent):
     Trainer(settings(), silent()).train()
     with pytest.raises(UserError, match="--resume"):

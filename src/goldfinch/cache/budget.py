@@ -5,6 +5,7 @@ import re
 import psutil
 import torch
 
+from goldfinch.argument_checks import integer
 from goldfinch.errors import UserError
 
 AUTO = "auto"
@@ -23,7 +24,9 @@ def parse_budget(budget: int | str, device: torch.device | str = "cpu") -> int:
     """
     if budget == AUTO:
         return _free_bytes(torch.device(device)) // 2
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(budget).lower())
+    if not isinstance(budget, str):
+        return integer("budget", budget)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", budget.lower())
     if not match or match[2] not in _UNITS:
         raise UserError(f"invalid size {budget!r}: use {AUTO}, 0, or for example 500MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -121,8 +121,8 @@ def latent_format(name: str, width: int) -> LatentFormat:
     Raises:
         UserError: an unknown format, or R is odd for int4.
     """
-    if name not in FORMATS:
-        raise UserError(f"unknown latent format {name!r}; {did_you_mean(name, list(FORMATS))}")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise UserError(f"unknown latent format {name!r}; {did_you_mean(str(name), list(FORMATS))}")
     if name == "int4" and width % 2:
         raise UserError(f"int4 stores two numbers per byte, but this model's latents have {width}: use int8")
     return FORMATS[name]

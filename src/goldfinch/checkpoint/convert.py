@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from goldfinch.checkpoint.model_folder import check_model_output, load_model, save_model_folder, writing
+from goldfinch.checkpoint.model_folder import check_model_output, read_config, read_weights, save_model_folder, writing
 from goldfinch.checkpoint.reference import from_reference, to_reference
 from goldfinch.checkpoint.reference_config import infer_finch_config
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_file, one_line
+from goldfinch.model import Decoder
 from goldfinch.presets import WORLD_VOCABULARY
 
 
@@ -74,12 +75,12 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
         raise UserError(f"{output} must end in .pth: a folder converts to a published checkpoint")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists: choose another name, or give --overwrite")
-    model = load_model(folder)
-    weights = model.state_dict()
-    tensors = to_reference(weights, model.config)
+    config = read_config(folder)
+    weights = read_weights(folder, Decoder.on_meta(config))
+    tensors = to_reference(weights, config)
     with writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)  # given a path, it would store the path: other bytes for the same weights
-    return _describe(model.config, weights, None)
+    return _describe(config, weights, None)
 
 
 def read_reference(pth: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:

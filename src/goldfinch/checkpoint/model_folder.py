@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,22 +14,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
+from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
 from goldfinch.files import atomic_directory, atomic_file, one_line, write_text
 from goldfinch.model import Decoder
 
+_LOGGER = logging.getLogger(__name__)
 FORMAT, VERSION = "goldfinch", 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
-def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
-    """Write `config.json` and, if there is a tokenizer, `tokenizer.json`."""
+def save_description(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, chat_template: ChatTemplate | None = None
+) -> None:
+    """Write `config.json` and, if there are any, `tokenizer.json` and the chat template."""
     content = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
     write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder / TOKENIZER)
+    if chat_template is not None:
+        chat_template.save(folder)
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -155,7 +163,8 @@ def load_model(
 
     Args:
         folder: written by `goldfinch train` or `goldfinch convert`.
-        dtype: of the parameters; None for the one they are stored in.
+        dtype: of all parameters; None for the one that most of the stored numbers have. A model computes in one dtype,
+            so weights stored in others are converted to it, with a warning.
         device: where they go.
         rope: positions instead of the model's own, which have no weights; None for its own.
 
@@ -171,8 +180,21 @@ def load_model(
                 f"to train it with them: goldfinch train --initial {folder} --model.rope rescale=1 ..."
             )
         config = dataclasses.replace(config, rope=rope)
-    path = folder / WEIGHTS
     model = Decoder.on_meta(config)
+    weights = read_weights(folder, model, device)
+    if dtype is None:
+        dtype = compute_dtype(folder / WEIGHTS, weights)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    return model
+
+
+def read_weights(folder: Path, model: Decoder, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The weights in a folder, each in the dtype that it is stored in, checked against the model of its config.
+
+    Raises:
+        UserError: the file is missing, corrupt, or does not fit the model.
+    """
+    path = folder / WEIGHTS
     try:
         weights = load_file(path, str(device))
     except FileNotFoundError:
@@ -180,8 +202,29 @@ def load_model(
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a valid safetensors file: {error}") from error
     check_weights(path, weights, model)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
-    return model
+    return weights
+
+
+def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:
+    """The dtype that most numbers of these weights have; a warning says which ones have another.
+
+    Raises:
+        UserError: no model can compute in it.
+    """
+    numbers: Counter[torch.dtype] = Counter()
+    for tensor in weights.values():
+        numbers[tensor.dtype] += tensor.numel()
+    ((dtype, _),) = numbers.most_common(1)
+    if dtype_name(dtype) not in COMPUTE_DTYPES:
+        raise UserError(f"{path} holds {dtype_name(dtype)} numbers, in which no model computes: give --dtype bfloat16")
+    others = sorted(name for name, tensor in weights.items() if tensor.dtype != dtype)
+    if others:
+        stored = ", ".join(sorted({dtype_name(weights[name].dtype) for name in others}))
+        _LOGGER.warning(
+            "%s: %d of %d tensors are %s, such as %s; the model computes in %s, like most weights (--dtype changes it)",
+            path, len(others), len(weights), stored, others[0], dtype_name(dtype),
+        )  # fmt: skip
+    return dtype
 
 
 def check_weights(path: Path, weights: dict[str, Tensor], model: Decoder) -> None:

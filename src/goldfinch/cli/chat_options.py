@@ -32,7 +32,8 @@ class ChatOptions(ContextOptions):
 
     def session(self, context: "Context") -> "ChatSession":
         """A conversation after what a context holds, in the format of the model's folder or of the options."""
-        from goldfinch.inference.chat import ChatSession, ChatTemplate
+        from goldfinch.data.chat_template import ChatTemplate
+        from goldfinch.inference.chat import ChatSession
 
         if self.plain:
             template = ChatTemplate.plain()

@@ -8,25 +8,35 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse
+from goldfinch.cli.text_files import TextFileOptions
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
+    from goldfinch.data.chat_template import ChatTemplate
+    from goldfinch.data.find_files import FoundFiles
     from goldfinch.data.prepare import PrepareReport
     from goldfinch.data.tokenizers import Tokenizer
 
 
+def num_documents(count: int, adjective: str = "") -> str:
+    """The number of documents in words."""
+    return f"{count:,} {adjective}{'document' if count == 1 else 'documents'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """WindowRef text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
+    """Turn text, or tokens that others made, into a directory of token shards for `goldfinch train --data`.
 
     goldfinch data prepare books/*.txt -o data/books
 
     goldfinch data prepare minipile.idx -o data/minipile --tokenizer world
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """.txt and .md (one document per file), .jsonl, .jsonl.gz and .parquet (one per line or row); or the .idx files of
-    indexed datasets of RWKV or Megatron, each with its .bin next to it, whose tokens are copied."""
+    files: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]]
+    """Text files of any kind, one document each; .jsonl, .jsonl.gz and .parquet, one document per line or row; folders,
+    for all text files in them except hidden ones and what .gitignore excludes; quoted patterns such as "src/**/*.py"; -
+    for standard input. Or the .idx files of indexed datasets of RWKV or Megatron, each with its .bin next to it, whose
+    tokens are copied."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Output directory."""
     tokenizer: str = "bpe"
@@ -34,83 +44,92 @@ class Prepare:
     For indexed datasets, the one that they were made with."""
     vocab_size: int = 4096
     """Vocabulary size of a trained tokenizer (bpe)."""
+    chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """How conversations are written, {"messages": [{"role": ..., "content": ...}, ...]} in .jsonl or .parquet: a Jinja
+    file as of Hugging Face, or a model folder that has one. By default, as RWKV's chat models write them."""
     validation_fraction: float = 0.01
-    """Fraction of the documents for validation; of a single document, its end."""
-    text_field: str = "text"
-    """Field (.jsonl) or column (.parquet) with the text."""
+    """Fraction of the text for validation: whole documents, and where they do not fit, the end of one."""
     seed: int = 0
     """Random seed for the choice of validation documents."""
     overwrite: bool = False
     """Overwrite the data directory if it exists."""
+    text: Annotated[TextFileOptions, tyro.conf.arg(name="")] = TextFileOptions()
+    """Which files are read, and how."""
 
     def run(self) -> None:
         """Prepare with a progress bar, report bad documents on stderr, and print a summary."""
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bar
-
-        from goldfinch.cli.progress import SkippedDocuments, errors_console
-        from goldfinch.data.prepare import Progress, prepare
+        from goldfinch.cli.progress import errors_console
+        from goldfinch.data.find_files import FoundFiles, stored_standard_input
+        from goldfinch.data.indexed_dataset import is_indexed
         from goldfinch.data.shard_writer import check_output
 
         check_output(self.output, overwrite=self.overwrite)
-        errors = errors_console()
-        skipped = SkippedDocuments(errors)
+        with stored_standard_input(self.files) as names:
+            paths = [Path(name) for name in names]
+            if any(map(is_indexed, paths)):
+                self._prepare(FoundFiles(paths))
+            else:
+                self._prepare(self.text.find(names, errors_console()))
 
-        with Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=errors,
-            transient=True,
-            disable=not errors.is_terminal,
-        ) as bar:
-            task = bar.add_task(f"tokenizer {self.tokenizer}", total=None)
-            tokenizer = self._tokenizer()
-            bar.reset(task, description="encoding")
+    def _prepare(self, found: "FoundFiles") -> None:
+        from goldfinch.cli.progress import PreparingDisplay, SkippedDocuments, errors_console
+        from goldfinch.data.chat_template import ChatTemplate
+        from goldfinch.data.prepare import prepare
 
-            def show_progress(progress: Progress) -> None:
-                bar.update(task, completed=progress.bytes_read, total=progress.bytes_total)
-
+        template = ChatTemplate() if self.chat_template is None else ChatTemplate.read(self.chat_template)
+        skipped = SkippedDocuments(errors_console())
+        with PreparingDisplay() as display:
+            display.start(f"tokenizer {self.tokenizer}")
+            tokenizer = self._tokenizer(found, template)
+            display.start("encoding")
             report = prepare(
-                self.files,
+                found.paths,
                 self.output,
                 tokenizer,
                 validation_fraction=self.validation_fraction,
                 seed=self.seed,
-                text_field=self.text_field,
+                text_field=self.text.text_field,
+                encodings=found.encodings,
+                chat_template=template,
                 overwrite=self.overwrite,
-                on_progress=show_progress,
+                on_progress=display.advance,
                 on_error=skipped,
             )
         skipped.finish()
         self._print_summary(report, tokenizer)
 
-    def _tokenizer(self) -> "Tokenizer":
+    def _tokenizer(self, found: "FoundFiles", template: "ChatTemplate") -> "Tokenizer":
         from goldfinch.data.indexed_dataset import is_index_file
         from goldfinch.data.prepare import train_tokenizer
         from goldfinch.data.tokenizers import named_tokenizer
 
         if self.tokenizer != "bpe":
             return named_tokenizer(self.tokenizer)
-        index = next(filter(is_index_file, self.files), None)
+        index = next(filter(is_index_file, found.paths), None)
         if index:
             raise UserError(
                 f"{index} needs the tokenizer that it was made with: --tokenizer world, or a tokenizer.json"
             )
-        return train_tokenizer(self.files, self.vocab_size, text_field=self.text_field)
+        return train_tokenizer(
+            found.paths,
+            self.vocab_size,
+            text_field=self.text.text_field,
+            encodings=found.encodings,
+            chat_template=template,
+        )
 
     def _print_summary(self, report: "PrepareReport", tokenizer: "Tokenizer") -> None:
         lines = [
-            f"{self.output}: {report.documents:,} documents, {report.tokens:,} tokens, "
+            f"{self.output}: {num_documents(report.documents)}, {report.tokens:,} tokens, "
             f"{report.bytes_per_token:.2f} bytes per token ({tokenizer.name}, {tokenizer.vocab_size:,} ids)"
         ]
         for name, split in report.splits.items():
-            lines.append(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens")
+            share = f"{split.tokens / report.tokens:.2%}"
+            lines.append(f"  {name}: {num_documents(split.documents)}, {split.tokens:,} tokens ({share})")
         if report.cut:
-            lines.append("  there is only one document: its last part is the validation split")
+            lines.append(f"  held out for validation is also the end of {report.cut}, which counts in both")
         if report.skipped:
-            lines.append(f"  {report.skipped:,} bad documents were skipped")
+            lines.append(f"  skipped: {num_documents(report.skipped, 'bad ')}")
         lines.append(f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME")
         print("\n".join(lines))
 
@@ -174,7 +193,7 @@ class Stream:
         )
         print(
             f"{self.output}: streams {described.dataset} for training\n"
-            f"  validation: its first {report.documents:,} documents, {report.tokens:,} tokens\n"
+            f"  validation: its first {num_documents(report.documents)}, {report.tokens:,} tokens\n"
             f"next: goldfinch train --data {shlex.quote(str(self.output))} -o runs/NAME --steps STEPS"
         )
 

@@ -15,6 +15,7 @@ from goldfinch.cli.terminal import shown
 from goldfinch.cli.units import clock, plural
 
 if TYPE_CHECKING:
+    from goldfinch.data.prepare import Progress as PrepareProgress
     from goldfinch.experiments.position import Curve
     from goldfinch.training.config import TrainConfig
     from goldfinch.training.loss import Validation
@@ -134,7 +135,8 @@ class TrainingDisplay(_Display):
     def validation(self, step: int, result: "Validation") -> None:
         """Print a line above the bar."""
         self._console.print(
-            f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte"
+            f"step {step:,}: validation {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
+            f"({result.extent})"
             + "".join(f"; {escape(shown(name))} {each.loss:.4f}" for name, each in result.sources.items())
         )
         sys.stdout.flush()
@@ -205,6 +207,29 @@ class WindowsDisplay(_Display):
         self._bar.update(self._task, completed=done)
         if self._line_is_due() or done == windows:
             self._console.print(f"{name}: window {done} of {windows}")
+
+
+class PreparingDisplay(_Display):
+    """Progress of `goldfinch data prepare`, on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(errors_console(), "{task.description}", "{task.percentage:>3.0f}%", transient=True)
+        self._task = self._bar.add_task("", total=None)
+
+    def start(self, description: str) -> None:
+        """The next part begins."""
+        self._started = time.monotonic()
+        self._bar.reset(self._task, description=description)
+        if not self._console.is_terminal:
+            self._console.print(f"{description} ...")
+
+    def advance(self, progress: "PrepareProgress") -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=progress.bytes_read, total=progress.bytes_total)
+        if self._line_is_due() and progress.bytes_read:
+            left = (time.monotonic() - self._started) / progress.bytes_read * progress.bytes_total
+            done = progress.bytes_read / progress.bytes_total
+            self._console.print(f"{done:.0%}  {clock(left * (1 - done))} left  {progress.tokens:,} tokens")
 
 
 class SkippedDocuments:

@@ -13,6 +13,7 @@ from goldfinch.cli.contexts import ContextOptions, Device, Dtype, Rope, load_fol
 from goldfinch.cli.progress import ReadingDisplay, SkippedDocuments, errors_console
 from goldfinch.cli.tables import print_json
 from goldfinch.cli.terminal import shown
+from goldfinch.cli.text_files import TextFileOptions
 from goldfinch.cli.units import clock, plural, size
 from goldfinch.devices import check_device_name, check_dtype_name
 from goldfinch.errors import UserError
@@ -30,9 +31,9 @@ class Read:
     """
 
     files: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]]
-    """UTF-8 text files of any kind, one document each; .jsonl, .jsonl.gz and .parquet, one document per line or row;
-    folders, for all text files in them except hidden ones; quoted patterns such as "src/**/*.py"; - for standard
-    input."""
+    """Text files of any kind, one document each; .jsonl, .jsonl.gz and .parquet, one document per line or row; folders,
+    for all text files in them except hidden ones and what .gitignore excludes; quoted patterns such as "src/**/*.py"; -
+    for standard input."""
     model: Annotated[Path, tyro.conf.arg(aliases=["-m"], metavar="MODEL")]
     """Model folder, from `goldfinch train` or `goldfinch convert`."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.gfc")]
@@ -44,8 +45,8 @@ class Read:
     """Overwrite the file if it exists."""
     append: bool = False
     """Append to an existing file, with the latents that it has."""
-    text_field: str = "text"
-    """Field (.jsonl) or column (.parquet) that holds the text."""
+    text: Annotated[TextFileOptions, tyro.conf.arg(name="")] = TextFileOptions()
+    """Which files are read, and how."""
     dtype: Dtype = "auto"
     """Weight dtype: float32, bfloat16 or float16; auto: as stored. Processors without bf16 instructions read several
     times faster in float32."""
@@ -63,26 +64,25 @@ class Read:
         Raises:
             UserError: the output exists, a file has no text, or there is no model; then nothing is read.
         """
+        from goldfinch.data.chat_template import ChatTemplate
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
-        from goldfinch.data.find_files import find_text_files
 
         self._check_output()
         require_model(self.model)
         check_dtype_name(self.dtype)
         check_device_name(self.device)
-        found = find_text_files(self.files)
+        errors = errors_console()
+        found = self.text.find(self.files, errors)
 
         from goldfinch.inference.documents import read_documents as read_into_context
 
         context = self._context()
-        errors = errors_console()
         if not self.output.parent.is_dir():  # better now than after hours of reading
             self.output.parent.mkdir(parents=True)
             errors.print(f"made the folder {shown(str(self.output.parent), sys.stderr)}")
-        if found.num_skipped:
-            errors.print(f"skipped {plural(found.num_skipped, 'file')}: empty or not UTF-8 text")
         skipped = SkippedDocuments(errors)
-        documents = read_documents(found.paths, self.text_field, skipped, any_text=True)
+        template = ChatTemplate.load(self.model) or ChatTemplate()
+        documents = read_documents(found.paths, self.text.text_field, skipped, found.encodings, template)
         total = None if STANDARD_INPUT in found.paths else input_bytes(found.paths)
         with ReadingDisplay(total) as display:
             try:

@@ -127,7 +127,7 @@ def _train(command: Train, processes: "Processes") -> None:
         return
     print(
         f"\nvalidation: {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte "
-        f"({result.tokens:,} tokens)\n"
+        f"({result.extent})\n"
         f"loss plot:  {config.output / 'loss.png'}\n"
         f'next:       goldfinch generate {config.output} "Once upon a time"'
     )

@@ -3,19 +3,21 @@
 Without a compiler a warning is logged once, and everything runs in PyTorch.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
-
-from goldfinch.files import atomic_file
+from goldfinch.files import sync
 
 _LOGGER = logging.getLogger("goldfinch")
 HEADERS = Path(__file__).parent
@@ -24,6 +26,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
 if sys.platform == "darwin":
     FLAGS += ("-undefined", "dynamic_lookup")  # OpenMP's functions, if they are loaded
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 VECTOR_BYTES = 64
 """Rows must be a multiple of this."""
 
@@ -31,6 +34,8 @@ VECTOR_BYTES = 64
 @functools.cache
 def compiled(source: Path, name: str) -> ctypes.CDLL | None:
     """The library of one C++ file, compiled if it is not cached; None, and a warning, where that is not possible.
+
+    A cached library is loaded only if nobody else could have written it and its content has the checksum in its name.
 
     Args:
         source: the file.
@@ -41,19 +46,14 @@ def compiled(source: Path, name: str) -> ctypes.CDLL | None:
         _LOGGER.warning("no C++ compiler found: %s runs in PyTorch, several times slower", name)
         return None
     try:
-        path = cache_folder() / f"{name.lower().replace(' ', '-')}-{_fingerprint(compiler, source)}.so"
-        if not path.exists():
-            _build(compiler, source, name, path)
-        return ctypes.CDLL(str(path))
+        stem = f"{name.lower().replace(' ', '-')}-{_fingerprint(compiler, source)}"
+        with _private_folder() as folder:
+            path = _find(folder, stem) or _build(compiler, source, name, folder, stem)
+            return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         _LOGGER.warning("%s runs in PyTorch, several times slower; %s: %s", name, compiler, reason)
         return None
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """The address of a tensor's data for C++; null for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _fingerprint(compiler: str, source: Path) -> str:
@@ -62,6 +62,28 @@ def _fingerprint(compiler: str, source: Path) -> str:
     macros = subprocess.run(command, capture_output=True, check=True).stdout
     code = [file.read_bytes() for file in (source, *sorted(HEADERS.glob("*.h")))]
     return hashlib.sha256(b"\0".join([*code, macros, " ".join(FLAGS).encode()])).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for libraries that only this user can write to: the cache, or a temporary one where that cannot be.
+
+    In a cache that others could write to, nothing is believed: it is made private and emptied.
+    """
+    folder = cache_folder()
+    with contextlib.suppress(OSError):  # such as a home that is read-only
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.access(folder, os.W_OK) or folder.stat().st_uid != os.geteuid():
+        _LOGGER.warning("%s is not this user's to write to: C++ is compiled again in each process", folder)
+        with tempfile.TemporaryDirectory(prefix="goldfinch-") as temporary:
+            yield Path(temporary)
+        return
+    if folder.stat().st_mode & WRITABLE_BY_OTHERS:
+        _LOGGER.warning("other users could write to %s: it is now private, and C++ is compiled again", folder)
+        folder.chmod(0o700)
+        for library in folder.glob("*.so"):
+            library.unlink(missing_ok=True)
+    yield folder
 
 
 def find_compiler() -> str | None:
@@ -74,8 +96,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goldfinch"
 
 
-def _build(compiler: str, source: Path, name: str, path: Path) -> None:
+def _find(folder: Path, stem: str) -> Path | None:
+    """The library of this name, if it is a file of this user whose content has the checksum in its name."""
+    for path in folder.glob(f"{stem}-*.so"):
+        status = path.lstat()
+        is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        if is_ours and not status.st_mode & WRITABLE_BY_OTHERS and path.stem == f"{stem}-{_checksum(path)}":
+            return path
+        _LOGGER.warning("%s is damaged or not ours: compiling it again", path)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _build(compiler: str, source: Path, name: str, folder: Path, stem: str) -> Path:
     _LOGGER.info("compiling %s for this machine, once ...", name)
-    with atomic_file(path) as temporary:
-        command = [compiler, *FLAGS, "-I", str(HEADERS), "-o", str(temporary), str(source)]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as temporary:
+        library = Path(temporary) / "library.so"
+        command = [compiler, *FLAGS, "-I", str(HEADERS), "-o", str(library), str(source)]
         subprocess.run(command, capture_output=True, check=True, text=True)
+        library.chmod(0o700)
+        sync(library)
+        path = folder / f"{stem}-{_checksum(library)}.so"
+        library.replace(path)
+    return path
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]

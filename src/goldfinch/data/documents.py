@@ -7,18 +7,24 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from goldfinch.data.chat_template import ChatTemplate
+from goldfinch.data.text_encoding import UTF8
 from goldfinch.errors import UserError
 
 # Longer documents come in pieces of at most this many characters, which bounds the memory.
 MAX_PIECE_CHARACTERS = 1 << 22
+# The field or column with the messages of a conversation.
+MESSAGES = "messages"
 # Stands for standard input among file paths.
 STANDARD_INPUT = Path("-")
+# Name of a temporary file with what standard input held.
+STORED_STANDARD_INPUT = "standard input"
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Document:
         continues: whether the next item continues the same document.
         position: bytes of all files read so far, as stored: for progress.
         line: its line or row, counted from 1, in files with many documents; 0 if the file is the document.
+        is_chat: whether it is a conversation, in which the names of special tokens stand for these tokens.
     """
 
     text: str
@@ -38,6 +45,7 @@ class Document:
     continues: bool = False
     position: int = 0
     line: int = 0
+    is_chat: bool = False
 
     @property
     def name(self) -> str:
@@ -48,6 +56,11 @@ class Document:
     def length(self) -> int:
         """Number of characters."""
         return len(self.text)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Half a conversation is none, and could end inside a special token."""
+        return not self.is_chat
 
     def cut(self, at: int, margin: int) -> tuple["Document", "Document | None"]:
         """Split at the end of the paragraph, line or word nearest to `at`, within `margin`: both parts."""
@@ -69,8 +82,17 @@ class _BadDocumentError(ValueError):
     """One document of a file cannot be used; the message is the reason."""
 
 
-# What a reader yields: text, continues, position in the file, line.
-_Pieces = Iterator[tuple[str, bool, int, int]]
+@dataclass(frozen=True)
+class _Form:
+    """How a file holds its text."""
+
+    text_field: str
+    encoding: str
+    chat_template: ChatTemplate | None
+
+
+# What a reader yields: text, continues, position in the file, line, is_chat.
+_Pieces = Iterator[tuple[str, bool, int, int, bool]]
 _Report = Callable[[int, str], None]
 
 
@@ -78,27 +100,36 @@ def read_documents(
     paths: Sequence[Path],
     text_field: str = "text",
     on_error: Callable[[str], None] | None = None,
-    any_text: bool = False,
+    encodings: Mapping[Path, str] | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[Document]:
     """Read the documents of `paths` in order, without holding a file in memory.
 
-    A .txt or .md file is one document; .jsonl, .jsonl.gz and .parquet have one per line or row, in `text_field`. Paths
-    are checked immediately, their contents as they are read.
+    .jsonl, .jsonl.gz and .parquet have a document per line or row, in `text_field`, or, where there is no such field, a
+    conversation in `messages`: a list of {"role": ..., "content": ...}. A text file of any other kind, and
+    `STANDARD_INPUT`, is one document. Paths are checked immediately, their contents as they are read.
 
     Args:
         paths: the files.
         text_field: the field (.jsonl) or column (.parquet) that holds the text.
         on_error: called with "file:line: reason" for each document that is skipped: invalid JSON, no such field, not
             a string, empty, not Unicode. None: the first one raises.
-        any_text: also read other kinds of files, as one document each, and `STANDARD_INPUT`.
+        encodings: of the files that are not UTF-8.
+        chat_template: how conversations are written; None: they are not read.
 
     Raises:
-        UserError: a file is missing, of an unknown kind, empty, binary or corrupt.
+        UserError: a file is missing, empty, binary, in another encoding or corrupt.
     """
     if not paths:
-        raise UserError(f"no files given: name files of type {', '.join(_READERS)}")
-    readers = [_reader(path, any_text) for path in paths]
-    return _read_all(paths, readers, text_field, on_error)
+        raise UserError("no files given: name at least one")
+    readers = [_reader(path) for path in paths]
+    forms = [_Form(text_field, (encodings or {}).get(path, UTF8), chat_template) for path in paths]
+    return _read_all(paths, readers, forms, on_error)
+
+
+def has_many_documents(path: Path) -> bool:
+    """Whether a file has a document per line or row, by its name."""
+    return path.name.lower().endswith(tuple(_READERS))
 
 
 def input_bytes(paths: Sequence[Path]) -> int:
@@ -106,19 +137,8 @@ def input_bytes(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def check_text(path: Path) -> None:
-    """Read a single-document file to its end, to find errors before it is really read.
-
-    Raises:
-        UserError: the file is missing, empty, binary or not UTF-8.
-    """
-    if _reader(path, any_text=True) is _read_text:
-        for _ in read_documents([path], any_text=True):
-            pass
-
-
-def _reader(path: Path, any_text: bool) -> "_Reader":
-    if any_text and path == STANDARD_INPUT:
+def _reader(path: Path) -> "_Reader":
+    if path == STANDARD_INPUT:
         return _read_text
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -127,15 +147,13 @@ def _reader(path: Path, any_text: bool) -> "_Reader":
     for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
-    if any_text:
-        return _read_text
-    raise UserError(f"{path}: cannot read this type of file; supported: {', '.join(_READERS)}")
+    return _read_text
 
 
 def _read_all(
     paths: Sequence[Path],
     readers: Sequence["_Reader"],
-    text_field: str,
+    forms: Sequence["_Form"],
     on_error: Callable[[str], None] | None,
 ) -> Iterator[Document]:
     def report(path: Path, line: int, reason: str) -> None:
@@ -145,17 +163,19 @@ def _read_all(
         on_error(message)
 
     before = 0
-    for path, reader in zip(paths, readers, strict=True):
+    for path, reader, form in zip(paths, readers, forms, strict=True):
         try:
-            for text, continues, position, line in reader(path, text_field, partial(report, path)):
-                yield Document(text, _source(path), continues, before + position, line)
+            for text, continues, position, line, is_chat in reader(path, form, partial(report, path)):
+                yield Document(text, source_name(path), continues, before + position, line, is_chat)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot read {_source(path)}: {error}; check the file or leave it out") from error
+            raise UserError(f"cannot read {source_name(path)}: {error}; check the file or leave it out") from error
         before += 0 if path == STANDARD_INPUT else path.stat().st_size
 
 
-def _source(path: Path) -> str:
-    return "standard input" if path == STANDARD_INPUT else str(path)
+def source_name(path: Path) -> str:
+    """What a file is called in messages."""
+    is_standard_input = path == STANDARD_INPUT or path.name == STORED_STANDARD_INPUT
+    return STORED_STANDARD_INPUT if is_standard_input else str(path)
 
 
 def _in_pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -186,55 +206,74 @@ def _check(text: object, text_field: str) -> str:
     return text
 
 
-def _read_text(path: Path, text_field: str, report: _Report) -> _Pieces:
+def _read_text(path: Path, form: _Form, report: _Report) -> _Pieces:
     with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
-        for text, continues in _in_pieces(_decoded_blocks(_source(path), file)):
+        for text, continues in _in_pieces(_decoded_blocks(source_name(path), file, form.encoding)):
             if not text:
-                raise UserError(f"{_source(path)} is empty; leave it out")
-            yield text, continues, file.tell() if file.seekable() else 0, 0
+                raise UserError(f"{source_name(path)} is empty; leave it out")
+            yield text, continues, file.tell() if file.seekable() else 0, 0, False
 
 
-def _decoded_blocks(source: str, file: BinaryIO) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+def _decoded_blocks(source: str, file: BinaryIO, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
         while block := file.read(MAX_PIECE_CHARACTERS):
-            if b"\0" in block:
-                raise UserError(f"{source} is binary, not text; leave it out, or convert it to UTF-8")
-            yield decoder.decode(block)
-        decoder.decode(b"", final=True)
+            text = decoder.decode(block)
+            if "\0" in text:
+                raise UserError(f"{source} is binary; give its --encoding if it is text, or leave it out")
+            yield text
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8; convert it (iconv -f ENCODING -t UTF-8) or leave it out") from error
+        name = "UTF-8" if encoding == UTF8 else encoding
+        raise UserError(f"{source} is not {name}; give its --encoding, or leave it out") from error
 
 
-def _read_json_lines(path: Path, text_field: str, report: _Report) -> _Pieces:
+def _read_json_lines(path: Path, form: _Form, report: _Report) -> _Pieces:
     with path.open("rb") as stored, gzip.open(stored) if path.name.lower().endswith(".gz") else stored as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
             try:
-                text = _text_of_json(line, text_field)
+                text, is_chat = _text_of_record(_parse_json(line, form.encoding), form)
             except _BadDocumentError as error:
                 report(number, str(error))
                 continue
             for piece, continues in _cut(text):
-                yield piece, continues, stored.tell(), number
+                yield piece, continues, stored.tell(), number, is_chat
 
 
-def _text_of_json(line: bytes, text_field: str) -> str:
+def _parse_json(line: bytes, encoding: str) -> dict[str, Any]:
     try:
-        content = json.loads(line.decode("utf-8-sig"))
+        content = json.loads(line.decode(encoding))
     except UnicodeDecodeError:
-        raise _BadDocumentError("not UTF-8") from None
+        raise _BadDocumentError("not UTF-8" if encoding == UTF8 else f"not {encoding}") from None
     except (ValueError, RecursionError) as error:
         raise _BadDocumentError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
         raise _BadDocumentError("not a JSON object")
-    if text_field not in content:
-        raise _BadDocumentError(f"no field {text_field!r}")
-    return _check(content[text_field], text_field)
+    return content
 
 
-def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
+def _text_of_record(record: Mapping[str, Any], form: _Form) -> tuple[str, bool]:
+    """The text of a line or row, and whether it is a conversation."""
+    if form.text_field in record:
+        return _check(record[form.text_field], form.text_field), False
+    if form.chat_template is None or MESSAGES not in record:
+        raise _BadDocumentError(f"no field {form.text_field!r}")
+    messages = record[MESSAGES]
+    if not isinstance(messages, list) or not messages:
+        raise _BadDocumentError(f"{MESSAGES!r} is not a list of messages")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
+            raise _BadDocumentError(f"message {number} needs a role and a content, which must be text")
+    try:
+        text = form.chat_template.render(messages, add_generation_prompt=False)
+    except UserError as error:
+        raise _BadDocumentError(str(error)) from error
+    return _check(text, MESSAGES), True
+
+
+def _read_parquet(path: Path, form: _Form, report: _Report) -> _Pieces:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -243,29 +282,28 @@ def _read_parquet(path: Path, text_field: str, report: _Report) -> _Pieces:
     try:
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            if text_field not in columns:
-                raise UserError(f"{path} has no column {text_field!r} but {', '.join(columns)}; give --text-field")
+            column = MESSAGES if form.chat_template and form.text_field not in columns else form.text_field
+            if column not in columns:
+                raise UserError(f"{path} has no column {form.text_field!r} but {', '.join(columns)}; give --text-field")
             size = path.stat().st_size
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
                 for value in batch.column(0):
                     row += 1
                     try:
-                        text = _check(value.as_py(), text_field)
+                        text, is_chat = _text_of_record({column: value.as_py()}, form)
                     except (_BadDocumentError, UnicodeDecodeError) as error:
                         report(row, str(error))
                         continue
                     position = size * row // file.metadata.num_rows
                     for piece, continues in _cut(text):
-                        yield piece, continues, position, row
+                        yield piece, continues, position, row, is_chat
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
 
 
-_Reader = Callable[[Path, str, _Report], _Pieces]
+_Reader = Callable[[Path, _Form, _Report], _Pieces]
 _READERS: dict[str, _Reader] = {
-    ".txt": _read_text,
-    ".md": _read_text,
     ".jsonl": _read_json_lines,
     ".jsonl.gz": _read_json_lines,
     ".parquet": _read_parquet,

@@ -60,9 +60,19 @@ class TokenDocument:
     position: int = 0
 
     @property
+    def name(self) -> str:
+        """Where it comes from: "file:number"."""
+        return f"{self.source}:{self.line}"
+
+    @property
     def length(self) -> int:
         """Number of tokens."""
         return len(self.ids)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Always."""
+        return True
 
     def cut(self, at: int, margin: int) -> tuple["TokenDocument", "TokenDocument | None"]:
         """The first `at` tokens and the rest; tokens do not show where paragraphs end."""
@@ -73,6 +83,11 @@ class TokenDocument:
 def is_index_file(path: Path) -> bool:
     """Whether the path is the index of an indexed dataset."""
     return path.suffix == ".idx"
+
+
+def is_indexed(path: Path) -> bool:
+    """Whether the path is a file of an indexed dataset: the index, or a .bin file next to its index."""
+    return is_index_file(path) or (path.suffix == ".bin" and path.with_suffix(".idx").exists())
 
 
 class IndexedDataset:

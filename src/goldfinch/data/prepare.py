@@ -1,13 +1,14 @@
 """Preparing a data directory of token shards from text files or indexed datasets."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.documents import Document, input_bytes, read_documents
 from goldfinch.data.indexed_dataset import IndexedDataset, TokenDocument, is_index_file
 from goldfinch.data.shard_writer import check_output, write_dataset
@@ -46,17 +47,17 @@ class PrepareReport:
     Attributes:
         splits: what was written for each split.
         skipped: number of bad documents that were skipped.
-        cut: whether the input was a single document, whose last part is the validation split.
+        cut: the document, by name, whose end is in the validation split and the rest in the training split, if any.
     """
 
     splits: dict[Split, SplitReport]
     skipped: int
-    cut: bool
+    cut: str | None
 
     @property
     def documents(self) -> int:
-        """Documents of both splits."""
-        return sum(split.documents for split in self.splits.values())
+        """Documents of both splits; one that was cut is one."""
+        return sum(split.documents for split in self.splits.values()) - (self.cut is not None)
 
     @property
     def tokens(self) -> int:
@@ -70,7 +71,13 @@ class PrepareReport:
 
 
 def train_tokenizer(
-    files: Sequence[Path], vocab_size: int, *, text_field: str = "text", sample_bytes: int = 100_000_000
+    files: Sequence[Path],
+    vocab_size: int,
+    *,
+    text_field: str = "text",
+    encodings: Mapping[Path, str] | None = None,
+    chat_template: ChatTemplate | None = None,
+    sample_bytes: int = 100_000_000,
 ) -> BpeTokenizer:
     """Train a BPE tokenizer on the first `sample_bytes` of text, with an equal share from the start of each file.
 
@@ -81,7 +88,9 @@ def train_tokenizer(
     """
     read_documents(files)  # reports a missing file before the first is read
     share = sample_bytes // max(1, len(files))
-    texts = itertools.chain.from_iterable(_sample(file, text_field, share) for file in files)
+    texts = itertools.chain.from_iterable(
+        _sample(read_documents([file], text_field, lambda _: None, encodings, chat_template), share) for file in files
+    )
     return BpeTokenizer.train(texts, vocab_size)
 
 
@@ -93,6 +102,8 @@ def prepare(
     validation_fraction: float = 0.01,
     seed: int = 0,
     text_field: str = "text",
+    encodings: Mapping[Path, str] | None = None,
+    chat_template: ChatTemplate | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_error: Callable[[str], None] | None = None,
@@ -101,9 +112,8 @@ def prepare(
 
     The tokens of indexed datasets (.idx, see `indexed_dataset`) are copied; their documents are split by the same rule.
 
-    Which documents are for validation depends only on the seed and their position in the input. Both splits get at
-    least one; a single document is cut at the end of a paragraph, and its last part is for validation. For that, the
-    start of the input is read twice, a single document completely. Memory does not grow with the input.
+    Documents are split by `Splitter`: the same for the same input and seed. For that, the first ten thousand documents
+    are read twice. Memory does not grow with the input.
 
     Args:
         files: see `read_documents`; or .idx files, each with its .bin file next to it.
@@ -112,6 +122,8 @@ def prepare(
         validation_fraction: between 0 and 1.
         seed: random seed for the choice of validation documents.
         text_field: the field or column with the text.
+        encodings: of the text files that are not UTF-8, as `find_text_files` finds them.
+        chat_template: how conversations are written; saved in `output` if there are any. None: as RWKV's chat models.
         overwrite: replace `output` if it is a data directory.
         on_progress: called after each batch of documents.
         on_error: called with "file:line: reason" for each document that is skipped. None: the first one raises.
@@ -131,14 +143,17 @@ def prepare(
             raise UserError(message)
         on_error(message)
 
+    chat_template = chat_template or ChatTemplate()
     source: _Source = (
         _IndexedSource(files, tokenizer)
         if any(map(is_index_file, files))
-        else _TextSource(files, text_field, tokenizer)
+        else _TextSource(files, text_field, encodings, chat_template, tokenizer)
     )
     splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
-    with write_dataset(output, tokenizer, overwrite=overwrite) as writers:
+    # As the beginning shows, which has been read.
+    saved_template = chat_template if source.has_chat else None
+    with write_dataset(output, tokenizer, overwrite=overwrite, chat_template=saved_template) as writers:
         for batch in _batches(splitter.assign(source.read(skip))):
             encoded = source.encode([document for _, document in batch])
             for (split, document), (ids, text_bytes) in zip(batch, encoded, strict=True):
@@ -148,7 +163,7 @@ def prepare(
             if on_progress:
                 tokens = sum(split.tokens for split in report.values())
                 on_progress(Progress(bytes_read=batch[-1][1].position, bytes_total=source.size, tokens=tokens))
-    return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut is not None)
+    return PrepareReport(splits=report, skipped=skipped, cut=splitter.cut.name if splitter.cut else None)
 
 
 def prepare_stream(
@@ -174,7 +189,7 @@ def prepare_stream(
     with write_dataset(output, tokenizer, overwrite=overwrite, stream=replace(stream, skip=rows)) as writers:
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
             report.tokens += writers["validation"].append(ids, len(text.encode()))
-    return PrepareReport(splits={"validation": report}, skipped=0, cut=False)
+    return PrepareReport(splits={"validation": report}, skipped=0, cut=None)
 
 
 class _Source(Protocol):
@@ -182,6 +197,7 @@ class _Source(Protocol):
 
     files: Sequence[Path]
     size: int  # of the files, in bytes
+    has_chat: bool  # whether a conversation was read so far
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Any]:
         """The documents in order; may be called several times."""
@@ -191,8 +207,18 @@ class _Source(Protocol):
 
 
 class _TextSource:
-    def __init__(self, files: Sequence[Path], text_field: str, tokenizer: Tokenizer) -> None:
-        self.files, self._text_field, self._tokenizer = files, text_field, tokenizer
+    has_chat = False
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        text_field: str,
+        encodings: Mapping[Path, str] | None,
+        chat_template: ChatTemplate,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self.files, self._tokenizer = files, tokenizer
+        self._text_field, self._encodings, self._chat_template = text_field, encodings, chat_template
         for file in files:
             if file.suffix == ".bin" and (index := file.with_suffix(".idx")).exists():
                 raise UserError(f"{file} holds the tokens of an indexed dataset: name its index, {index}")
@@ -200,15 +226,22 @@ class _TextSource:
         self.size = input_bytes(files)
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:
-        return read_documents(self.files, self._text_field, on_error)
+        for document in read_documents(self.files, self._text_field, on_error, self._encodings, self._chat_template):
+            self.has_chat |= document.is_chat
+            yield document
 
     def encode(self, documents: Sequence[Document]) -> Iterator[tuple[Sequence[int], int]]:
-        texts = [document.text for document in documents]
-        return zip(self._tokenizer.encode_batch(texts), (len(text.encode()) for text in texts), strict=True)
+        # Together: faster. Conversations have special tokens, one by one.
+        texts = iter(self._tokenizer.encode_batch([document.text for document in documents if not document.is_chat]))
+        for document in documents:
+            ids = self._tokenizer.encode(document.text, special_tokens=True) if document.is_chat else next(texts)
+            yield ids, len(document.text.encode())
 
 
 class _IndexedSource:
     """Indexed datasets, which are tokens already."""
+
+    has_chat = False
 
     def __init__(self, files: Sequence[Path], tokenizer: Tokenizer) -> None:
         texts = [file for file in files if not is_index_file(file)]
@@ -229,8 +262,8 @@ class _IndexedSource:
         return ((document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
 
 
-def _sample(file: Path, text_field: str, characters: int) -> Iterator[str]:
-    for document in read_documents([file], text_field, on_error=lambda _: None):
+def _sample(documents: Iterable[Document], characters: int) -> Iterator[str]:
+    for document in documents:
         yield document.text[:characters]
         characters -= len(document.text)
         if characters <= 0:

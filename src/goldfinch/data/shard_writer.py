@@ -1,12 +1,15 @@
 """Writing token shards in one pass, holding one piece of text in memory."""
 
 import contextlib
-import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from goldfinch.data.chat_template import ChatTemplate
+from goldfinch.data.checksums import BlockChecksums, checksum
 from goldfinch.data.shards import SPLITS, START_DTYPE, TOKEN_DTYPES, TOKENIZER, Index, Shard, Split
 from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import Tokenizer
@@ -16,48 +19,41 @@ from goldfinch.files import atomic_directory
 SHARD_TOKENS = 1 << 27
 
 
-class _HashedFile:
-    """A file that is being written, and its SHA-256 so far."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("wb")
-        self._hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-
-    def close(self) -> str:
-        self._file.close()
-        return self._hash.hexdigest()
-
-
 class _OpenShard:
     """The shard that is being written."""
 
     def __init__(self, path: Path) -> None:
         self.tokens = self.documents = self.text_bytes = 0
-        self._ids = _HashedFile(path)
-        self._starts = _HashedFile(path.with_suffix(".docs"))
+        self._path = path
+        self._ids = path.open("wb")
+        self._checksums = BlockChecksums()
+        self._starts = array("Q")
 
     def start_document(self) -> None:
-        self._starts.write(np.array(self.tokens, dtype=START_DTYPE).tobytes())
+        self._starts.append(self.tokens)
         self.documents += 1
 
     def append(self, tokens: np.ndarray) -> None:
-        self._ids.write(tokens.tobytes())
+        data = tokens.tobytes()
+        self._ids.write(data)
+        self._checksums.update(data)
         self.tokens += len(tokens)
 
     def close(self) -> Shard:
-        return Shard(
-            file=self._ids.path.name,
+        self._ids.close()
+        checksums = self._checksums.finish()
+        starts = np.array(self._starts, dtype=START_DTYPE).tobytes()
+        shard = Shard(
+            file=self._path.name,
             tokens=self.tokens,
             documents=self.documents,
             text_bytes=self.text_bytes,
-            sha256=self._ids.close(),
-            starts_sha256=self._starts.close(),
+            checksum=checksum(checksums),
+            starts_checksum=checksum(starts),
         )
+        self._path.with_name(shard.checksums_file()).write_bytes(checksums)
+        self._path.with_name(shard.starts_file()).write_bytes(starts)
+        return shard
 
 
 class SplitWriter:
@@ -136,17 +132,18 @@ def write_dataset(
     overwrite: bool = False,
     shard_tokens: int = SHARD_TOKENS,
     stream: Stream | None = None,
+    chat_template: ChatTemplate | None = None,
 ) -> Iterator[dict[Split, SplitWriter]]:
     """Yield a writer for each split; when the block succeeds, `output` is the complete data directory.
 
     When the block raises, `output` is unchanged. An `output` that is overwritten stays until the new one is complete.
-    With `stream`, training reads that instead of shards.
+    With `stream`, training reads that instead of shards. `chat_template` is saved for the models that train on it.
 
     Raises:
         UserError: see `check_output`.
     """
     check_output(output, overwrite=overwrite)
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     with atomic_directory(output, replace=overwrite) as directory:
         writers = {split: SplitWriter(directory, split, dtype, tokenizer.end_of_text, shard_tokens) for split in SPLITS}
         try:
@@ -154,12 +151,15 @@ def write_dataset(
         finally:
             shards = {split: writer.close() for split, writer in writers.items()}
         tokenizer.save(directory / TOKENIZER)
+        if chat_template is not None:
+            chat_template.save(directory)
         Index(
             tokenizer=tokenizer.name,
             tokenizer_hash=tokenizer.hash,
             vocab_size=tokenizer.vocab_size,
             end_of_text=tokenizer.end_of_text,
             dtype=dtype,
-            splits={str(split): written for split, written in shards.items()},
+            train=tuple(shards["train"]),
+            validation=tuple(shards["validation"]),
             stream=stream,
         ).save(directory)

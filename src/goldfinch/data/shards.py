@@ -4,8 +4,13 @@ A data directory has, for the splits "train" and "validation",
 
     index.json             sizes and checksums of the other files, the tokenizer's name, format version
     tokenizer.json         the tokenizer itself
+    chat_template.jinja    how conversations are written, if there are any
     train-00000.bin        token ids, little-endian uint16 or uint32; every document ends with the end of text
+    train-00000.sums       XXH3 of each 64 KiB of train-00000.bin: little-endian uint64
     train-00000.docs       where documents start in train-00000.bin: little-endian uint64, in tokens
+
+index.json has checksums of itself and of the .sums and .docs files. A block of a .bin file is verified when it is first
+used, so that opening takes the same time however large the data is.
 
 A document may continue in the next shard. `shard_writer.py` writes these files.
 
@@ -13,7 +18,6 @@ If index.json describes a stream (`stream.py`), there are no training shards: th
 model trains on it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,14 +27,15 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 
+from goldfinch.data.checksums import BLOCK_BYTES, CHECKSUM_DTYPE, VerifiedTokens, checksum
 from goldfinch.data.stream import Stream
-from goldfinch.data.tokenizers import load_tokenizer
+from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import write_text
+from goldfinch.files import read_json, write_text
 from goldfinch.settings import from_plain
 
 FORMAT = "goldfinch-tokens"
-VERSION = 2
+VERSION = 3
 INDEX = "index.json"
 TOKENIZER = "tokenizer.json"
 
@@ -43,23 +48,33 @@ START_DTYPE = np.dtype("<u8")
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One .bin file and the .docs file next to it.
+    """One .bin file and the .sums and .docs files next to it.
 
     Attributes:
         file: name of the .bin file.
         tokens: number of ids in it.
         documents: number of documents that start in it.
         text_bytes: UTF-8 bytes of the text whose tokens start in it.
-        sha256: of the .bin file, hex.
-        starts_sha256: of the .docs file, hex.
+        checksum: of the .sums file.
+        starts_checksum: of the .docs file.
     """
 
     file: str
     tokens: int
     documents: int
     text_bytes: int
-    sha256: str
-    starts_sha256: str
+    checksum: str
+    starts_checksum: str
+
+    def __post_init__(self) -> None:
+        if Path(self.file).name != self.file or Path(self.file).suffix != ".bin":
+            raise UserError(f"{self.file!r} is not the name of a .bin file")
+        if self.tokens < 1 or self.documents < 0:
+            raise UserError(f"{self.file} cannot have {self.tokens:,} tokens of {self.documents:,} documents")
+
+    def checksums_file(self) -> str:
+        """Name of the .sums file."""
+        return str(Path(self.file).with_suffix(".sums"))
 
     def starts_file(self) -> str:
         """Name of the .docs file."""
@@ -75,8 +90,9 @@ class Index:
         tokenizer_hash: `Tokenizer.hash`.
         vocab_size: ids are below it.
         end_of_text: the id that ends documents.
-        dtype: "uint16" or "uint32".
-        splits: the shards of each split, in order.
+        dtype: of the ids.
+        train: the shards of the training split, in order.
+        validation: those of the validation split.
         stream: what to read for training instead of shards; None if there are shards.
     """
 
@@ -84,14 +100,23 @@ class Index:
     tokenizer_hash: str
     vocab_size: int
     end_of_text: int
-    dtype: str
-    splits: dict[str, list[Shard]]
+    dtype: Literal["uint16", "uint32"]
+    train: tuple[Shard, ...]
+    validation: tuple[Shard, ...]
     stream: Stream | None = None
+
+    def shards(self, split: Split) -> tuple[Shard, ...]:
+        """The shards of a split, in order."""
+        return self.train if split == "train" else self.validation
 
     def save(self, directory: Path) -> None:
         """Write `directory`/index.json."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content = {"format": FORMAT, "version": VERSION, **asdict(self), "checksum": self.checksum()}
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")
+
+    def checksum(self) -> str:
+        """Of the tokenizer and all tokens: those of other text, or of another tokenizer, have another one."""
+        return checksum(json.dumps(asdict(self), sort_keys=True).encode())
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -101,28 +126,24 @@ class Index:
             UserError: it is missing, corrupt or of another version.
         """
         path = directory / INDEX
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
-                raise ValueError("unknown format")
-            version = content.pop("version")
-            if version != VERSION:
-                raise UserError(f"{path} has version {version}, this program reads {VERSION}: prepare the data again")
-            splits, stream = content.pop("splits"), content.pop("stream")
-            index = cls(
-                **content,
-                splits={name: [Shard(**shard) for shard in splits[name]] for name in SPLITS},
-                stream=None if stream is None else from_plain(Stream, stream, "stream."),
-            )
-            if index.dtype not in TOKEN_DTYPES:
-                raise ValueError(f"unknown dtype {index.dtype!r}")
-        except OSError as error:
+        if not path.is_file():
             raise UserError(
-                f"{directory} is not a data directory ({path.name}: {error.strerror}); "
+                f"{directory} is not a data directory ({path.name}: No such file or directory); "
                 f"make one: goldfinch data prepare FILES -o {directory}"
-            ) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            )
+        content = read_json(path)
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise UserError(f"{path} is not the index of a data directory; prepare the data again")
+        version = content.pop("version", None)
+        if version != VERSION:
+            raise UserError(f"{path} has version {version}, this program reads {VERSION}: prepare the data again")
+        expected = content.pop("checksum", None)
+        try:
+            index = from_plain(cls, content)
+        except UserError as error:
             raise UserError(f"{path} is corrupt ({error}); prepare the data again") from error
+        if index.checksum() != expected:
+            raise UserError(f"{path} is corrupt (its checksum does not match); prepare the data again")
         return index
 
 
@@ -140,7 +161,7 @@ class TokenDataset:
     def __init__(self, directory: Path, split: Split, index: Index) -> None:
         self.directory = directory
         self._split = split
-        self._shards = index.splits[split]
+        self._shards = index.shards(split)
         if not self._shards and index.stream and split == "train":
             raise UserError(f"{directory} streams its training text: its tokens are not stored; use `data prepare`")
         if not self._shards:
@@ -150,17 +171,19 @@ class TokenDataset:
         self.tokenizer_hash = index.tokenizer_hash
         self.text_bytes = sum(shard.text_bytes for shard in self._shards)
 
-        dtype = TOKEN_DTYPES[index.dtype]
+        self._dtype = TOKEN_DTYPES[index.dtype]
         for shard in self._shards:
-            self._check_size(shard.file, shard.tokens * dtype.itemsize)
+            nbytes = shard.tokens * self._dtype.itemsize
+            self._check_size(shard.file, nbytes)
+            self._check_size(shard.checksums_file(), -(-nbytes // BLOCK_BYTES) * CHECKSUM_DTYPE.itemsize)
             self._check_size(shard.starts_file(), shard.documents * START_DTYPE.itemsize)
-        self._memory = [np.memmap(directory / shard.file, dtype=dtype, mode="r") for shard in self._shards]
+        self._opened: dict[int, VerifiedTokens] = {}
         # _borders[i] is where shard i starts; the last one is the length of the split.
         self._borders = np.cumsum([0, *(shard.tokens for shard in self._shards)])
 
     @classmethod
     def open(cls, directory: Path, split: Split) -> Self:
-        """Open one split of a data directory. Sizes are checked now, checksums by `verify`.
+        """Open one split of a data directory. Sizes are checked now, contents when they are used.
 
         Raises:
             UserError: a file is missing, corrupt, of the wrong size or of another version.
@@ -175,6 +198,7 @@ class TokenDataset:
 
         Raises:
             IndexError: the range is outside the split.
+            UserError: a block of these tokens is corrupt, or has an id outside the vocabulary.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start}..{start + count} of a split of {len(self)}")
@@ -183,7 +207,7 @@ class TokenDataset:
         done = 0
         while done < count:
             offset = start + done - int(self._borders[shard])
-            part = self._memory[shard][offset : offset + count - done]
+            part = self._tokens(shard).read(offset, min(offset + count - done, self._shards[shard].tokens))
             result[done : done + len(part)] = part
             done += len(part)
             shard += 1
@@ -191,12 +215,16 @@ class TokenDataset:
 
     @cached_property
     def document_starts(self) -> np.ndarray:
-        """Where each document starts in the split: (documents,) int64, increasing from 0."""
+        """Where each document starts in the split: (documents,) int64, increasing from 0.
+
+        Raises:
+            UserError: a file with them is corrupt.
+        """
         parts = [
-            np.fromfile(self.directory / shard.starts_file(), dtype=START_DTYPE).astype(np.int64) + border
-            for shard, border in zip(self._shards, self._borders, strict=False)
+            np.frombuffer(self._verified_file(shard.starts_file(), shard.starts_checksum), dtype=START_DTYPE) + border
+            for shard, border in zip(self._shards, self._borders.astype(START_DTYPE), strict=False)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(parts).astype(np.int64)
 
     def verify(self) -> None:
         """Read every byte and compare the checksums.
@@ -204,13 +232,30 @@ class TokenDataset:
         Raises:
             UserError: a file is corrupt.
         """
-        for shard in self._shards:
-            for name, expected in ((shard.file, shard.sha256), (shard.starts_file(), shard.starts_sha256)):
-                with (self.directory / name).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                        raise UserError(
-                            f"{self.directory / name} is corrupt (its checksum does not match); prepare the data again"
-                        )
+        for number, shard in enumerate(self._shards):
+            self._verified_file(shard.starts_file(), shard.starts_checksum)
+            self._tokens(number).verify()
+
+    def _tokens(self, number: int) -> VerifiedTokens:
+        """The tokens of a shard, which is opened when it is first used."""
+        if number not in self._opened:
+            shard = self._shards[number]
+            checksums = self._verified_file(shard.checksums_file(), shard.checksum)
+            self._opened[number] = VerifiedTokens(
+                self.directory / shard.file, self._dtype, checksums, vocab_size=self.vocab_size
+            )
+        return self._opened[number]
+
+    def _verified_file(self, name: str, expected: str) -> bytes:
+        """The content of a small file, whose checksum is in the index."""
+        path = self.directory / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; prepare the data again") from error
+        if checksum(content) != expected:
+            raise UserError(f"{path} is corrupt: its checksum does not match; prepare the data again")
+        return content
 
     def _check_size(self, name: str, expected: int) -> None:
         path = self.directory / name
@@ -222,6 +267,20 @@ class TokenDataset:
             raise UserError(f"{path} has {size:,} bytes instead of {expected:,}; prepare the data again")
 
 
+def load_data_tokenizer(directory: Path, index: Index) -> Tokenizer:
+    """The tokenizer of a data directory.
+
+    Raises:
+        UserError: its file is missing, corrupt or not that of the tokens.
+    """
+    path = directory / TOKENIZER
+    tokenizer = load_tokenizer(path)
+    described = (index.tokenizer_hash, index.vocab_size, index.end_of_text)
+    if (tokenizer.hash, tokenizer.vocab_size, tokenizer.end_of_text) != described:
+        raise UserError(f"{path} is not the tokenizer of these tokens; prepare the data again")
+    return tokenizer
+
+
 def verify(directory: Path) -> Iterator[tuple[Split, TokenDataset]]:
     """Check every file of a data directory; yields each split that passes. A stream has no files.
 
@@ -229,8 +288,7 @@ def verify(directory: Path) -> Iterator[tuple[Split, TokenDataset]]:
         UserError: a file is missing, corrupt or of another tokenizer.
     """
     index = Index.load(directory)
-    if load_tokenizer(directory / TOKENIZER).hash != index.tokenizer_hash:
-        raise UserError(f"{directory / TOKENIZER} is not the tokenizer of these tokens; prepare the data again")
+    load_data_tokenizer(directory, index)
     for split in SPLITS:
         if index.stream and split == "train":
             continue

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Self
 
 from goldfinch.data.batches import Batches, ShuffledWindows, Windows
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.mixture import Mixture, Source, parse_sources
-from goldfinch.data.shards import TOKENIZER, Index, TokenDataset
+from goldfinch.data.shards import TOKENIZER, Index, TokenDataset, load_data_tokenizer
 from goldfinch.data.stream import Stream
 from goldfinch.data.stream_windows import StreamWindows
-from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
+from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 
 
@@ -20,15 +21,19 @@ class TrainingData:
 
     Attributes:
         sources: folders and weights.
+        indices: the content of their index.json files.
         train: the training tokens of each source, or the stream to read them from.
         validation: validation tokens by name of the source, of sources that have some.
         tokenizer: the same for all sources.
+        chat_template: of the first source that has conversations, if any.
     """
 
     sources: list[Source]
+    indices: list[Index]
     train: list[TokenDataset | Stream]
     validation: dict[str, TokenDataset]
     tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
 
     @classmethod
     def open(cls, texts: Sequence[str]) -> Self:
@@ -40,7 +45,7 @@ class TrainingData:
         sources = parse_sources(texts)
         indices = [Index.load(Path(source.folder)) for source in sources]
         for source, index in zip(sources, indices, strict=True):
-            if index.tokenizer_hash != indices[0].tokenizer_hash:
+            if (index.tokenizer_hash, index.vocab_size) != (indices[0].tokenizer_hash, indices[0].vocab_size):
                 raise UserError(
                     f"{source.folder} has another tokenizer ({index.tokenizer}, {index.vocab_size:,} ids) than "
                     f"{sources[0].folder} ({indices[0].tokenizer}, {indices[0].vocab_size:,} ids): prepare one again "
@@ -50,7 +55,7 @@ class TrainingData:
         validation = {
             name: TokenDataset(folder, "validation", index)
             for (name, folder), index in zip(folders.items(), indices, strict=True)
-            if index.splits["validation"]
+            if index.validation
         }
         if not validation:
             raise UserError(f"{sources[0].folder} has no validation tokens; prepare the data again")
@@ -58,7 +63,13 @@ class TrainingData:
             index.stream or TokenDataset(folder, "train", index)
             for folder, index in zip(folders.values(), indices, strict=True)
         ]
-        return cls(sources, train, validation, load_tokenizer(Path(sources[0].folder) / TOKENIZER))
+        tokenizer = load_data_tokenizer(Path(sources[0].folder), indices[0])
+        templates = filter(None, map(ChatTemplate.load, folders.values()))
+        return cls(sources, indices, train, validation, tokenizer, next(templates, None))
+
+    def fingerprint(self) -> list[dict[str, str]]:
+        """What tells this data from other data, for each source: checksums of its tokenizer and of its tokens."""
+        return [{"tokenizer": index.tokenizer_hash, "tokens": index.checksum()} for index in self.indices]
 
     def batches(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from goldfinch.argument_checks import file_path, integer, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.cache.growing_tensor import DEFAULT_BLOCK_SIZE
 from goldfinch.cache.key_value_cache import CacheLevel
@@ -19,7 +20,7 @@ from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
 from goldfinch.inference.memory_usage import MemoryUsage
 from goldfinch.inference.prefill import CHUNK_SIZE
-from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.sampling import Sampling, sampling_settings
 from goldfinch.inference.score import Score, append_and_score
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.speculation import DEFAULT_MAX_DRAFT_TOKENS, DraftPolicy
@@ -118,6 +119,8 @@ class Context:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
         ids = token_ids(text, self.tokenizer, self.model.config.vocab_size, special_tokens)
+        if name is not None:
+            string("name", name)
         start = len(self)
         self.sequence.append(ids.to(self.model.device), progress)
         if name is not None:
@@ -125,8 +128,14 @@ class Context:
         return self
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[int]:
-        """The token ids from `start` up to, not including, `stop`."""
-        return self.sequence.key_cache.ids(start, len(self) if stop is None else min(stop, len(self))).tolist()
+        """The token ids from `start` up to, not including, `stop`, or to the end.
+
+        Raises:
+            UserError: a position is negative or not a whole number.
+        """
+        start = min(integer("start", start), len(self))
+        stop = len(self) if stop is None else min(integer("stop", stop), len(self))
+        return self.sequence.key_cache.ids(start, max(start, stop)).tolist()
 
     def stream(
         self,
@@ -163,7 +172,7 @@ class Context:
         Raises:
             UserError: as `read`, or a setting is out of range.
         """
-        sampling = (sampling or Sampling()).updated(**options)
+        sampling = sampling_settings(sampling, options)
         drafts = DraftPolicy(max_draft_tokens)
         if text is not None:
             self.read(text)
@@ -252,8 +261,7 @@ class Context:
         Raises:
             UserError: `length` is out of range.
         """
-        if not 0 <= length <= len(self):
-            raise UserError(f"cannot truncate a context of {len(self)} tokens to {length}")
+        length = integer("length", length, maximum=len(self))
         replayed = self.sequence.truncate(length, progress)
         kept = [document for document in self.documents if document.start < length]
         self.documents = [dataclasses.replace(document, stop=min(document.stop, length)) for document in kept]
@@ -282,4 +290,4 @@ class Context:
         Raises:
             UserError: the context is empty, or the file cannot be written.
         """
-        save_context(Path(path), self.sequence, self.documents, self.tokenizer, self.model_folder)
+        save_context(file_path("path", path), self.sequence, self.documents, self.tokenizer, self.model_folder)

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpu.build import compiled, pointer
+from goldfinch.cpu.build import compiled
+from goldfinch.cpu.pointers import pointer
+from goldfinch.inference.cpu_structures import LayerStructure, StateStructure, WeightStructures
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.token_shift import DataDependentLerp
@@ -70,7 +72,7 @@ class FusedDecoder:
         }
         self._blocks = [block for block in model.blocks if isinstance(block, Block)]
         self._first_gold_layer = model.config.first_gold_layer
-        self._layers = (_Layer * len(self._blocks))(*map(_layer, self._blocks))
+        self._layers = (LayerStructure * len(self._blocks))(*map(WeightStructures(model).layer, self._blocks))
         self._head = model.head.weight.detach()
         self._width, self._num_heads = model.config.width, model.config.num_heads
         size = self._width // self._num_heads
@@ -132,7 +134,7 @@ class FusedDecoder:
                 new = BlockState(time_mix=GoldState(last=lasts[0]), channel_mix=lasts[1])
                 pairs.append((given[number] if given is not None else None, new))
                 after[sequence].append(new)
-            layer = ctypes.byref(self._layers, ctypes.sizeof(_Layer) * (self._first_gold_layer + number))
+            layer = ctypes.byref(self._layers, ctypes.sizeof(LayerStructure) * (self._first_gold_layer + number))
             with self._pointers(pairs) as pointers:
                 self._call("queries", layer, pointers, tensors=(x, q))
                 rows = q.to(self._dtype).split(1)
@@ -147,17 +149,20 @@ class FusedDecoder:
         x, logits = x.float().contiguous(), torch.empty(len(x), len(self._head))
         sizes = (ctypes.c_int64(extent) for extent in (*logits.T.shape, self._width))
         threads = ctypes.c_int(torch.get_num_threads())
-        self._functions["linear"](pointer(self._head), *sizes, threads, pointer(x), pointer(logits))
+        weight = pointer(self._head, self._head.shape, self._dtype)
+        x_and_logits = (pointer(part, shape, torch.float32) for part, shape in ((x, x.shape), (logits, logits.shape)))
+        self._functions["linear"](weight, *sizes, threads, *x_and_logits)
         return logits
 
     def _call(self, name: str, layers: Any, states: Any, *number: int, tensors: tuple[Tensor, ...]) -> None:
         sizes = (ctypes.c_int64(extent) for extent in (*number, *tensors[0].shape))
         threads = ctypes.c_int(torch.get_num_threads())
-        self._functions[name](layers, states, *sizes, threads, *map(pointer, tensors))
+        shape = tensors[0].shape
+        self._functions[name](layers, states, *sizes, threads, *(pointer(x, shape, torch.float32) for x in tensors))
 
     @contextlib.contextmanager
     def _pointers(self, pairs: Sequence[tuple[BlockState | None, BlockState]]) -> Iterator[Any]:
-        """An array of `_State`: states before the tokens, and where to write those after them.
+        """An array of `StateStructure`: states before the tokens, and where to write those after them.
 
         Each is given in the dtype and layout that C++ reads; a copy, only where it was computed in another, lives as
         long as the `with` block.
@@ -170,7 +175,7 @@ class FusedDecoder:
         yield (ctypes.c_void_p * len(addresses))(*addresses)
 
     def _parts(self, state: BlockState | None) -> tuple[tuple[Tensor, torch.Size, torch.dtype] | None, ...]:
-        """What one half of a `_State` points to, with the shape and dtype that C++ takes it for."""
+        """What one half of a `StateStructure` points to, with the shape and dtype that C++ takes it for."""
         if state is None:
             return None, None, None
         mix, channel_mix = state.time_mix, state.channel_mix
@@ -250,7 +255,7 @@ def _library() -> ctypes.CDLL | None:
     """
     library = compiled(SOURCE, NAME)
     if library is not None:
-        for structure, function in ((_Layer, library.layer_nbytes), (_State, library.state_nbytes)):
+        for structure, function in ((LayerStructure, library.layer_nbytes), (StateStructure, library.state_nbytes)):
             function.restype = ctypes.c_int64
             if function() != ctypes.sizeof(structure):
                 raise RuntimeError(
@@ -258,89 +263,3 @@ def _library() -> ctypes.CDLL | None:
                     f"{SOURCE.name}: their fields differ"
                 )
     return library
-
-
-# The structures of cpu_decode.cpp.
-def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-_P, _S = ctypes.c_void_p, ctypes.c_int64
-_Norm = _structure("_Norm", weight=_P, bias=_P, groups=_S, eps=ctypes.c_double)
-_LowRank = _structure("_LowRank", a=_P, b=_P, rank=_S, outputs=_S)
-_Shift = _structure("_Shift", mu_x=_P, mu=_P, low_rank=_LowRank)
-_Layer = _structure(
-    "_Layer",
-    norm=_Norm,
-    shift=_Shift,
-    **dict.fromkeys(("use_r", "use_k", "use_v", "use_w", "use_extra"), _S),
-    **dict.fromkeys(("receptance", "key", "value", "gate", "decay_base"), _P),
-    decay=_LowRank,
-    second_value=_LowRank,
-    bonus=_P,
-    one_minus_w=_S,
-    heads=_S,
-    query_norm=_Norm,
-    output_norm=_Norm,
-    output=_P,
-    channel_norm=_Norm,
-    **dict.fromkeys(("channel_mu_r", "channel_mu_k", "channel_receptance", "channel_key", "channel_value"), _P),
-    channel_width=_S,
-)
-_State = _structure(
-    "_State", **dict.fromkeys(("last", "channel_last", "wkv", "last_after", "channel_last_after", "wkv_after"), _P)
-)
-"""Six pointers: `FusedDecoder._pointers` fills arrays of them."""
-
-
-def _norm(norm: nn.LayerNorm | nn.GroupNorm) -> ctypes.Structure:
-    groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
-    return _Norm(weight=pointer(norm.weight), bias=pointer(norm.bias), groups=groups, eps=norm.eps)
-
-
-def _low_rank(low_rank: LowRank) -> ctypes.Structure:
-    outputs, rank, _ = low_rank.b.shape
-    return _LowRank(a=pointer(low_rank.a), b=pointer(low_rank.b), rank=rank, outputs=outputs)
-
-
-def _shift(ddlerp: DataDependentLerp) -> ctypes.Structure:
-    return _Shift(mu_x=pointer(ddlerp.mu_x), mu=pointer(ddlerp.mu), low_rank=_low_rank(ddlerp.low_rank))
-
-
-def _layer(block: Block) -> ctypes.Structure:
-    mixer, channel_mix = block.time_mix, block.channel_mix
-    assert isinstance(channel_mix, RwkvChannelMix)
-    assert isinstance(mixer, Finch | FinchC2 | Gold)
-    fields: dict[str, Any] = {
-        "norm": _norm(block.time_mix_norm),
-        "shift": _shift(mixer.ddlerp),
-        "heads": mixer.num_heads,
-        "output_norm": _norm(mixer.norm),
-        "output": pointer(mixer.output.weight),
-        "channel_norm": _norm(block.channel_mix_norm),
-        "channel_mu_r": pointer(channel_mix.mu_r),
-        "channel_mu_k": pointer(channel_mix.mu_k),
-        "channel_receptance": pointer(channel_mix.receptance.weight),
-        "channel_key": pointer(channel_mix.key.weight),
-        "channel_value": pointer(channel_mix.value.weight),
-        "channel_width": channel_mix.key.weight.shape[0],
-    }
-    if isinstance(mixer, Gold):
-        fields |= {"receptance": pointer(mixer.query.weight), "query_norm": _norm(mixer.query_norm)}
-        return _Layer(**fields)
-    fields |= {f"use_{use}": number for number, use in enumerate(mixer.ddlerp.uses) if use in "rkvw"}
-    fields |= {
-        "receptance": pointer(mixer.receptance.weight),
-        "key": pointer(mixer.key.weight),
-        "value": pointer(mixer.value.weight),
-        "decay_base": pointer(mixer.decay.base),
-        "decay": _low_rank(mixer.decay.low_rank),
-        "bonus": pointer(mixer.bonus),
-    }
-    if isinstance(mixer, Finch):
-        fields |= {"gate": pointer(mixer.gate.weight), "use_extra": mixer.ddlerp.uses.index("g")}
-    else:
-        fields["one_minus_w"] = mixer.one_minus_w
-        if mixer.bonus is None:
-            fields |= {"second_value": _low_rank(mixer.second_value), "use_extra": mixer.ddlerp.uses.index("v2")}
-    return _Layer(**fields)

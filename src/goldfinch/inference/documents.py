@@ -32,7 +32,7 @@ def read_documents(
     position = 0.0
     num_documents = 0
     for piece in pieces:
-        ids = tokenizer.encode(piece.text)
+        ids = tokenizer.encode(piece.text, special_tokens=piece.is_chat)
         if start is None:
             separator = [tokenizer.end_of_text] if len(context) else []
             start = len(context) + len(separator)

@@ -7,8 +7,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from goldfinch.argument_checks import integer
 from goldfinch.data.tokenizers import Tokenizer
-from goldfinch.errors import UserError
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.sequence import Mark, TokenSequence
@@ -83,12 +83,10 @@ class GenerationState:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         num_logprobs: int | None = None,
     ) -> None:
-        if max_tokens < 0 or (num_logprobs is not None and num_logprobs < 0):
-            raise UserError(f"max_tokens and logprobs must not be negative: {max_tokens}, {num_logprobs}")
         self.sequence = sequence
         self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
-        self._num_logprobs = num_logprobs
+        self._max_tokens = integer("max_tokens", max_tokens)
+        self._num_logprobs = None if num_logprobs is None else integer("logprobs", num_logprobs)
         # A model may have more ids than its tokenizer: the others have no text and are never generated.
         self._vocab_size = sequence.model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
         self._stop_ids = {each for each in sampling.stop if isinstance(each, int)}

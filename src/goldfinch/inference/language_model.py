@@ -5,23 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from goldfinch.argument_checks import file_path, integer, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_model_folder
 from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.devices import dtype_name, resolve_device, resolve_dtype
 from goldfinch.errors import UserError
 from goldfinch.inference.batch import Batch
-from goldfinch.inference.chat import ChatTemplate, Message
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.format import open_context
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
-from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.sampling import MAX_SEED, Sampling, as_stop, sampling_settings
 from goldfinch.inference.score import Score
-from goldfinch.inference.token_ids import check_token_ids, token_ids
+from goldfinch.inference.speculation import DraftPolicy
+from goldfinch.inference.token_ids import token_id_rows, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
@@ -89,13 +92,9 @@ class LanguageModel:
         1
 
         Raises:
-            UserError: no tokens, or ids outside the vocabulary.
+            UserError: no tokens, ids outside the vocabulary, or of another shape.
         """
-        ids = torch.as_tensor(ids)
-        if ids.dim() != 2 or ids.numel() == 0:
-            raise UserError(f"token ids must be a (batch, tokens) tensor with tokens in it, not {tuple(ids.shape)}")
-        check_token_ids(ids, self.config.vocab_size)
-        logits, _ = self.model(ids.to(self.model.device, torch.int64))
+        logits, _ = self.model(token_id_rows(ids, self.config.vocab_size).to(self.model.device))
         return logits.float()
 
     def context(self, latents: str | None = None, budget: int | str = AUTO) -> Context:
@@ -143,7 +142,7 @@ class LanguageModel:
             UserError: the file is missing, corrupt, of another version, of another model or of another tokenizer.
         """
         context = self.context(budget=budget)
-        context.documents = open_context(Path(path), context.sequence, self.tokenizer)
+        context.documents = open_context(file_path("path", path), context.sequence, self.tokenizer)
         return context
 
     @overload
@@ -183,8 +182,8 @@ class LanguageModel:
         logprobs: int | None = None,
         **options: Any,
     ) -> list[Generation]:
-        options.pop("max_draft_tokens", None)  # together there is little to gain from drafts
-        sampling = (sampling or Sampling()).updated(**options)
+        DraftPolicy(options.pop("max_draft_tokens", 0))  # checked, but together there is little to gain from drafts
+        sampling = sampling_settings(sampling, options)
         ids = [self.encode(prompt) for prompt in prompts]  # all are checked before work begins
         budget = parse_budget(AUTO, self.model.device) // max(min(len(ids), MAX_BATCH_SIZE), 1)
         batch, states = Batch(), list[GenerationState]()
@@ -239,7 +238,7 @@ class LanguageModel:
             if prefix is not None or continuations is not None:
                 raise UserError("score takes a text, or a prefix with continuations, not both")
             return self._score_text(text)
-        if prefix is None or continuations is None or isinstance(continuations, str):
+        if prefix is None or isinstance(continuations, str) or not isinstance(continuations, Sequence):
             raise UserError("score takes a text, or prefix= with continuations=[...], a list of texts")
         context = self.read(prefix)
         return [context.score(continuation) for continuation in continuations]
@@ -267,9 +266,8 @@ class LanguageModel:
         """
         context = self.context()
         context.read(self.chat_template.render(messages), special_tokens=True)
-        stop = options.pop("stop", ())
-        extra = (stop,) if isinstance(stop, (str, int)) else tuple(stop)
-        generation = context.generate(stop=(*self.chat_template.stop(self.tokenizer), *extra), **options)
+        stop = (*self.chat_template.stop(self.tokenizer), *as_stop(options.pop("stop", ())))
+        generation = context.generate(stop=stop, **options)
         # The space after a name belongs to the template.
         text = generation.text if self.chat_template.is_plain else generation.text.removeprefix(" ")
         return dataclasses.replace(generation, text=text)
@@ -285,18 +283,19 @@ class LanguageModel:
             UserError: it exists, holds other files, or cannot be written.
         """
         weights = cast(dict[str, Tensor], self.model.state_dict())
-        save_model_folder(Path(folder), self.config, weights, self.tokenizer, overwrite=overwrite)
+        folder = file_path("folder", folder)
+        save_model_folder(folder, self.config, weights, self.tokenizer, overwrite=overwrite)
         if self.chat_template != ChatTemplate():
-            self.chat_template.save(Path(folder))
+            self.chat_template.save(folder)
 
 
 def _is_batch(prompt: Any) -> bool:
     """Whether it is several prompts rather than one text or one sequence of ids."""
-    if isinstance(prompt, str):
+    if isinstance(prompt, Tensor | np.ndarray):
+        return prompt.ndim == 2
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
         return False
-    if isinstance(prompt, Tensor):
-        return prompt.dim() == 2
-    return len(prompt) == 0 or not isinstance(prompt[0], int)
+    return len(prompt) == 0 or isinstance(prompt[0], str | Sequence | Tensor | np.ndarray)
 
 
 def load(
@@ -322,7 +321,7 @@ def load(
         UserError: the folder or a file in it is missing or corrupt, the dtype or device is unknown, or `rope` is given
             for a model without positions.
     """
-    folder = Path(path)
+    folder = file_path("path", path)
     model = load_model(folder, resolve_dtype(dtype), resolve_device(device), rope).eval()
     return LanguageModel(model, read_tokenizer(folder, model.config), folder, ChatTemplate.load(folder))
 
@@ -349,7 +348,9 @@ def build(
     Raises:
         UserError: an unknown preset, dtype or device.
     """
-    model = Decoder.on_meta(model_config(preset, vocab_size))
+    config = model_config(string("preset", preset), integer("vocab_size", vocab_size, minimum=1))
+    seed = integer("seed", seed, maximum=MAX_SEED)
+    model = Decoder.on_meta(config)
     model = model.to(resolve_dtype(dtype) or torch.float32).to_empty(device=resolve_device(device)).eval()
     initialize(model, seed)
     return LanguageModel(model, WorldTokenizer() if vocab_size == WORLD_VOCABULARY else None)

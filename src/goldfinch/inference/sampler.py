@@ -10,6 +10,9 @@ from torch import Tensor
 from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
 
+GREEDY_BELOW = 1e-6
+"""Below this temperature the most likely token is certain, and dividing by it would overflow."""
+
 
 class Sampler:
     """Samples the tokens of one sequence, one after another; remembers them for the penalties.
@@ -72,7 +75,10 @@ class Sampler:
 
     def _choose(self, logits: Tensor) -> int:
         settings = self._sampling
-        if settings.temperature == 0 or logits.max() == torch.inf:
+        highest = logits.max()
+        if highest.isnan() or highest == -torch.inf:
+            raise UserError("logit_bias and penalties leave no token to choose: give them smaller numbers")
+        if settings.temperature < GREEDY_BELOW or highest == torch.inf:
             return int(logits.argmax())
         scaled = logits / settings.temperature
         if settings.top_k or settings.top_p < 1:

@@ -2,10 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from goldfinch.argument_checks import boolean, integer, real, shortened
 from goldfinch.errors import UserError
 from goldfinch.settings import did_you_mean
+
+MAX_SEED = 2**63 - 1
+NUMBERS = (
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_decay", "temperature", "top_p", "min_p",
+)  # fmt: skip
+GENERATION_SETTINGS = ("max_tokens", "logprobs", "max_draft_tokens")
+"""What `Context.stream` takes besides the fields of `Sampling`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,26 +53,32 @@ class Sampling:
     """Continue after the end of text."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, (str, int)):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        for name in NUMBERS:
+            self._set(name, real(name, getattr(self, name)))
+        self._set("top_k", integer("top_k", self.top_k))
+        if self.seed is not None:
+            self._set("seed", integer("seed", self.seed, maximum=MAX_SEED))
+        boolean("ignore_eos", self.ignore_eos)
+        self._set("stop", as_stop(self.stop))
+        if not isinstance(self.logit_bias, Mapping):
+            raise UserError(f"logit_bias must map token ids to numbers, not be {shortened(self.logit_bias)}")
+        bias = {integer("a token id of logit_bias", id): real("logit_bias", b) for id, b in self.logit_bias.items()}
+        self._set("logit_bias", bias)
         rules = (
             ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
             ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
             ("penalty_decay", 0 <= self.penalty_decay <= 1, "between 0 and 1"),
-            ("logit_bias", not any(map(math.isnan, self.logit_bias.values())), "numbers"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**63, "0 or a positive integer below 2**63"),
-            ("stop", all(isinstance(each, int) or each for each in self.stop), "non-empty strings or token ids"),
         )
         for name, holds, wanted in rules:
             if not holds:
                 raise UserError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # as frozen dataclasses do it in __init__
 
     def updated(self, **changes: object) -> "Sampling":
         """These settings with some fields changed.
@@ -75,9 +89,33 @@ class Sampling:
         fields = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in fields:
-                raise UserError(f"unknown sampling setting {name!r}; {did_you_mean(name, fields)}")
+                known = [*fields, *GENERATION_SETTINGS]
+                raise UserError(f"unknown sampling setting {name!r}; {did_you_mean(name, known)}")
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # the names are checked above
 
     def with_row_seed(self, row: int) -> "Sampling":
         """The settings of one row of a batch: its seed is seed + row."""
         return self if self.seed is None else dataclasses.replace(self, seed=self.seed + row)
+
+
+def sampling_settings(sampling: Sampling | None, changes: Mapping[str, object]) -> Sampling:
+    """Settings, or the defaults, with some fields changed.
+
+    Raises:
+        UserError: `sampling` is something else, an unknown field, or a value is out of range.
+    """
+    if not isinstance(sampling, Sampling | None):
+        raise UserError(f"sampling must be a gf.Sampling, not {shortened(sampling)}")
+    return (sampling or Sampling()).updated(**changes)
+
+
+def as_stop(stop: object) -> tuple[str | int, ...]:
+    """Stop strings and token ids, given as one or as a collection of them.
+
+    Raises:
+        UserError: anything else is among them, or an empty string.
+    """
+    given = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str | bytes) else (stop,)
+    if not all(each for each in given if isinstance(each, str)):
+        raise UserError("a stop string must not be empty")
+    return tuple(each if isinstance(each, str) else integer("a stop token id", each) for each in given)

@@ -15,6 +15,7 @@ from goldfinch.cache.latents import FloatLatents, LatentFormat
 from goldfinch.inference.context_file.quantization import QuantizationProbe, QuantizationReport
 from goldfinch.inference.cpu_decode import MAX_TOKENS
 from goldfinch.inference.memory_usage import MemoryUsage
+from goldfinch.inference.one_thread import OneThread, one_thread
 from goldfinch.inference.prefill import CHUNK_SIZE, LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.inference.snapshots import Snapshots
 from goldfinch.model import Decoder
@@ -85,6 +86,7 @@ class TokenSequence:
         if block_size % chunk_size:
             raise ValueError(f"block_size {block_size} must be a multiple of chunk_size {chunk_size}")
         has_gold = model.config.num_gold_layers > 0
+        self.guard = OneThread()
         self.model = model
         self.chunk_size = chunk_size
         self.key_cache = KeyCache(
@@ -111,6 +113,7 @@ class TokenSequence:
         """Tokens of a block of the key cache."""
         return self.key_cache.block_size
 
+    @one_thread
     @torch.inference_mode()
     def current_state(self) -> LowerState | None:
         """The state after the last token, for which pending tokens are run through the layers; None without tokens."""
@@ -122,6 +125,7 @@ class TokenSequence:
     def _set_state(self, state: LowerState | None) -> None:
         self._state, self._num_pending = state, 0
 
+    @one_thread
     @torch.inference_mode()
     def append(self, ids: Tensor, progress: Callable[[int], None] | None = None) -> None:
         """Read (T,) int64 ids, T >= 1, all in the vocabulary. If that is interrupted, the sequence is unchanged.
@@ -182,6 +186,7 @@ class TokenSequence:
         """
         return self._predict().logits
 
+    @one_thread
     @torch.inference_mode()
     def _predict(self) -> Prediction:
         state = self.current_state()
@@ -201,6 +206,7 @@ class TokenSequence:
         hidden, (gold_states,) = read_upper(self.model, tail, num_new, states, self.key_value_cache, num_wanted)
         return hidden[0], gold_states
 
+    @one_thread
     @torch.inference_mode()
     def extend(self, ids: Tensor) -> Tensor:
         """Append (T,) tokens and run all layers on all of them: (T, D), normalised hidden states for the head.
@@ -217,6 +223,7 @@ class TokenSequence:
         self._prediction = Prediction(len(self), gold_states, next_token_logits(self.model, hidden[-1:])[0])
         return hidden
 
+    @one_thread
     @torch.inference_mode()
     def verify_draft(self, ids: Tensor) -> Tensor:
         """Append (T,) tokens in one step, of which `accept` then says how many stay.
@@ -277,6 +284,7 @@ class TokenSequence:
         self._state, self._num_pending = mark.state, mark.num_pending + length - mark.length
         self._prediction = mark.prediction
 
+    @one_thread
     @torch.inference_mode()
     def truncate(self, length: int, progress: Callable[[int], None] | None = None) -> int:
         """Go back to the first `length` tokens; returns how many were read again, from the nearest snapshot on.
@@ -322,6 +330,7 @@ class TokenSequence:
     def fork(self) -> "TokenSequence":
         """A second sequence with the same past. No call changes a state in place, so both may hold the same ones."""
         other = copy.copy(self)
+        other.guard = OneThread()
         other.key_cache = self.key_cache.fork()
         other.key_value_cache = self.key_value_cache.fork(other.key_cache) if self.key_value_cache is not None else None
         other.probe = self.probe.fork() if self.probe is not None else None

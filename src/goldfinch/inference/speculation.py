@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from goldfinch.errors import UserError
+from goldfinch.argument_checks import integer
 
 DEFAULT_MAX_DRAFT_TOKENS = 8
 MAX_PAUSE = 31  # steps
@@ -23,14 +23,11 @@ class DraftPolicy:
         max_draft_tokens: maximum number of tokens in a step; 0 for none.
 
     Raises:
-        UserError: it is negative.
+        UserError: it is not a whole number, or negative.
     """
 
     def __init__(self, max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS) -> None:
-        if max_draft_tokens < 0:
-            raise UserError(f"max_draft_tokens must not be negative: {max_draft_tokens}")
-        self.max_draft_tokens = max_draft_tokens
-        self._next = max_draft_tokens
+        self.max_draft_tokens = self._next = integer("max_draft_tokens", max_draft_tokens)
         self._pause = self._wait = 0  # steps without drafts after the last rejected one, and how many of them are left
 
     def num_next(self) -> int:

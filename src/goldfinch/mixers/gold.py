@@ -162,8 +162,8 @@ class Gold(TimeMix):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
-        if gold_cpu.possible(embeddings, self.shift_low_rank, self.value_adapter):
-            mu = self.mu_e, self.mu_k, self.mu_v
+        mu = self.mu_e, self.mu_k, self.mu_v
+        if gold_cpu.possible(embeddings, mu, (self.shift_low_rank, self.value_adapter), self.value_norm):
             return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
         difference = before - embeddings
         chosen_by = torch.addcmul(embeddings, difference, self.mu_e)
@@ -180,7 +180,7 @@ class Gold(TimeMix):
             weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
             value_index: (S,) int64, which of the weights are each token's; None if each has its own.
         """
-        if gold_cpu.possible(keys, self.key_adapter):
+        if gold_cpu.possible(keys, (), (self.key_adapter,), self.key_norm):
             return gold_cpu.keys(keys, before, weights, value_index, self.key_adapter, self.key_norm)
         if value_index is not None:
             weights = weights.index_select(0, value_index)

@@ -11,21 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpu.build import compiled, pointer
+from goldfinch.cpu.build import compiled
+from goldfinch.cpu.pointers import pointer
 from goldfinch.layers.low_rank import LowRank
 
 SOURCE = Path(__file__).with_name("gold.cpp")
 LANES = 16  # all widths must be a multiple of it
 
 
-def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
-    """Whether C++ can compute these rows, (S, D): on a CPU, in the layer's dtype, without gradients, of these sizes."""
+def possible(rows: Tensor, mu: tuple[Tensor, ...], low_ranks: tuple[LowRank, ...], norm: nn.LayerNorm) -> bool:
+    """Whether C++ can compute these rows, (S, D): on a CPU, without gradients, of these sizes, all in one dtype."""
+    if rows.dim() != 2 or rows.dtype not in (torch.float32, torch.bfloat16) or torch.is_grad_enabled():
+        return False
+    factors = [factor for low_rank in low_ranks for factor in (low_rank.a, low_rank.b)]
     return (
-        rows.dim() == 2
-        and rows.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and rows.dtype in (torch.float32, torch.bfloat16)
-        and all(rows.dtype == low_rank.a.dtype for low_rank in low_ranks)
+        all(
+            tensor.is_cpu and tensor.dtype is rows.dtype and tensor.is_contiguous()
+            for tensor in (*mu, *factors, norm.weight, norm.bias)
+        )
+        and rows.is_cpu
         and not any(size % LANES for size in (rows.shape[1], *(low_rank.b.shape[1] for low_rank in low_ranks)))
         and compiled(SOURCE, "GOLD") is not None
     )
@@ -42,12 +46,13 @@ def mix(
     """As `Gold.mix`; mu: of what chooses the weights, of keys and of values."""
     embeddings, before = (part.to(embeddings.dtype).contiguous() for part in (embeddings, before))
     weights, values = torch.empty_like(embeddings), torch.empty_like(embeddings)
+    rows, dtype = embeddings.shape, embeddings.dtype
+    width = rows[1]
     _function("mix", embeddings)(
-        *map(pointer, (embeddings, before)), *_sizes(*embeddings.shape),
-        *map(pointer, (*mu, shift.a, shift.b)), *_sizes(shift.b.shape[1]),
-        *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
-        *map(pointer, (norm.weight, norm.bias)), ctypes.c_double(norm.eps), _threads(),
-        *map(pointer, (weights, values)),
+        *(pointer(part, rows, dtype) for part in (embeddings, before)), *_sizes(*rows),
+        *(pointer(part, (width,), dtype) for part in mu), *_low_rank(shift, width, 2, dtype),
+        *_low_rank(adapter, width, 1, dtype), *_norm(norm, width, dtype), _threads(),
+        *(pointer(part, rows, dtype) for part in (weights, values)),
     )  # fmt: skip
     return weights, values
 
@@ -58,12 +63,24 @@ def keys(
     """As `Gold.keys`."""
     kd, before, weights = (part.to(kd.dtype).contiguous() for part in (kd, before, weights))
     result = torch.empty_like(kd)
+    rows, width, dtype = kd.shape, kd.shape[1], kd.dtype
+    weight_rows = rows if value_index is None else (len(weights), width)
     _function("keys", kd)(
-        *map(pointer, (kd, before, weights, value_index)), *_sizes(*kd.shape),
-        *map(pointer, (adapter.a, adapter.b)), *_sizes(adapter.b.shape[1]),
-        *map(pointer, (norm.weight, norm.bias)), ctypes.c_double(norm.eps), _threads(), pointer(result),
+        pointer(kd, rows, dtype), pointer(before, rows, dtype), pointer(weights, weight_rows, dtype),
+        pointer(value_index, rows[:1], torch.int64), *_sizes(*rows), *_low_rank(adapter, width, 1, dtype),
+        *_norm(norm, width, dtype), _threads(), pointer(result, rows, dtype),
     )  # fmt: skip
     return result
+
+
+def _low_rank(low_rank: LowRank, width: int, outputs: int, dtype: torch.dtype) -> list[Any]:
+    rank = low_rank.b.shape[1]
+    a = pointer(low_rank.a, (width, outputs * rank), dtype)
+    return [a, pointer(low_rank.b, (outputs, rank, width), dtype), *_sizes(rank)]
+
+
+def _norm(norm: nn.LayerNorm, width: int, dtype: torch.dtype) -> list[Any]:
+    return [*(pointer(part, (width,), dtype) for part in (norm.weight, norm.bias)), ctypes.c_double(norm.eps)]
 
 
 def _function(name: str, rows: Tensor) -> Callable[..., Any]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpu.build import compiled, pointer
+from goldfinch.cpu.build import compiled
+from goldfinch.cpu.pointers import pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MAX_QUERIES = 16
@@ -148,6 +149,10 @@ def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tens
     scaled = (q[0].transpose(0, 1).float() * size**-0.5).contiguous()
     highest, weight = torch.full((length, heads), -torch.inf), torch.zeros(length, heads)
     weighted = torch.zeros(length, heads, size)
+    per_head = (length, heads)
+    queries = pointer(scaled, (*per_head, size), torch.float32)
+    shapes = (per_head, per_head, (*per_head, size))
+    sums = [pointer(x, shape, torch.float32) for x, shape in zip((highest, weight, weighted), shapes, strict=True)]
     threads = ctypes.c_int(torch.get_num_threads())
     start = 0
     for block in blocks:
@@ -156,9 +161,11 @@ def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tens
         sizes = map(ctypes.c_int64, (length, heads, size))
         strides = map(ctypes.c_int64, (*k.stride()[:2], *v.stride()[:2]))
         positions = map(ctypes.c_int64, (count, start - (total - length)))
+        keys = pointer(k, (heads, count, size), q.dtype, strided=True)
+        values = pointer(v, (heads, v.shape[1], size), q.dtype, strided=True)
         attend(
-            *sizes, *map(pointer, (scaled, k, v)), *strides, pointer(value_index), *positions, threads,
-            *map(pointer, (highest, weight, weighted)),
+            *sizes, queries, keys, values, *strides, pointer(value_index, (count,), torch.int64), *positions, threads,
+            *sums,
         )  # fmt: skip
         start += count
     return (weighted / weight[..., None]).transpose(0, 1)[None].to(q.dtype)

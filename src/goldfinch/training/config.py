@@ -159,7 +159,7 @@ class TrainConfig:
     seed: int = 0
     """Random seed for initialisation and data order."""
     validate_every: int = 200
-    """Steps between validations; there is always one at the end."""
+    """Steps between validations, 0 for none; there is always one at the end."""
     max_validation_tokens: int = 262_144
     """Maximum tokens per validation, from the start of the split; the final one uses all of it. 0 for no limit."""
     save_every: int = 200
@@ -196,7 +196,6 @@ class TrainConfig:
             "sequence_length",
             "batch_size",
             "num_replicas",
-            "validate_every",
             "save_every",
             "keep_checkpoints",
         )
@@ -207,6 +206,7 @@ class TrainConfig:
             "steps",
             "max_minutes",
             "micro_batch_size",
+            "validate_every",
             "max_validation_tokens",
             "keep_every",
             "max_skipped_steps",

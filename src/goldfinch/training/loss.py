@@ -81,8 +81,17 @@ class Validation:
     by_document_position: tuple[PositionLoss, ...]
     """By the number of tokens of the target's own document before it in the window: 0, 1, 2, 3-4, 5-8, ... 0 are the
     targets that start a document; with resets there are none."""
+    whole_set: bool = True
+    """Whether this is the loss on the whole validation set; losses on its start only are not comparable with it."""
     sources: dict[str, "Validation"] = dataclasses.field(default_factory=dict)
     """The same for each data source by name, if there are several."""
+
+    @property
+    def extent(self) -> str:
+        """What was read, in words."""
+        if self.whole_set:
+            return f"whole validation set, {self.tokens:,} tokens"
+        return f"first {self.tokens:,} tokens of the validation set"
 
     def sources_record(self) -> dict[str, Any]:
         """The sources as a field of metrics.jsonl; empty if there is only one."""

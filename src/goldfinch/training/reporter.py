@@ -59,7 +59,11 @@ class LogReporter:
     def validation(self, step: int, result: Validation) -> None:
         """Log the validation loss."""
         _LOGGER.info(
-            "step %d: validation %.4f nats per token, %.4f bits per byte", step, result.loss, result.bits_per_byte
+            "step %d: validation %.4f nats per token, %.4f bits per byte (%s)",
+            step,
+            result.loss,
+            result.bits_per_byte,
+            result.extent,
         )
 
     def sample(self, step: int, text: str) -> None:

@@ -35,7 +35,15 @@ from goldfinch.training.run.checkpoint import (
     remove_unfinished,
 )
 from goldfinch.training.run.data import RunData
-from goldfinch.training.run.folder import append_sample, check_new, check_resumable, describe_model, write_settings
+from goldfinch.training.run.folder import (
+    append_sample,
+    check_new,
+    check_resumable,
+    describe_model,
+    remove_temporary_files,
+    write_data,
+    write_settings,
+)
 from goldfinch.training.run.metrics import Metrics
 from goldfinch.training.run.throughput import Throughput
 from goldfinch.training.run.trackers import check_trackers, open_trackers
@@ -87,7 +95,7 @@ class Trainer:
                 raise UserError(
                     f"num_replicas {config.num_replicas} must divide the number of processes, {processes.world_size}"
                 )
-            self._data = RunData(config, processes)
+            self._data = RunData(config, processes, resume=resume)
             if not resume:
                 check_initial(config, self._data.tokenizer)
             if processes.is_main:
@@ -121,10 +129,12 @@ class Trainer:
             self._data.batches.load_state(self._progress.step, data)
 
     def _open_folder(self, resume: bool) -> Metrics:
+        remove_temporary_files(self._run)
         if resume:
             remove_unfinished(self._run)
         else:
-            describe_model(self._config, self._data.tokenizer)
+            describe_model(self._config, self._data.tokenizer, self._data.chat_template)
+            write_data(self._run, self._data.fingerprint)
         write_settings(self._config)
         return Metrics(self._run, self._progress.step, open_trackers(self._config))
 
@@ -157,7 +167,7 @@ class Trainer:
         while self._done() < 1:
             stopping = self._step(stop)
             step, last = self._progress.step, self._done() >= 1
-            validating = step % config.validate_every == 0 and not last
+            validating = config.validate_every > 0 and step % config.validate_every == 0 and not last
             saving = stopping or step % config.save_every == 0 or last
             sampling = config.sample_every > 0 and (step % config.sample_every == 0 or last)
             if validating or saving or sampling:
@@ -289,13 +299,15 @@ class Trainer:
                     end_of_text=self._data.tokenizer.end_of_text,
                     document_resets=config.document_resets,
                 )
-        result = combine_validations(results)
+        whole = self._data.is_whole_validation(max_tokens)
+        result = dataclasses.replace(combine_validations(results), whole_set=whole)
         reshard(self._model)
         self._record(
             step=step,
             tokens=step * config.batch_size * config.sequence_length,
             validation_loss=result.loss,
             bits_per_byte=result.bits_per_byte,
+            whole_validation_set=result.whole_set,
             loss_by_position=[dataclasses.asdict(part) for part in result.by_position],
             loss_by_document_position=[dataclasses.asdict(part) for part in result.by_document_position],
             **result.sources_record(),

@@ -170,7 +170,7 @@ def test_killed_processes_lose_nothing(fault, train, command, whole_run, tmp_pat
     assert -signal.SIGKILL in ended.exit_codes
     assert 0 not in ended.exit_codes
     survivors = [printed for code, printed in zip(ended.exit_codes, ended.printed, strict=True) if code > 0]
-    assert all("another one of the run has ended" in printed for printed in survivors), ended.printed
+    assert all("another process of the run has ended" in printed for printed in survivors), ended.printed
     ended = command(2, "train", "--resume", run)
     assert_ended_well(ended)
     # Where it was killed in step 5, the checkpoint of step 4 may still have been on its way.
@@ -230,7 +230,7 @@ def test_settings_that_do_not_suit_the_processes_are_refused_once(fields, messag
 def test_a_missing_run_is_told_once(command, tmp_path):
     ended = command(2, "train", "--resume", tmp_path / "nowhere")
     assert ended.exit_codes == [2, 2], ended.printed
-    assert_said_once(ended, "holds no training run")
+    assert_said_once(ended, "does not exist")
 
 
 @pytest.mark.slow

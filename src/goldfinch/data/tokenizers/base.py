@@ -33,7 +33,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """WindowRef text into ids.
+        """Turn text into ids.
 
         Args:
             text: the text.

@@ -1,6 +1,7 @@
 """WKV6 in C++ (cpu.cpp): a torch operator with gradients."""
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpu.build import VECTOR_BYTES, compiled, pointer
+from goldfinch.cpu.build import VECTOR_BYTES, compiled
+from goldfinch.cpu.pointers import pointer
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 MAX_HEAD_SIZE = 256
 # Entries of S times tokens; below, starting another thread costs more than it saves.
 WORTH_A_THREAD = 1 << 20
 
+SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
+
 Results = tuple[Tensor, Tensor]
+Shape = tuple[int, ...]
 
 
 def library() -> ctypes.CDLL | None:
@@ -55,7 +60,9 @@ def _run(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Te
     u = None if u is None else u.contiguous()
     y, after = torch.empty_like(r), torch.empty_like(state)
     parts, threads = _split(r)
-    _call("forward", r, parts, threads, (r, k, v, w, u, state, y, after))
+    tokens, heads, states = _shapes(r)
+    inputs = (*((x, tokens) for x in (r, k, v, w)), (u, heads), (state, states))
+    _call("forward", r, parts, threads, (*inputs, (y, tokens), (after, states)))
     return y, after
 
 
@@ -74,7 +81,11 @@ def _backward(
     dr, dk, dw = (r.new_empty(parts, *r.shape) for _ in range(3))
     dv, dstate = torch.empty_like(v), torch.empty_like(state)
     du = r.new_empty(parts, r.shape[0], *r.shape[2:])
-    _call("backward", r, parts, threads, (r, k, v, w, u, state, dy, dafter, dr, dk, dv, dw, du, dstate))
+    tokens, heads, states = _shapes(r)
+    inputs = (*((x, tokens) for x in (r, k, v, w)), (u, heads), (state, states), (dy, tokens), (dafter, states))
+    in_parts = (parts, *tokens)
+    outputs = ((dr, in_parts), (dk, in_parts), (dv, tokens), (dw, in_parts), (du, du.shape), (dstate, states))
+    _call("backward", r, parts, threads, (*inputs, *outputs))
     return [_added(dr), _added(dk), dv, _added(dw), du.sum((0, 1)) if u is not None else r.new_empty(0), dstate]
 
 
@@ -98,6 +109,12 @@ def _gradients(ctx: Any, dy: Tensor, dafter: Tensor) -> tuple[Tensor | None, ...
 _forward.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
+def _shapes(r: Tensor) -> tuple[Shape, Shape, Shape]:
+    """Shapes of r, k, v, w and y; of u; of the state."""
+    batch, _, heads, size = r.shape
+    return r.shape, (heads, size), (batch, heads, size, size)
+
+
 def _added(parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
@@ -110,9 +127,10 @@ def _split(r: Tensor) -> tuple[int, int]:
     return min(-(-threads // (batch * heads)), max_parts), threads
 
 
-def _call(name: str, r: Tensor, parts: int, threads: int, tensors: tuple[Tensor | None, ...]) -> None:
+def _call(name: str, r: Tensor, parts: int, threads: int, tensors: Sequence[tuple[Tensor | None, Shape]]) -> None:
     code = library()
-    assert code is not None
-    function = getattr(code, f"wkv6_{name}_{'f64' if r.dtype == torch.float64 else 'f32'}")
-    shape = [ctypes.c_int64(extent) for extent in (*r.shape, parts)]
-    function(*shape, ctypes.c_int(threads), *map(pointer, tensors))
+    if code is None or r.dtype not in SUFFIXES:
+        raise RuntimeError(f"WKV6 in C++ is for float32 and float64, with a compiler; r is {r.dtype}")
+    sizes = [ctypes.c_int64(extent) for extent in (*r.shape, parts)]
+    pointers = [pointer(tensor, shape, r.dtype) for tensor, shape in tensors]
+    getattr(code, f"wkv6_{name}_{SUFFIXES[r.dtype]}")(*sizes, ctypes.c_int(threads), *pointers)

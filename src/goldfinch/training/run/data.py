@@ -12,6 +12,7 @@ from goldfinch.data.training_data import TrainingData
 from goldfinch.errors import UserError
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.parallel.processes import Processes
+from goldfinch.training.run.folder import check_data
 
 
 class RunData:
@@ -20,20 +21,28 @@ class RunData:
     Args:
         config: the settings.
         processes: each gets its part of every training batch.
+        resume: check that the data is that of the run in `config.output`.
 
     Raises:
-        UserError: the data does not fit the model, the sequence length or the number of processes.
+        UserError: the data is not that of the run, or does not fit the model, the sequence length or the number of
+            processes.
     """
 
-    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes, *, resume: bool = False) -> None:
         if config.batch_size % processes.world_size:
             raise UserError(
                 f"batch_size {config.batch_size} cannot be shared out evenly among {processes.world_size} processes"
             )
         self._sequence_length = config.sequence_length
         data = TrainingData.open(config.data)
+        self.fingerprint = data.fingerprint()
+        """`TrainingData.fingerprint`."""
+        if resume:
+            check_data(config.output, config.data, self.fingerprint)
         self.tokenizer = data.tokenizer
         """Of all the text."""
+        self.chat_template = data.chat_template
+        """Of the conversations in it, if there are any."""
         _check_vocabulary(config, self.tokenizer)
         self.token_bytes = torch.tensor([len(self.tokenizer.token_bytes(i)) for i in range(self.tokenizer.vocab_size)])
         """(V,) int64: bytes of text per token id."""
@@ -51,6 +60,7 @@ class RunData:
         self.steps = config.steps or _steps_of_epochs(config, self.batches.num_windows)
         """Total number of steps."""
         self._validation = data.validation
+        self._validation_tokens = sum(len(dataset) - 1 for dataset in data.validation.values())
         self._at_once = config.micro_batch_size or config.batch_size // processes.world_size
 
     def validation_windows(self, max_tokens: int) -> dict[str, Iterator[Tensor]]:
@@ -65,6 +75,10 @@ class RunData:
             )
             for name, dataset in self._validation.items()
         }
+
+    def is_whole_validation(self, max_tokens: int) -> bool:
+        """Whether `validation_windows(max_tokens)` leaves nothing out."""
+        return not 0 < max_tokens < self._validation_tokens
 
     def first_words(self) -> str:
         """How the validation text begins: about sixteen tokens of it."""

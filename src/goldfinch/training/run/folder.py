@@ -1,17 +1,24 @@
 """The folder of a run: whether a run can start or resume in it, its settings, its samples."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from goldfinch.checkpoint.model_folder import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description
+from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
+from goldfinch.data.mixture import Source
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import read_json, write_text
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.run.checkpoint import FOLDER
 from goldfinch.training.run.metrics import FILE as METRICS
+from goldfinch.training.run.metrics import PLOT
 
-SETTINGS, SAMPLES = "training.json", "samples.txt"
+SETTINGS, SAMPLES, DATA = "training.json", "samples.txt", "data.json"
+# How `files.atomic_file` calls a file that it has not finished.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 
 def read_settings(run: Path) -> TrainConfig:
@@ -36,7 +43,7 @@ def check_new(run: Path) -> None:
             f"{run} already holds a run: resume it with `goldfinch train --resume {run}`, "
             "replace it with --overwrite, or choose another folder"
         )
-    taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, FOLDER, METRICS) if (run / name).exists()]
+    taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, FOLDER, METRICS) if (run / name).exists()]
     if taken or run.is_file():
         raise UserError(f"{run / ''.join(taken[:1])} exists: choose another output folder")
 
@@ -47,9 +54,59 @@ def check_resumable(config: TrainConfig) -> None:
         raise UserError(f"{config.output} holds another model than these settings describe: choose another output")
 
 
-def describe_model(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Write the config and the tokenizer of a new run."""
-    save_description(config.output, config.model, tokenizer)
+def check_data(run: Path, sources: Sequence[str], fingerprint: list[dict[str, str]]) -> None:
+    """Check that the data of a run that is resumed is the data that it was started with.
+
+    Args:
+        run: its folder.
+        sources: the data, as in the settings.
+        fingerprint: of that data, `TrainingData.fingerprint`.
+
+    Raises:
+        UserError: it is other data, or the folder holds no run.
+    """
+    path = run / DATA
+    if not path.exists():
+        raise UserError(f"{run} holds no training run: {DATA} is missing")
+    recorded = read_json(path)
+    if not isinstance(recorded, list) or not all(isinstance(each, dict) for each in recorded):
+        raise UserError(f"{path} is corrupt: it is not a list of data sources; restore it")
+    if len(recorded) != len(sources):
+        raise UserError(
+            f"{run} was started with {len(recorded)} sources of data, not {len(sources)}: give all of them with --data"
+        )
+    for source, before, now in zip(sources, recorded, fingerprint, strict=True):
+        folder = Source.parse(source).folder
+        if before.get("tokenizer") != now["tokenizer"]:
+            raise UserError(
+                f"{folder} has another tokenizer than {run} was started with: restore that data, or train a new model"
+            )
+        if before.get("tokens") != now["tokens"]:
+            raise UserError(
+                f"{folder} holds other text than {run} was started with: restore that data, or start a new run from "
+                f"these weights: goldfinch train --initial {run} --data {folder} -o NEW_RUN"
+            )
+
+
+def write_data(run: Path, fingerprint: list[dict[str, str]]) -> None:
+    """Record the data of a new run, for `check_data`."""
+    write_text(run / DATA, json.dumps(fingerprint, indent=2) + "\n")
+
+
+def remove_temporary_files(run: Path) -> None:
+    """Remove the unfinished files that a killed run has left in its folder."""
+    names = (SETTINGS, DATA, CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, METRICS, PLOT)
+    for path in run.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match["name"] in names and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def describe_model(config: TrainConfig, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> None:
+    """Write the config, the tokenizer and the chat template of a new run; by default that of the initial model."""
+    if chat_template is None and config.initial is not None:
+        chat_template = ChatTemplate.load(config.initial)
+    save_description(config.output, config.model, tokenizer, chat_template)
 
 
 def write_settings(config: TrainConfig) -> None:

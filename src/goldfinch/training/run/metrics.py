@@ -22,7 +22,8 @@ class Metrics:
     Args:
         folder: of the run.
         step: where the run starts or resumes. Records of later steps, written after the last checkpoint and before an
-            interruption, are dropped, so that each step appears once.
+            interruption, are dropped, so that each step appears once. A last validation that is there stays, and is
+            not written again.
         trackers: also get every record, starting with those from before a resume.
     """
 
@@ -30,14 +31,19 @@ class Metrics:
         self._path = folder / FILE
         self._trackers = trackers
         self._curve = LossCurve()
+        self._validated: set[tuple[int, bool] | None] = set()
         with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for record in _records(self._path):
                 if record["step"] <= step:
+                    self._validated.add(_validation(record))
                     file.write(json.dumps(record) + "\n")
                     self._pass_on(record)
 
     def add(self, **record: Any) -> None:
-        """Append one record to the file."""
+        """Append one record to the file, except a validation that a resumed run repeats."""
+        if (validation := _validation(record)) and validation in self._validated:
+            return
+        self._validated.add(validation)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._pass_on(record)
@@ -164,6 +170,29 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             if bad:
                 raise UserError(f"{path}:{bad} is not JSON; fix or remove the line")
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 bad = number
+                continue
+            if not _is_record(record):
+                raise UserError(f"{path}:{number} is not a record of a run; fix or remove the line")
+            yield record
+
+
+def _validation(record: dict[str, Any]) -> tuple[int, bool] | None:
+    """Which validation a record is; None if it is a step."""
+    return (record["step"], record["whole_validation_set"]) if "validation_loss" in record else None
+
+
+def _is_record(record: object) -> bool:
+    """Whether a line has what is read of it, in the right types."""
+    if not isinstance(record, dict):
+        return False
+    numbers = [record.get(name, 0) for name in ("loss", "validation_loss", "bits_per_byte")]
+    counts = [record.get("step"), record.get("tokens")]
+    if "validation_loss" in record:
+        parts = record.get("loss_by_position")
+        if not isinstance(parts, list) or not isinstance(record.get("whole_validation_set"), bool):
+            return False
+        counts += [part.get("tokens") if isinstance(part, dict) else None for part in parts]
+    return all(type(count) is int for count in counts) and all(type(number) in (int, float) for number in numbers)

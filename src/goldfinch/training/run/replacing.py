@@ -9,12 +9,12 @@ from pathlib import Path
 from goldfinch.checkpoint.model_folder import CHAT_TEMPLATE, CONFIG, TOKENIZER, WEIGHTS
 from goldfinch.errors import UserError
 from goldfinch.training.run.checkpoint import FOLDER
-from goldfinch.training.run.folder import SAMPLES, SETTINGS
+from goldfinch.training.run.folder import DATA, SAMPLES, SETTINGS
 from goldfinch.training.run.metrics import FILE, PLOT
 from goldfinch.training.run.trackers import TENSORBOARD, WANDB_ID
 
 RUN_FILES = {
-    *(CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, SETTINGS, SAMPLES),
+    *(CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, SETTINGS, DATA, SAMPLES),
     *(FOLDER, FILE, PLOT, TENSORBOARD, WANDB_ID),
 }
 

@@ -1,0 +1,180 @@
+"""How conversations are written as text: a Jinja template, as in the ecosystem."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from goldfinch.argument_checks import shortened, string
+from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.errors import UserError
+from goldfinch.files import one_line, write_text
+
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+Message = Mapping[str, str]
+"""{"role": "user", "content": "..."}; roles are "system", "user" and "assistant"."""
+
+# Names before each message and an empty line after it: what RWKV's chat models are trained on.
+RWKV = (
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ user }}: {% elif message.role == 'assistant' %}{{ assistant }}: {% endif %}"
+    "{{ message.content }}\n\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ assistant }}:{% endif %}"
+)
+PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
+_MARKER = "\u241f"  # a symbol that no template contains
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation is written as text, as a Jinja template with the variables of Hugging Face's.
+
+    >>> print(ChatTemplate().render([{"role": "user", "content": "Who is Ahab?"}]))
+    User: Who is Ahab?
+    <BLANKLINE>
+    Assistant:
+
+    The template runs in a sandbox. It gets `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, and the names
+    `user` and `assistant`.
+
+    Raises:
+        UserError: the template is not valid Jinja.
+    """
+
+    source: str = RWKV
+    """The template."""
+    user: str = "User"
+    """Name of the user, for templates that write names."""
+    assistant: str = "Assistant"
+    """Name of the model, likewise."""
+
+    def __post_init__(self) -> None:
+        try:
+            _compile(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from error
+
+    @classmethod
+    def plain(cls) -> "ChatTemplate":
+        """No names and no separators: the model continues the text as it is."""
+        return cls(PLAIN)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChatTemplate | None":
+        """The template of a model folder: chat_template.jinja, or `chat_template` in tokenizer_config.json.
+
+        Raises:
+            UserError: a file cannot be read, or the template is not valid.
+        """
+        path, config = folder / CHAT_TEMPLATE, folder / TOKENIZER_CONFIG
+        try:
+            if path.exists():
+                return cls(path.read_text(encoding="utf-8"))
+            if config.exists():
+                source = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+                return cls(source) if isinstance(source, str) else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"cannot read the chat template of {folder}: {one_line(error)}") from error
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+        return None
+
+    @classmethod
+    def read(cls, path: Path) -> "ChatTemplate":
+        """The template in a Jinja file, or of a model folder.
+
+        Raises:
+            UserError: it is missing, cannot be read or is not valid.
+        """
+        if path.is_dir():
+            template = cls.load(path)
+            if template is None:
+                raise UserError(f"{path} has no chat template: give a Jinja file")
+            return template
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the chat template {path}: {one_line(error)}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write chat_template.jinja."""
+        write_text(folder / CHAT_TEMPLATE, self.source)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Write messages as text, by default up to where the next answer starts.
+
+        Raises:
+            UserError: a message has no role or content, or the template refuses the conversation.
+        """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+            raise UserError(f"messages must be a list of messages, not {shortened(messages)}")
+        messages = list(messages)
+        if not messages:
+            raise UserError("there are no messages: give at least one, such as {'role': 'user', 'content': '...'}")
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise UserError(f"a chat message needs a role and a content, not {shortened(message)}")
+            for field in ("role", "content"):
+                string(f"the {field} of a chat message", message[field])
+        try:
+            return _compile(self.source).render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                user=self.user,
+                assistant=self.assistant,
+                bos_token="",
+                eos_token="",
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise UserError(f"the chat template refuses these messages: {error}") from error
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether messages are written without anything around them."""
+        return self.source == PLAIN
+
+    def turn_end(self) -> str:
+        """What the template writes after an answer: where the answer ends.
+
+        >>> ChatTemplate().turn_end()
+        '\\n\\n'
+        """
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARKER}]
+        return self.render(messages, add_generation_prompt=False).partition(_MARKER)[2]
+
+    def stop(self, tokenizer: Tokenizer | None) -> tuple[str | int, ...]:
+        """Where an answer ends, as `Sampling.stop`: the special token that ends a turn, or its text."""
+        end = self.turn_end()
+        special = tokenizer.special_token_ids if tokenizer is not None else {}
+        for text, token in special.items():
+            if text and end.startswith(text):
+                return (token,)
+        return (end,) if end else ()
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(source: str) -> jinja2.Template:
+    """With the settings and functions that templates for transformers rely on."""
+
+    def raise_exception(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(source)

@@ -1,0 +1,137 @@
+"""The structures of cpu_decode.cpp, filled with a model's weights."""
+
+import ctypes
+from typing import Any
+
+from torch import Tensor, nn
+
+from goldfinch.cpu.pointers import pointer
+from goldfinch.layers.channel_mix import RwkvChannelMix
+from goldfinch.layers.low_rank import LowRank
+from goldfinch.layers.token_shift import DataDependentLerp
+from goldfinch.mixers import Finch, FinchC2, Gold
+from goldfinch.model import Decoder
+from goldfinch.model.block import Block
+
+
+def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+_P, _S = ctypes.c_void_p, ctypes.c_int64
+_Norm = _structure("_Norm", weight=_P, bias=_P, groups=_S, eps=ctypes.c_double)
+_LowRank = _structure("_LowRank", a=_P, b=_P, rank=_S, outputs=_S)
+_Shift = _structure("_Shift", mu_x=_P, mu=_P, low_rank=_LowRank)
+LayerStructure = _structure(
+    "LayerStructure",
+    norm=_Norm,
+    shift=_Shift,
+    **dict.fromkeys(("use_r", "use_k", "use_v", "use_w", "use_extra"), _S),
+    **dict.fromkeys(("receptance", "key", "value", "gate", "decay_base"), _P),
+    decay=_LowRank,
+    second_value=_LowRank,
+    bonus=_P,
+    one_minus_w=_S,
+    heads=_S,
+    query_norm=_Norm,
+    output_norm=_Norm,
+    output=_P,
+    channel_norm=_Norm,
+    **dict.fromkeys(("channel_mu_r", "channel_mu_k", "channel_receptance", "channel_key", "channel_value"), _P),
+    channel_width=_S,
+)
+StateStructure = _structure(
+    "StateStructure",
+    **dict.fromkeys(("last", "channel_last", "wkv", "last_after", "channel_last_after", "wkv_after"), _P),
+)
+"""Six pointers: `FusedDecoder._pointers` fills arrays of them."""
+
+
+class WeightStructures:
+    """Structures with the weights of one model, each checked to be what C++ reads."""
+
+    def __init__(self, model: Decoder) -> None:
+        config = model.config
+        self.dtype = model.dtype
+        self.width, self.num_heads = config.width, config.num_heads
+        self.channel_width = config.channel_mix_width
+
+    def layer(self, block: Block) -> ctypes.Structure:
+        """A `LayerStructure`, valid as long as the weights stay where they are in memory.
+
+        Raises:
+            TypeError: the layer is of a kind that C++ does not compute.
+            ValueError: a weight has another shape, dtype or device than C++ reads.
+        """
+        mixer, channel_mix = block.time_mix, block.channel_mix
+        if not isinstance(mixer, Finch | FinchC2 | Gold) or not isinstance(channel_mix, RwkvChannelMix):
+            raise TypeError(f"{type(mixer).__name__} with {type(channel_mix).__name__} is not implemented in C++")
+        fields: dict[str, Any] = {
+            "norm": self._norm(block.time_mix_norm),
+            "shift": self._shift(mixer.ddlerp),
+            "heads": mixer.num_heads,
+            "output_norm": self._norm(mixer.norm),
+            "output": self._square(mixer.output),
+            "channel_norm": self._norm(block.channel_mix_norm),
+            "channel_mu_r": self._vector(channel_mix.mu_r),
+            "channel_mu_k": self._vector(channel_mix.mu_k),
+            "channel_receptance": self._square(channel_mix.receptance),
+            "channel_key": self._weight(channel_mix.key.weight, self.channel_width, self.width),
+            "channel_value": self._weight(channel_mix.value.weight, self.width, self.channel_width),
+            "channel_width": self.channel_width,
+        }
+        if isinstance(mixer, Gold):
+            fields |= {"receptance": self._square(mixer.query), "query_norm": self._norm(mixer.query_norm)}
+            return LayerStructure(**fields)
+        fields |= {f"use_{use}": number for number, use in enumerate(mixer.ddlerp.uses) if use in "rkvw"}
+        fields |= {
+            "receptance": self._square(mixer.receptance),
+            "key": self._square(mixer.key),
+            "value": self._square(mixer.value),
+            "decay_base": self._vector(mixer.decay.base),
+            "decay": self._low_rank(mixer.decay.low_rank, 1),
+            "bonus": self._weight(mixer.bonus, self.num_heads, self.width // self.num_heads),
+        }
+        if isinstance(mixer, Finch):
+            fields |= {"gate": self._square(mixer.gate), "use_extra": mixer.ddlerp.uses.index("g")}
+        else:
+            fields["one_minus_w"] = mixer.one_minus_w
+            if mixer.bonus is None:
+                fields |= {
+                    "second_value": self._low_rank(mixer.second_value, 1),
+                    "use_extra": mixer.ddlerp.uses.index("v2"),
+                }
+        return LayerStructure(**fields)
+
+    def _weight(self, tensor: Tensor | None, *shape: int) -> ctypes.c_void_p:
+        """The address of a weight; null for None."""
+        return pointer(tensor, shape, self.dtype)
+
+    def _vector(self, tensor: Tensor) -> ctypes.c_void_p:
+        """The address of (D,) numbers."""
+        return self._weight(tensor, self.width)
+
+    def _square(self, linear: nn.Linear) -> ctypes.c_void_p:
+        """The address of a (D, D) matrix."""
+        return self._weight(linear.weight, self.width, self.width)
+
+    def _norm(self, norm: nn.LayerNorm | nn.GroupNorm) -> ctypes.Structure:
+        groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
+        return _Norm(weight=self._vector(norm.weight), bias=self._vector(norm.bias), groups=groups, eps=norm.eps)
+
+    def _low_rank(self, low_rank: LowRank, outputs: int) -> ctypes.Structure:
+        rank = low_rank.b.shape[1]
+        return _LowRank(
+            a=self._weight(low_rank.a, self.width, outputs * rank),
+            b=self._weight(low_rank.b, outputs, rank, self.width),
+            rank=rank,
+            outputs=outputs,
+        )
+
+    def _shift(self, ddlerp: DataDependentLerp) -> ctypes.Structure:
+        uses = len(ddlerp.uses)
+        return _Shift(
+            mu_x=self._vector(ddlerp.mu_x),
+            mu=self._weight(ddlerp.mu, uses, self.width),
+            low_rank=self._low_rank(ddlerp.low_rank, uses),
+        )
