@@ -80,5 +80,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line."""
+    """The message of an error on one line; of an error of the system, only its reason."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split())

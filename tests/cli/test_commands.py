@@ -60,6 +60,9 @@ MISTAKES = [
     "generate nosuch x",
     "generate . x",
     "generate . x --temprature 1",
+    "generate model x --dtype fp8",
+    "ask book.gfc x --device gpu",
+    "read book.gfc -m model -o x.gfc --device gpu",
     "chat nosuch",
     "cache info nosuch.gfc",
     "read nosuch.txt -m run -o x.gfc",
@@ -79,6 +82,8 @@ MISTAKES = [
 
 def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
     (tmp_path / "book.gfc").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
     code = (
         "import sys\nfrom goldfinch.cli.main import run\n"
         "for line in sys.argv[1:]:\n"
@@ -111,6 +116,11 @@ def test_the_systems_own_errors_have_no_numbers(tmp_path, monkeypatch, capsys):
     error = fails(capsys, "quickstart", "-o", "file/run")
     assert "Errno" not in error
     assert "file" in error
+    (tmp_path / "model.pth").touch()
+    assert "Errno" not in fails(capsys, "convert", "model.pth", "--config", "nosuch.yaml", "-o", "out")
+    error = fails(capsys, "bench", "memory", "goldfinch-L1-D64", "--png", "file/plot.png")
+    assert "Errno" not in error
+    assert ".tmp" not in error
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -175,6 +185,7 @@ def test_a_dry_run_needs_neither_data_nor_output_nor_memory(capsys, tmp_path, mo
     assert "16 finch_c2 blocks" in table
     assert "11,431 of 131,072 tokens" in table
     assert "days 0.0466 (1.1 hours)" in table
+    assert "days on this processor" in table
     assert "with --activation-checkpointing" in table
     assert list(tmp_path.iterdir()) == []
 

@@ -4,7 +4,9 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from goldfinch.cli.compare import CompareDisplay
 from goldfinch.cli.progress import SECONDS_BETWEEN_LINES, ReadingDisplay, TrainingDisplay, WindowsDisplay
 from goldfinch.cli.units import plural
 
@@ -87,3 +89,19 @@ def test_plurals():
 
 def _plain(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_the_table_of_a_comparison_says_step_and_time_left_first(columns, capsys):
+    console = Console(width=columns, force_terminal=True)
+    progress = SimpleNamespace(step=1200, loss=3.14159, validation_loss=3.2, tokens_per_second=12345.6)
+    status = SimpleNamespace(
+        spec=SimpleNamespace(name="goldfinch-L6-D256", seed=0, steps=10_000),
+        state="running",
+        progress=progress,
+        seconds_per_step=0.5,
+        steps_left=8800,
+    )
+    with CompareDisplay(2, console) as display:
+        display.update([status])
+    assert re.search(r"running +1,200 of 10,000 +1:13:20 ", _plain(capsys.readouterr().out))

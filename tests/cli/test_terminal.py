@@ -1,6 +1,7 @@
 """What a terminal, a file or a narrow encoding gets to see of texts that files and models hold."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -46,6 +47,9 @@ def test_a_terminal_gets_no_control_characters_of_a_prompt_or_a_model(small_run,
     out = goldfinch("generate", small_run, NASTY, "--max-tokens", "4", "--logit-bias", *bias).out
     assert out.startswith(SHOWN)
     assert "\x1b" not in out
+    out = goldfinch("generate", small_run, NASTY, "--max-tokens", "4", "--logit-bias", *bias, "--json").out
+    assert not set("\x1b\x9b\u202e") & set(out)
+    assert json.loads(out)["prompt"] == NASTY
 
 
 def test_visible_leaves_ordinary_text_alone():
@@ -65,3 +69,7 @@ def test_characters_that_the_encoding_of_the_output_lacks_are_replaced(small_run
 def test_nothing_is_printed_before_the_model_has_begun(small_run, goldfinch, tmp_path):
     (tmp_path / small_run / "tokenizer.json").unlink()
     assert goldfinch("generate", small_run, "Call me", code=2).out == ""
+
+
+def test_an_error_is_one_line_whatever_a_name_holds(goldfinch):
+    assert goldfinch("chat", "two\nlines", code=2).err == "goldfinch: two\\nlines does not exist\n"

@@ -1,7 +1,6 @@
 """`goldfinch ask`: a question about what `goldfinch read` has read."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import tyro
 from goldfinch.cli.arguments import parse
 from goldfinch.cli.chat_options import ChatOptions
 from goldfinch.cli.contexts import print_stream, text_argument
+from goldfinch.cli.tables import print_json
 from goldfinch.errors import UserError
 
 
@@ -43,7 +43,7 @@ class Ask(ChatOptions):
         if self.json:
             generation = stream.run()
             content = dataclasses.asdict(generation) | {"text": generation.text.strip()}
-            print(json.dumps(content, ensure_ascii=False))
+            print_json(content, indent=None)
         else:
             print_stream(stream, strip=not self.plain)
             print()

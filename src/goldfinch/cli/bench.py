@@ -139,6 +139,8 @@ def _print_speed(name: str, speed: "Speed") -> None:
     products, copied = speed.product_flops_per_second / 1e9, speed.copy_bytes_per_second / 1e9
     bound = speed.bound_seconds
     for line in (
+        "of best: prefill as a share of the first limit below, decode of the second. What is usual is the cache level",
+        "keys_values, which is kept as long as it fits the cache budget; the others save memory (docs/memory.md).",
         f"Limit of prefill: {products:,.4g} GFLOP/s, the speed of matrix products of these shapes on this machine.",
         f"The best at decode: {1 / bound:,.4g} tokens/s. Each token reads {size(speed.weight_bytes)} of weights,",
         f"which takes {1e3 * bound:,.3g} ms at {copied:,.4g} GB/s, the speed of copying on this machine.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from goldfinch.cli.arguments import parse_known
+from goldfinch.cli.progress import WIDE
 from goldfinch.cli.terminal import shown
 from goldfinch.cli.train import resolve
 from goldfinch.cli.units import clock
@@ -244,20 +245,30 @@ class CompareDisplay:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=self._summary(statuses), caption_justify="left")
-        for heading in ("run", "", "done", "loss", "validation", "tokens/s", "left"):
-            table.add_column(heading, justify="left" if heading in ("run", "") else "right", no_wrap=True)
+        # Narrow terminals show the first ones.
+        headings = ("run", "", "step", "left", "loss", "validation", "tokens/s")[
+            : 7 if self._console.width >= WIDE else 5
+        ]
+        for heading in headings:
+            table.add_column(
+                heading,
+                justify="left" if heading in ("run", "") else "right",
+                no_wrap=heading != "run",
+                overflow="fold",
+            )
         for status in statuses:
             progress = status.progress
             speed = status.seconds_per_step if status.state == "running" else None
-            table.add_row(
+            cells = (
                 Text(_label(status)),
                 status.state,
-                f"{progress.step / status.spec.steps:.0%}",
+                f"{progress.step:,} of {status.spec.steps:,}",
+                clock(speed * status.steps_left) if speed is not None else "",
                 f"{progress.loss:.3f}" if progress.loss is not None else "",
                 f"{progress.validation_loss:.4f}" if progress.validation_loss is not None else "",
                 f"{progress.tokens_per_second:,.0f}" if progress.tokens_per_second is not None else "",
-                clock(speed * status.steps_left) if speed is not None else "",
             )
+            table.add_row(*cells[: len(headings)])
         return table
 
 

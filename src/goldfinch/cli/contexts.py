@@ -11,6 +11,7 @@ from goldfinch.cli.arguments import require_model, require_path
 from goldfinch.cli.rope import parse_rope
 from goldfinch.cli.terminal import print_text, shown
 from goldfinch.cli.units import plural, size
+from goldfinch.devices import check_device_name, check_dtype_name
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ContextOptions:
     def open_file(self, path: Path) -> "Context":
         """The content of a .gfc file; see `open`."""
         require_path(path)
+        _check_names(self.dtype, self.device)
         if self.model is not None:
             require_model(self.model)
         from goldfinch.inference.context_file.format import read_description
@@ -82,6 +84,7 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
         UserError: as `goldfinch.load`, or `rope` has an unknown field.
     """
     require_model(folder)
+    _check_names(dtype, device)
 
     from goldfinch import load
 
@@ -93,6 +96,12 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
     if positions is None:
         raise UserError("--rope none: positions can be changed, not removed; give fields such as rescale=4")
     return load(folder, dtype, device, positions)
+
+
+def _check_names(dtype: str, device: str) -> None:
+    """Refuse names that do not exist before PyTorch is loaded."""
+    check_dtype_name(dtype)
+    check_device_name(device)
 
 
 def text_argument(argument: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from goldfinch.cli.arguments import parse, require_path
+from goldfinch.cli.terminal import shown
 
 if TYPE_CHECKING:
     from goldfinch.checkpoint.convert import Converted
@@ -79,7 +80,7 @@ class Convert:
         values = read_reference_config(list(itertools.chain.from_iterable(self.config)))
         ignored = ignored_keys(values)
         if ignored:
-            print(f"ignored config keys, which do not affect the model: {', '.join(ignored)}")
+            print(f"ignored config keys, which do not affect the model: {shown(', '.join(ignored))}")
         return model_config_from_reference(values)
 
     def _tokenizer(self) -> "Tokenizer | None":

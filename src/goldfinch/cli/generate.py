@@ -1,7 +1,6 @@
 """`goldfinch generate`: generate text from a prompt."""
 
 import dataclasses
-import json
 import sys
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from goldfinch.cli.contexts import (
     print_stream,
     text_argument,
 )
+from goldfinch.cli.tables import print_json
 from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
 
@@ -50,7 +50,7 @@ class Generate(ContextOptions):
             max_draft_tokens=self.max_draft_tokens,
         )
         if self.json:
-            print(json.dumps({"prompt": prompt, **dataclasses.asdict(stream.run())}, ensure_ascii=False))
+            print_json({"prompt": prompt, **dataclasses.asdict(stream.run())}, indent=None)
             return
         print_stream(stream, prompt=prompt)
         print()

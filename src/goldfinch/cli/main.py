@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import logging
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -76,8 +78,10 @@ def _log_to_stderr() -> Iterator[None]:
 
 def _dispatch(args: list[str]) -> None:
     name, *rest = args
-    if name in ("-h", "--help"):
-        print(_help())
+    if name in ("-h", "--help") or args == ["help"]:
+        print(_help(shutil.get_terminal_size().columns))
+    elif name == "help":
+        _dispatch([*rest, "--help"])
     elif name in ("-V", "--version"):
         print(f"goldfinch {__version__}")
     elif name == "--completion":
@@ -95,7 +99,8 @@ def _dispatch(args: list[str]) -> None:
 
 def _fail(message: str, exit_code: int) -> int:
     if message:  # empty where another process of the run prints it
-        print(shown(f"goldfinch: {message}", sys.stderr), file=sys.stderr)
+        line = message.replace("\n", "\\n")  # of a name
+        print(shown(f"goldfinch: {line}", sys.stderr), file=sys.stderr)
     return exit_code
 
 
@@ -103,16 +108,28 @@ def _reason(error: OSError) -> str:
     """What the system says, without its number: runs/x: Permission denied."""
     if error.strerror is None:
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if error.filename is None:
+        return error.strerror
+    # Files are written under a temporary name first (`goldfinch.files`), which nobody gave.
+    name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.tmp$", r"\1", str(error.filename))
+    return f"{name}: {error.strerror}"
 
 
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
-    return (
-        "usage: goldfinch COMMAND [OPTIONS]\n\n"
-        "GoldFinch language models: linear prefill, a tiny compressed key cache.\n\n"
-        f"commands:\n{commands}\n\n"
-        "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command.\n"
-        "`goldfinch --completion bash|zsh|fish` prints a script that completes commands and options in your shell."
+def _help(width: int) -> str:
+    from goldfinch.cli import usage
+
+    return "\n".join(
+        [
+            "usage: goldfinch COMMAND [OPTIONS]\n",
+            usage.wrap("GoldFinch language models: linear prefill, a tiny compressed key cache.", width),
+            "\ncommands:",
+            *(usage.entry(name, what, width, max(map(len, COMMANDS)) + 4) for name, what in COMMANDS.items()),
+            "",
+            usage.wrap(
+                "Start with `goldfinch quickstart`; `goldfinch COMMAND --help` explains each command. "
+                "`goldfinch --completion bash|zsh|fish` prints a script that completes commands and options in your "
+                "shell.",
+                width,
+            ),
+        ]
     )

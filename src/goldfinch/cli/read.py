@@ -15,6 +15,7 @@ from goldfinch.cli.tables import print_json
 from goldfinch.cli.terminal import shown
 from goldfinch.cli.text_files import TextFileOptions
 from goldfinch.cli.units import clock, plural, size
+from goldfinch.devices import check_device_name, check_dtype_name
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Read:
 
         self._check_output()
         require_model(self.model)
+        check_dtype_name(self.dtype)
+        check_device_name(self.device)
         errors = errors_console()
         found = self.text.find(self.files, errors)
 

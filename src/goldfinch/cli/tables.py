@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from goldfinch.cli.terminal import shown
+from goldfinch.cli.terminal import shown, shown_json
 
 Rows = list[tuple[str, str]]
 
@@ -28,6 +28,6 @@ def print_table(title: str, sections: Iterable[Rows]) -> None:
     Console(highlight=False).print(table)
 
 
-def print_json(content: Any) -> None:
-    """Print one JSON value."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+def print_json(content: Any, indent: int | None = 2) -> None:
+    """Print one JSON value; without `indent`, on one line."""
+    print(shown_json(json.dumps(content, indent=indent, ensure_ascii=False)))

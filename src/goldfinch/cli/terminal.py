@@ -29,6 +29,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: _escape(found[0]), text.replace("\r\n", "\n"))
 
 
+def shown_json(text: str) -> str:
+    r"""As `shown` for standard output, but the text stays JSON: \u001b, and lines end as they do."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -24,8 +24,8 @@ def format_help(plain: str, width: int) -> str:
     titles = [index for index, rule in enumerate(lines[1:]) if _RULE.fullmatch(rule) and lines[index][1:2] != " "]
     preface = lines[: titles[0]] if titles else lines
     usage, *paragraphs = _paragraphs(preface)
-    out = [_wrap(usage, width, " " * len("usage: ")).lstrip()]
-    out += ["\n" + _wrap(paragraph, width) for paragraph in paragraphs]
+    out = [wrap(usage, width, " " * len("usage: ")).lstrip()]
+    out += ["\n" + wrap(paragraph, width) for paragraph in paragraphs]
     column = min(26, width // 3)
     titled: set[str] = set()
     for start, stop in zip(titles, [*titles[1:], len(lines)], strict=True):
@@ -37,9 +37,9 @@ def format_help(plain: str, width: int) -> str:
         if title not in titled:
             out.append(f"\n{title}:")
         titled.add(title)
-        out += [_wrap(paragraph, width, "  ") for paragraph in description]
+        out += [wrap(paragraph, width, "  ") for paragraph in description]
         for name, text in _entries(body if rule is None else body[rule + 1 :]):
-            out.append(_entry(name, text, width, column))
+            out.append(entry(name, text, width, column))
     return "\n".join(out)
 
 
@@ -65,7 +65,9 @@ def explain(framed: str, prog: str, args: Sequence[str], plain_help: str) -> str
     """
     known, commands = flags(plain_help), subcommands(plain_help)
     names = [re.split("[= ]", arg)[0].replace("_", "-") for arg in args if re.match(r"--[a-zA-Z]", arg)]
-    parts = [f"unknown option {name}{_hint(name, known)}" for name in dict.fromkeys(names) if name not in known]
+    parts = [
+        f"unknown option {name}{_hint(name, known)}" for name in dict.fromkeys(names) if known and name not in known
+    ]
     for head, below in _sections(framed):
         if head.startswith("Missing from"):
             parts.append(f"missing: {', '.join(map(_short_name, below))}")
@@ -90,8 +92,8 @@ def explain(framed: str, prog: str, args: Sequence[str], plain_help: str) -> str
 
 def _hint(name: str, known: list[str]) -> str:
     """The nearest option: the same last part, its initials (lr: learning-rate), or a similar spelling."""
-    last = name.lstrip("-").rpartition(".")[2]
-    for option in known:
+    prefix, _, last = name.lstrip("-").rpartition(".")
+    for option in sorted(known, key=lambda option: option.lstrip("-").rpartition(".")[0] != prefix):
         tail = option.lstrip("-").rpartition(".")[2]
         if last in (tail, "".join(word[0] for word in tail.split("-") if word)):
             return f"; did you mean {option}?"
@@ -149,10 +151,11 @@ def _entries(body: list[str]) -> Iterator[tuple[str, str]]:
             yield name, _UNSAID_DEFAULTS.sub("", text)
 
 
-def _entry(name: str, text: str, width: int, column: int) -> str:
-    wrapped = _wrap(text, width, " " * column)
+def entry(name: str, text: str, width: int, column: int) -> str:
+    """A name, and its text from `column` on."""
+    wrapped = wrap(text, width, " " * column)
     if len(name) + 4 > column or not text:
-        return _wrap(name, width, "  ", " " * column) + ("\n" + wrapped if text else "")
+        return wrap(name, width, "  ", " " * column) + ("\n" + wrapped if text else "")
     return f"  {name:<{column - 2}}{wrapped[column:]}"
 
 
@@ -162,7 +165,8 @@ def _paragraphs(lines: Sequence[str]) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\n+", joined) if part.strip()]
 
 
-def _wrap(text: str, width: int, indent: str = "", further: str | None = None) -> str:
+def wrap(text: str, width: int, indent: str = "", further: str | None = None) -> str:
+    """Lines of at most `width`, indented; `further`: the indentation of all but the first."""
     return textwrap.fill(
         text,
         width,

@@ -84,7 +84,7 @@ class ChatTemplate:
                 source = read_json(config, MAX_CONFIG_BYTES).get("chat_template")
                 return cls(source) if isinstance(source, str) else None
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"cannot read the chat template of {folder}: {error}") from error
+            raise UserError(f"cannot read the chat template of {folder}: {one_line(error)}") from error
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
         return None
