@@ -78,11 +78,11 @@ PLAIN = {"vocab_size": 100, "width": 128, "time_mixes": ["finch_c2", "gold"]}
     [
         ({"widht": 128}, "unknown field widht; did you mean width?"),
         ({"rope": {"rescal": 2}}, "unknown field rope.rescal; did you mean rescale?"),
-        ({"rope": {"rescale": 0}}, "rope.rescale must be above 0, not 0"),
+        ({"rope": {"rescale": 0}}, "rope.rescale must be above 0 and finite, not 0"),
         ({"time_mixes": ["gold", "finch_c2"]}, "GOLD layers must be the last"),
         ({"time_mixes": ["gold", "finch_c2", "gold"]}, "GOLD layers must be the last"),
         ({"time_mixes": ["finch3"]}, "finch3"),
-        ({"time_mixes": []}, "at least one layer"),
+        ({"time_mixes": []}, "time_mixes must name 1 to 1,024 layers, not 0"),
         ({"channel_mix": "relu"}, "unknown channel.mix 'relu'"),
         ({"width": 100}, "width 100 must be a multiple of head_size 64"),
         ({"width": 192, "latent_ratio": 5}, "width 192 must be a multiple of latent_ratio 5"),

@@ -4,17 +4,26 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from goldfinch.checkpoint.model_folder import check_model_output, read_config, read_weights, save_model_folder, writing
+from goldfinch.checkpoint.model_folder import (
+    check_model_output,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    save_model_folder,
+    writing,
+)
 from goldfinch.checkpoint.reference import from_reference, to_reference
-from goldfinch.checkpoint.reference_config import infer_finch_config
+from goldfinch.checkpoint.reference_config import infer_finch_config, model_config_to_reference
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import atomic_file, one_line
+from goldfinch.files import atomic_file, one_line, write_text
 from goldfinch.model import Decoder
 from goldfinch.presets import WORLD_VOCABULARY
 
@@ -60,8 +69,15 @@ def import_reference(
     return _describe(config, weights, tokenizer)
 
 
+def companions(pth: Path) -> tuple[Path, Path]:
+    """Where a config and a tokenizer lie next to a .pth: model.yaml and model.tokenizer.json for model.pth."""
+    return pth.with_suffix(".yaml"), pth.with_suffix(".tokenizer.json")
+
+
 def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> Converted:
-    """Convert our folder to a published checkpoint, the inverse of `import_reference`.
+    """Convert our folder to a published checkpoint, the inverse of `import_reference`, with its `companions`.
+
+    The config is written in the reference's keys, or, for a model that they cannot describe, as our own.
 
     Args:
         folder: written by `goldfinch train` or `goldfinch convert`.
@@ -73,14 +89,30 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
     """
     if output.suffix != ".pth":
         raise UserError(f"{output} must end in .pth: a folder converts to a published checkpoint")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists: choose another name, or give --overwrite")
+    config_file, tokenizer_file = companions(output)
+    for path in (output, config_file, tokenizer_file):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: choose another name, or give --overwrite")
     config = read_config(folder)
+    tokenizer = read_tokenizer(folder, config)
     weights = read_weights(folder, Decoder.on_meta(config))
     tensors = to_reference(weights, config)
     with writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)  # given a path, it would store the path: other bytes for the same weights
-    return _describe(config, weights, None)
+    with writing(output):
+        write_text(config_file, yaml.safe_dump({"model": _describing(config)}, sort_keys=False))
+        if tokenizer is not None:
+            tokenizer.save(tokenizer_file)
+        else:
+            tokenizer_file.unlink(missing_ok=True)
+    return _describe(config, weights, tokenizer)
+
+
+def _describing(config: ModelConfig) -> dict[str, Any]:
+    try:
+        return model_config_to_reference(config)
+    except UserError:
+        return config.to_dict()
 
 
 def read_reference(pth: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:

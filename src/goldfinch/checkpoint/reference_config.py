@@ -1,5 +1,6 @@
 """Config files of the reference implementation (YAML or JSON) -> `ModelConfig`."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,11 @@ def _read_section(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in section.items()}
 
 
+def is_own_config(values: Mapping[str, Any]) -> bool:
+    """Whether these are the settings of a model in our own config.json rather than the reference's."""
+    return "time_mixes" in values
+
+
 def ignored_keys(values: Mapping[str, Any]) -> list[str]:
     """The keys that `model_config_from_reference` ignores: dropout, context length, misspelt ones."""
     return sorted(values.keys() - {*_NEEDED, *_OPTIONAL})
@@ -92,6 +98,40 @@ def model_config_from_reference(values: Mapping[str, Any]) -> ModelConfig:
         latent_ratio=_count(values, "kv_cache_compression_ratio", 16),
         rope=_rope(values.get("rope")),
     )
+
+
+def model_config_to_reference(config: ModelConfig) -> dict[str, Any]:
+    """Our config -> the reference's keys, the inverse of `model_config_from_reference`.
+
+    Raises:
+        UserError: the reference cannot describe such a model.
+    """
+    lower, upper = config.time_mixes[0], config.time_mixes[-1]
+    names = {kind: name for name, kind in _TIME_MIXES.items()}
+    names |= {"finch_c2_no_v2": "x060c2", "finch_c2_no_one_minus_w": "x060c2"}
+    values: dict[str, Any] = {"tmix": names.get(lower), "n_layer": config.num_layers, "n_embd": config.width}
+    if upper != lower:
+        # The smallest ratio that puts the border where it is.
+        ratios = range(1, config.num_layers + 1)
+        fits = [r for r in ratios if split_plan(lower, upper, config.num_layers, r) == config.time_mixes]
+        values |= {"tmix2": names.get(upper), "inv_other_layer_ratio": fits[0] if fits else None}
+    values |= {
+        "use_v2": lower != "finch_c2_no_v2",
+        "use_one_minus_w": lower != "finch_c2_no_one_minus_w",
+        "cmix": "llama" if config.channel_mix == "swiglu" else "x060",
+        "dim_ffn": config.channel_width,
+        "head_size": config.head_size,
+        "vocab_size": config.vocab_size,
+        "kv_cache_compression_ratio": config.latent_ratio,
+        "rope": None if config.rope is None else dataclasses.asdict(config.rope),
+    }
+    try:
+        described = model_config_from_reference(values)
+    except UserError:
+        described = None
+    if described != config:
+        raise UserError("the reference implementation's config cannot describe this model")
+    return values
 
 
 def _time_mix(values: Mapping[str, Any], key: str) -> str:

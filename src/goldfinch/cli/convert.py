@@ -26,10 +26,12 @@ class Convert:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Output folder (from .pth) or .pth file (from folder)."""
     config: Annotated[tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]], tyro.conf.arg(metavar="FILE ...")] = ()
-    """YAML or JSON config files of the reference implementation that describe the .pth; later ones override earlier
-    ones. A pure Finch (RWKV-6 World) model needs none."""
+    """YAML or JSON config files of the reference implementation that describe the .pth, later ones overriding earlier
+    ones; or the config.json of a model folder. Default: the .yaml next to the .pth, if there is one. A pure Finch
+    (RWKV-6 World) model needs none."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="world|bytes|FILE")] = None
-    """Tokenizer of the folder: world, bytes or a tokenizer.json file. Default for 65,536 ids: world."""
+    """Tokenizer of the folder: world, bytes or a tokenizer.json file. Default: the .tokenizer.json next to the .pth, or
+    for 65,536 ids world."""
     overwrite: bool = False
     """Overwrite the output if it exists."""
 
@@ -60,33 +62,48 @@ class Convert:
             print(f'next: goldfinch generate {folder} "Once upon a time"')
 
     def _export(self) -> None:
-        from goldfinch.checkpoint.convert import export_reference
+        from goldfinch.checkpoint.convert import companions, export_reference
         from goldfinch.errors import UserError
 
         if self.config or self.tokenizer is not None:
             raise UserError(f"--config and --tokenizer are for .pth files: the folder {self.source} has its own")
         _print_summary(export_reference(self.source, self.output, overwrite=self.overwrite))
-        print(f"wrote {self.output}")
+        config, tokenizer = companions(self.output)
+        others = [str(path) for path in (config, tokenizer) if path.exists()]
+        print(f"wrote {self.output}, and next to it {' and '.join(others)}, which converting it back reads")
 
     def _model_config(self) -> "ModelConfig | None":
+        from goldfinch.checkpoint.convert import companions
         from goldfinch.checkpoint.reference_config import (
             ignored_keys,
+            is_own_config,
             model_config_from_reference,
             read_reference_config,
         )
+        from goldfinch.config import ModelConfig
 
-        if not self.config:
+        files = list(itertools.chain.from_iterable(self.config))
+        beside = companions(self.source)[0]
+        if not files and beside.is_file():
+            print(f"config:     {shown(str(beside))}")
+            files = [beside]
+        if not files:
             return None
-        values = read_reference_config(list(itertools.chain.from_iterable(self.config)))
+        values = read_reference_config(files)
+        if is_own_config(values):
+            return ModelConfig.from_dict(values)
         ignored = ignored_keys(values)
         if ignored:
             print(f"ignored config keys, which do not affect the model: {shown(', '.join(ignored))}")
         return model_config_from_reference(values)
 
     def _tokenizer(self) -> "Tokenizer | None":
+        from goldfinch.checkpoint.convert import companions
         from goldfinch.data.tokenizers import named_tokenizer
 
-        return None if self.tokenizer is None else named_tokenizer(self.tokenizer)
+        beside = companions(self.source)[1]
+        name = self.tokenizer or (str(beside) if beside.is_file() else None)
+        return None if name is None else named_tokenizer(name)
 
 
 def _print_summary(converted: "Converted") -> None:
