@@ -3,10 +3,12 @@
 import contextlib
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from goldfinch.files import atomic_directory, atomic_file, write_text
+from goldfinch.errors import UserError
+from goldfinch.files import FileVersion, atomic_directory, atomic_file, write_text
 
 
 class Killed(BaseException):
@@ -125,3 +127,44 @@ def test_a_directory_is_replaced_only_by_a_whole_one(error, tmp_path):
                 raise error
     assert names(tmp_path / "folder") == (["old"] if error else ["new"])
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_link_given_as_output_is_followed(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    for target in ("real.txt", "not there yet.txt"):
+        link = tmp_path / f"link to {target}"
+        link.symlink_to(tmp_path / target)
+        write_text(link, "new")
+        assert link.is_symlink()
+        assert (tmp_path / target).read_text() == "new"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, kind in (("pipe", "no regular file"), ("folder", "a folder"), ("link", "no regular file")):
+        with pytest.raises(UserError, match=f"{name} is {kind}: give the name of a file to write"):
+            write_text(tmp_path / name, "new")
+    with pytest.raises(UserError, match="null is no regular file"):
+        write_text(Path("/dev/null"), "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+
+
+def test_only_the_expected_version_is_replaced(tmp_path):
+    path = tmp_path / "a"
+    for expected in (None, FileVersion.of(path)):
+        with atomic_file(path, expected) as temporary:
+            temporary.write_text("first")
+        path.unlink()
+    path.write_text("mine")
+    mine = FileVersion.of(path)
+    write_text(path, "theirs")
+    for expected in (None, mine):
+        with (
+            pytest.raises(UserError, match="a was written by someone else in the meantime and stays"),
+            atomic_file(path, expected) as temporary,
+        ):
+            temporary.write_text("mine again")
+    assert path.read_text() == "theirs"
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]

@@ -1,11 +1,19 @@
 """Reading and writing files. Writes are atomic: a reader sees the old content or the new one, never half of either."""
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from goldfinch.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def sync(path: Path) -> None:
@@ -17,12 +25,56 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileVersion:
+    """Which file is at a path, and as of when: replacing or writing it makes another one."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileVersion | None":
+        """The present one; None if there is no file."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        return cls(device=status.st_dev, inode=status.st_ino, size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+ANY_VERSION = object()
+"""For `atomic_file`: whatever is there is replaced."""
+
+
+def output_file(path: Path) -> Path:
+    """Where a file is written that is to be `path`: symbolic links are followed.
+
+    Raises:
+        UserError: there is something else than a file, such as a folder, a device or a pipe.
+    """
+    target = path.resolve() if path.is_symlink() else path
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise UserError(f"{path} is {kind}: give the name of a file to write")
+    return target
+
+
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, expected: "FileVersion | object | None" = ANY_VERSION) -> Iterator[Path]:
     """Yield a temporary path next to `path`; when the block succeeds, sync it and rename it to `path`.
 
     When the block raises, the temporary file is removed and `path` is unchanged.
+
+    Args:
+        path: see `output_file`.
+        expected: the version that may be replaced, None for no file; by default any.
+
+    Raises:
+        UserError: `path` is no regular file, or another version is there by now, which stays.
     """
+    path = output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)
@@ -31,10 +83,32 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # some writers create a new file, readable by its owner only
         sync(temporary)
-        temporary.replace(path)
+        with _lock(path.parent):
+            if expected is not ANY_VERSION and FileVersion.of(path) != expected:
+                raise UserError(
+                    f"{path} was written by someone else in the meantime and stays as it is now: open it again and "
+                    "repeat, or choose another name"
+                )
+            temporary.replace(path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep others who take this lock out, while a file is compared and replaced: a moment.
+
+    Where a file system has no locks for folders, there is none; then only writers within this moment are not noticed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

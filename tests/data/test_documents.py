@@ -96,7 +96,7 @@ def test_bad_rows_of_parquet_are_reported(tmp_path: Path) -> None:
     [
         ("a.txt", b"", "empty"),
         ("a.txt", b"\xef\xbb\xbf", "empty"),
-        ("a.txt", b"PK\0\1", "binary"),
+        ("a.txt", b"PK\0\1", "is not text; give its --encoding"),
         ("a.txt", "café".encode("latin-1"), "not UTF-8; give its --encoding"),
         ("a.txt", b"ends in half a character \xe2\x82", "not UTF-8; give its --encoding"),
         ("a.jsonl.gz", b"not gzip", "cannot read"),

@@ -193,7 +193,7 @@ def test_a_split_without_shards_and_shards_that_cannot_be_are_refused(tmp_path: 
 
 
 def test_directory_without_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a data directory .*goldfinch data prepare FILES -o"):
+    with pytest.raises(UserError, match=r"index.json is missing; make one: goldfinch data prepare FILES -o"):
         TokenDataset.open(tmp_path, "train")
 
 

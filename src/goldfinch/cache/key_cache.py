@@ -15,6 +15,7 @@ from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 
 IDS = "ids"
+MAX_MAGNITUDE = 1e20  # of latents and states; what is computed stays far below
 
 
 def crc32(tensor: Tensor, value: int = 0) -> int:
@@ -32,6 +33,11 @@ def column_formats(config: ModelConfig, latents: LatentFormat | None) -> dict[st
     """Name -> (shape of a row, dtype) of everything that is stored per token."""
     ids: dict[str, tuple[tuple[int, ...], torch.dtype]] = {IDS: ((), id_dtype(config.vocab_size))}
     return ids | (latents.columns(config.latent_width) if latents else {})
+
+
+def is_plausible(stored: Tensor) -> bool:
+    """Whether numbers are finite and not larger than any state or latent can be; integers always are."""
+    return not stored.is_floating_point() or bool(stored.abs().max() <= MAX_MAGNITUDE)  # false for NaN
 
 
 class KeyCache:
@@ -53,6 +59,7 @@ class KeyCache:
     ) -> None:
         self.format = latents
         self.block_size = block_size
+        self._vocab_size = config.vocab_size
         self.columns = {
             name: GrowingTensor(shape, dtype, device, block_size)
             for name, (shape, dtype) in column_formats(config, latents).items()
@@ -158,4 +165,21 @@ class KeyCache:
                     f"{self._source} is corrupt: the checksum of tokens {block * size} to "
                     f"{min((block + 1) * size, len(self)) - 1} does not match; read the text again"
                 )
+            self._check_content(block)
             del self._unverified[block]
+
+    def _check_content(self, block: int) -> None:
+        """Raise a UserError if a block has impossible ids or latents, as a crafted file with right checksums may."""
+        for name, column in self.columns.items():
+            stored = column.block(block)
+            if name == IDS:
+                ids = stored.to(torch.int64)
+                bad = bool(ids.min() < 0) or bool(ids.max() >= self._vocab_size)
+                what = f"token ids outside the vocabulary, 0 to {self._vocab_size - 1}"
+            else:
+                bad, what = not is_plausible(stored), "numbers that no model computes"
+            if bad:
+                raise UserError(
+                    f"{self._source} is corrupt: {name} from token {block * self.block_size} on has {what}; "
+                    "read the text again"
+                )

@@ -23,6 +23,7 @@ from goldfinch.checkpoint.reference_config import infer_finch_config, model_conf
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
+from goldfinch.file_kinds import hint
 from goldfinch.files import atomic_file, one_line, write_text
 from goldfinch.model import Decoder
 from goldfinch.presets import WORLD_VOCABULARY
@@ -143,7 +144,8 @@ def read_tensors(pth: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {pth}: {error.strerror or error}") from error
     if start != b"PK\x03\x04":  # a zip archive, which is what can be mapped
         what = "is not a checkpoint of torch 1.6 or later" if start else "is empty"
-        raise UserError(f"{pth} {what}: expected a .pth file from torch.save; download or save it again")
+        remedy = hint(pth) or ": expected a .pth file from torch.save; download or save it again"
+        raise UserError(f"{pth} {what}{remedy}")
     try:
         content = torch.load(pth, weights_only=True, mmap=True, map_location="cpu")
     except pickle.UnpicklingError as error:

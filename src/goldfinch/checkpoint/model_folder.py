@@ -19,7 +19,8 @@ from goldfinch.data.checksums import checksum
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
-from goldfinch.files import atomic_directory, atomic_file, one_line, write_text
+from goldfinch.file_kinds import hint
+from goldfinch.files import ANY_VERSION, FileVersion, atomic_directory, atomic_file, one_line, write_text
 from goldfinch.json_yaml import parse_json, read_json
 from goldfinch.model import Decoder
 
@@ -47,14 +48,19 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     write_safetensors(folder / WEIGHTS, weights, {CHECKSUMS: json.dumps(checksums, sort_keys=True)})
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write one safetensors file atomically.
+def write_safetensors(
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    expected: FileVersion | object | None = ANY_VERSION,
+) -> None:
+    """Write one safetensors file atomically; `expected` as in `atomic_file`.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; then `path` is unchanged.
     """
     try:
-        with atomic_file(path) as temporary:
+        with atomic_file(path, expected) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; the existing file is unchanged") from error
@@ -125,7 +131,7 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / CONFIG
     if not path.exists():
-        raise UserError(f"{folder} holds no model: {CONFIG} is missing; `goldfinch train` writes one")
+        raise UserError(f"{folder} holds no model: {CONFIG} is missing{hint(folder)}")
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not a GoldFinch config; convert published checkpoints with `goldfinch convert`")

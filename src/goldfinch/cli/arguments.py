@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from goldfinch.cli import usage
 from goldfinch.errors import UserError
+from goldfinch.file_kinds import hint
 from goldfinch.settings import nearest
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def require_model(folder: Path) -> None:
     """
     require_path(folder)
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no model: config.json is missing; `goldfinch train` writes one")
+        raise UserError(f"{folder} holds no model: config.json is missing{hint(folder)}")
 
 
 def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
@@ -200,8 +201,9 @@ def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
         try:
             return model_config(name, WORLD_VOCABULARY if vocab_size is None else vocab_size)
         except UserError as error:
-            if "/" in name:
+            if "/" in name or hint(Path(name)):
                 require_path(Path(name))
+                raise UserError(f"{name} is not a model folder{hint(Path(name))}") from error
             raise UserError(f"{error} (nor is there a folder of this name)") from error
     if vocab_size is not None:
         raise UserError(f"--vocab-size is for presets: the model in {name} has its own vocabulary")

@@ -11,6 +11,7 @@ from goldfinch.cli.arguments import parse
 from goldfinch.cli.chat_options import ChatOptions
 from goldfinch.cli.contexts import print_stream, text_argument
 from goldfinch.cli.tables import print_json
+from goldfinch.cli.terminal import shown
 from goldfinch.errors import UserError
 
 
@@ -18,9 +19,10 @@ from goldfinch.errors import UserError
 class Ask(ChatOptions):
     """Ask about a text that was read before: goldfinch ask book.gfc "Who is Queequeg?"
 
-    The text is not read again, so the answer starts at once, and the file does not change: the next question does not
-    see this one. With --keep, question and answer are added to the file. Only the answer goes to standard output. For
-    a model that was trained on plain text, use --plain, which continues your text:
+    The text is not read again: the file opens at once, and the first token of the answer takes one pass of the GOLD
+    layers over it. The file does not change, so the next question does not see this one; with --keep, question and
+    answer are added to the file. Only the answer goes to standard output. For a model that was trained on plain text,
+    use --plain, which continues your text:
     goldfinch ask book.gfc --plain "In short, the book is about"
     """
 
@@ -50,6 +52,7 @@ class Ask(ChatOptions):
             print(stream.generation.summary(), file=sys.stderr)
         if self.keep:
             session.context.save(self.file)
+            print(f"question and answer are now part of {shown(str(self.file), sys.stderr)}", file=sys.stderr)
 
 
 def main(args: list[str]) -> None:

@@ -93,7 +93,7 @@ class Read:
         skipped.finish()
         if not num_documents:
             raise UserError(f"no documents found in {', '.join(self.files)}")
-        context.save(self.output)
+        context.save(self.output, overwrite=self.overwrite)
         self._print_summary(context, num_documents, display)
 
     def _check_output(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.text_encoding import UTF8
 from goldfinch.errors import UserError
+from goldfinch.file_kinds import hint
 
 # Longer documents come in pieces of at most this many characters, which bounds the memory.
 MAX_PIECE_CHARACTERS = 1 << 22
@@ -239,7 +240,9 @@ def _decoded_blocks(source: str, file: BinaryIO, encoding: str) -> Iterator[str]
         while block := file.read(MAX_PIECE_CHARACTERS):
             text = decoder.decode(block)
             if "\0" in text:
-                raise UserError(f"{source} is binary; give its --encoding if it is text, or leave it out")
+                raise UserError(
+                    f"{source} is not text{hint(Path(source)) or '; give its --encoding if it is, or leave it out'}"
+                )
             yield text
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:

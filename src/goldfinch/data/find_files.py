@@ -15,6 +15,7 @@ from pathspec import GitIgnoreSpec
 from goldfinch.data.documents import STANDARD_INPUT, STORED_STANDARD_INPUT, has_many_documents, source_name
 from goldfinch.data.text_encoding import UTF8, NotTextError, check_encoding, find_encoding
 from goldfinch.errors import UserError
+from goldfinch.file_kinds import hint
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def require_text(path: Path, encoding: str = "") -> str:
         return find_encoding(path, encoding)
     except NotTextError as error:
         remedy = "leave it out" if str(error) == "empty" else "give its --encoding if it is text, or leave it out"
-        raise UserError(f"{source_name(path)} is {error}; {remedy}") from error
+        raise UserError(f"{source_name(path)} is {error}{hint(path) or f'; {remedy}'}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 

@@ -33,6 +33,7 @@ from goldfinch.data.checksums import BLOCK_BYTES, CHECKSUM_DTYPE, VerifiedTokens
 from goldfinch.data.stream import Stream
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.errors import UserError
+from goldfinch.file_kinds import hint
 from goldfinch.files import write_text
 from goldfinch.json_yaml import read_json
 from goldfinch.settings import from_plain
@@ -137,8 +138,8 @@ class Index:
         path = directory / INDEX
         if not path.is_file():
             raise UserError(
-                f"{directory} is not a data directory ({path.name}: No such file or directory); "
-                f"make one: goldfinch data prepare FILES -o {directory}"
+                f"{directory} is not a data directory: {path.name} is missing"
+                + (hint(directory) or f"; make one: goldfinch data prepare FILES -o {directory}")
             )
         content = read_json(path)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:

@@ -15,7 +15,8 @@ from goldfinch.cache.key_value_cache import CacheLevel
 from goldfinch.cache.latents import latent_format
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.context_file.format import Document, save_context
+from goldfinch.files import ANY_VERSION, FileVersion
+from goldfinch.inference.context_file.format import Document, check_document_name, save_context
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
 from goldfinch.inference.memory_usage import MemoryUsage
@@ -76,6 +77,8 @@ class Context:
         """Tokens, states and caches."""
         self.documents: list[Document] = []
         """The named parts, in order."""
+        self.opened: tuple[Path, FileVersion | None] | None = None
+        """The file that it was opened from or last saved to, as it was then."""
 
     def __len__(self) -> int:
         """Number of tokens, read and generated."""
@@ -120,7 +123,7 @@ class Context:
         """
         ids = token_ids(text, self.tokenizer, self.model.config.vocab_size, special_tokens)
         if name is not None:
-            string("name", name)
+            check_document_name(string("name", name))
         start = len(self)
         self.sequence.append(ids.to(self.model.device), progress)
         if name is not None:
@@ -282,12 +285,26 @@ class Context:
         """
         return self.sequence.measure_quantization()
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to one file, atomically; `LanguageModel.open` reads it. An existing file is replaced.
+    def save(self, path: str | Path, *, overwrite: bool = True) -> None:
+        """Write everything to one file, atomically; `LanguageModel.open` reads it.
+
+        An existing file is replaced. But the file that this context was opened from is replaced only if it is still
+        the same: what someone else has written to it since then is not lost.
 
         The quantization of integer latents is measured first.
 
+        Args:
+            path: the file.
+            overwrite: False refuses an existing file.
+
         Raises:
-            UserError: the context is empty, or the file cannot be written.
+            UserError: the context is empty, the file cannot be written, or it has changed since it was opened.
         """
-        save_context(file_path("path", path), self.sequence, self.documents, self.tokenizer, self.model_folder)
+        path = file_path("path", path)
+        expected: FileVersion | object | None = ANY_VERSION
+        if self.opened is not None and self.opened[0] == path.resolve():
+            expected = self.opened[1]
+        elif not overwrite:
+            expected = None
+        save_context(path, self.sequence, self.documents, self.tokenizer, self.model_folder, expected)
+        self.opened = path.resolve(), FileVersion.of(path)

@@ -1,10 +1,11 @@
 """Reading documents into a context that remembers them by name."""
 
+import unicodedata
 from collections.abc import Callable, Iterable
 
 from goldfinch.data.documents import Document as TextDocument
 from goldfinch.inference.context import Context
-from goldfinch.inference.context_file.format import Document
+from goldfinch.inference.context_file.format import UNSHOWN, Document
 from goldfinch.inference.token_ids import require_tokenizer
 
 
@@ -47,7 +48,12 @@ def read_documents(
 
         context.read(ids, progress=advance)
         if not piece.continues:
-            context.documents.append(Document(name=piece.name, start=start, stop=len(context)))
+            context.documents.append(Document(name=_shown_name(piece.name), start=start, stop=len(context)))
             num_documents += 1
             start = None
     return num_documents
+
+
+def _shown_name(name: str) -> str:
+    """A file's name with U+FFFD for what cannot be shown: control characters, and bytes that are not UTF-8."""
+    return "".join("\ufffd" if unicodedata.category(each) in UNSHOWN else each for each in name)

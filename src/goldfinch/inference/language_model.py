@@ -17,6 +17,7 @@ from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.devices import dtype_name, resolve_device, resolve_dtype
 from goldfinch.errors import UserError
+from goldfinch.files import FileVersion
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.format import open_context
@@ -142,7 +143,9 @@ class LanguageModel:
             UserError: the file is missing, corrupt, of another version, of another model or of another tokenizer.
         """
         context = self.context(budget=budget)
-        context.documents = open_context(file_path("path", path), context.sequence, self.tokenizer)
+        path = file_path("path", path)
+        context.opened = path.resolve(), FileVersion.of(path)  # before it is read
+        context.documents = open_context(path, context.sequence, self.tokenizer)
         return context
 
     @overload

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import struct
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import goldfinch as gf
+from goldfinch.cache.key_cache import crc32
 from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer
@@ -240,7 +242,7 @@ def test_files_of_other_kinds_and_newer_versions_are_refused(saved, tmp_path):
     path.write_text("Call me Ishmael. " * 99)
     with pytest.raises(UserError, match=r"is not a \.gfc context file"):
         lm.open(path)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match=r"is not a \.gfc context file"):
         lm.open(tmp_path)
     with pytest.raises(UserError, match="No such file"):
         lm.open(tmp_path / "none.gfc")
@@ -327,3 +329,84 @@ def test_a_file_with_another_block_size_opens(model_of, text, tmp_path):
 def test_blocks_must_hold_complete_chunks(model_of):
     with pytest.raises(ValueError, match="block_size 10 must be a multiple of chunk_size 4"):
         Context(model_of("one GOLD layer"), None, chunk_size=4, block_size=10)
+
+
+def test_a_file_that_someone_else_has_written_meanwhile_is_not_replaced(saved, text):
+    lm, path, _ = saved
+    first, second = lm.open(path), lm.open(path)
+    first.read(text(5)).save(path)
+    first.read(text(5)).save(path)  # its own version may be replaced as often as one likes
+    with pytest.raises(UserError, match="was written by someone else in the meantime and stays"):
+        second.read(text(3)).save(path)
+    assert len(lm.open(path)) == 37 + 10
+    second.save(path.with_name("other.gfc"))
+    assert len(lm.open(path.with_name("other.gfc"))) == 37 + 3
+
+
+def test_an_existing_file_is_refused_on_request(saved):
+    lm, path, _ = saved
+    with pytest.raises(UserError, match="was written by someone else"):
+        lm.read([1, 2, 3]).save(path, overwrite=False)
+    assert len(lm.open(path)) == 37
+
+
+def test_a_pipe_is_not_waited_for(lm, tmp_path):
+    os.mkfifo(tmp_path / "book.gfc")
+    with pytest.raises(UserError, match=r"is not a \.gfc context file"):
+        lm.open(tmp_path / "book.gfc")
+
+
+def documents(*ranges, name="a"):
+    return [{"name": name, "start": start, "stop": stop} for start, stop in ranges]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("documents", documents((-1, 5))),
+        ("documents", documents((5, 5))),
+        ("documents", documents((9, 5))),
+        ("documents", documents((0, 38))),
+        ("documents", documents((0, 10**30))),
+        ("documents", documents((0, 10), (9, 20))),
+        ("documents", documents((0, 5), name="")),
+        ("documents", documents((0, 5), name="a\x1b[31m")),
+        ("documents", documents((0, 5), name="a\ud800")),
+        ("documents", documents((0, 5), name=5)),
+        ("pinned", [7]),
+        ("snapshots", [38]),
+        ("block_size", 0),
+        ("num_tokens", 10**30),
+        ("documents", "x"),
+    ],
+    ids=str,
+)
+def test_a_description_of_what_cannot_be_is_refused(field, value, saved):
+    lm, path, _ = saved
+
+    def change(metadata):
+        metadata["description"] = json.dumps(json.loads(metadata["description"]) | {field: value})
+
+    rewrite(path, change)
+    sign(path)
+    with pytest.raises(UserError, match=r"book\.gfc") as error:
+        lm.open(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ids.00001", "latents.00002", "state.37.tail", "state.37.0.wkv"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_numbers_that_no_model_computes_are_refused(name, value, saved):
+    lm, path, _ = saved
+
+    def change(tensors):
+        tensor = tensors[name]
+        tensor.view(-1)[3] = 60000 if name.startswith("ids") else value
+        for block in range(5):
+            checksum = crc32(tensors[f"latents.{block:05}"], crc32(tensors[f"ids.{block:05}"]))
+            tensors["checksums"][block] = checksum
+
+    rewrite(path, change_tensors=change)
+    sign(path)
+    with pytest.raises(UserError, match=r"that no model computes|token ids outside the vocabulary"):
+        lm.open(path)

@@ -13,6 +13,7 @@ GOLD layers and the head compute is not stored, so files stay valid when these a
 import dataclasses
 import json
 import os
+import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,18 +24,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from goldfinch.cache.growing_tensor import GrowingTensor
-from goldfinch.cache.key_cache import KeyCache, crc32
+from goldfinch.cache.key_cache import KeyCache, crc32, is_plausible
 from goldfinch.cache.latents import latent_format
 from goldfinch.checkpoint.model_folder import write_safetensors
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError
+from goldfinch.file_kinds import hint
+from goldfinch.files import ANY_VERSION, FileVersion
 from goldfinch.inference.context_file.fingerprint import context_hash, prediction_hash, rotates_below_gold
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.prefill import LowerState, tail_length
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.snapshots import Snapshots
+from goldfinch.json_yaml import parse_json
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
 from goldfinch.settings import from_plain
@@ -44,6 +48,7 @@ FORMAT, VERSION = "goldfinch-context", 3
 MAX_BYTES_CHECKED_AT_OPEN = 64 << 20  # the checksums of smaller files are all compared when they are opened
 MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
 READ_AGAIN = "read the text again"
+UNSHOWN = ("Cc", "Cs")  # Unicode categories: control characters and lone surrogates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,13 +101,32 @@ class Description:
             UserError: a field is missing, unknown or of another type.
             ValueError: a position is outside the text, or the block size is not positive.
         """
-        description = from_plain(cls, json.loads(text))
+        description = from_plain(cls, parse_json(text))
         positions = (description.num_tokens, *description.snapshots)
         if description.num_tokens < 1 or any(not 0 < each <= description.num_tokens for each in positions):
             raise ValueError("positions outside the text")
+        if not set(description.pinned) <= set(description.snapshots):
+            raise ValueError("a pinned snapshot that is not there")
+        end = 0
+        for document in description.documents:
+            if not end <= document.start < document.stop <= description.num_tokens:
+                raise ValueError(f"a document at tokens {document.start} to {document.stop - 1}")
+            end = document.stop
+            check_document_name(document.name)
         if description.block_size < 1:
             raise ValueError(f"a block size of {description.block_size}")
         return description
+
+
+def check_document_name(name: str) -> str:
+    """The name, if it can be shown and written.
+
+    Raises:
+        UserError: it is empty, or has control characters or lone surrogates.
+    """
+    if not name or any(unicodedata.category(character) in UNSHOWN for character in name):
+        raise UserError(f"a document cannot be named {name!r}: use visible characters")
+    return name
 
 
 def save_context(
@@ -111,8 +135,9 @@ def save_context(
     documents: Sequence[Document] = (),
     tokenizer: Tokenizer | None = None,
     model_folder: Path | None = None,
+    expected: FileVersion | object | None = ANY_VERSION,
 ) -> None:
-    """Write a file that `open_context` reads; see `Context.save`."""
+    """Write a file that `open_context` reads; see `Context.save`, and `atomic_file` for `expected`."""
     current = sequence.current_state()
     if current is None:
         raise UserError(f"the context is empty: read a text before saving it to {path}")
@@ -147,7 +172,7 @@ def save_context(
         "description": description,
         "checksum": str(_checksum(description, others)),
     }
-    write_safetensors(path, blocks | others, metadata)
+    write_safetensors(path, blocks | others, metadata, expected)
 
 
 def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | None = None) -> list[Document]:
@@ -179,15 +204,19 @@ def read_description(path: Path) -> Description:
     Raises:
         UserError: the file is missing, corrupt, of another version, or not a context file.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is not a .gfc context file{hint(path)}")
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if not 0 < header <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-            raise UserError(f"{path} is not a .gfc context file, or it is truncated; {READ_AGAIN}")
+            raise UserError(
+                f"{path} is not a .gfc context file{hint(path)}" if hint(path) else f"{path} is truncated; {READ_AGAIN}"
+            )
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} is not a .gfc context file; make one: goldfinch read FILES -m MODEL -o {path}")
+                raise UserError(f"{path} is not a .gfc context file{hint(path)}")
             if metadata.get("version") != str(VERSION):
                 raise UserError(
                     f"{path} has format version {metadata.get('version')}, this program reads version {VERSION}: "
@@ -202,7 +231,10 @@ def read_description(path: Path) -> Description:
         text = metadata.get("description", "")
         if str(_checksum(text, others)) != metadata.get("checksum"):
             raise UserError(f"{path} is corrupt: the checksum of its states does not match; {READ_AGAIN}")
-        description = Description.from_json(text)
+        try:
+            description = Description.from_json(text)
+        except UserError as error:
+            raise UserError(f"{path} is corrupt: {error}; {READ_AGAIN}") from error
         if description.num_tokens > path.stat().st_size:
             raise UserError(f"{path} is corrupt: it is too small for {description.num_tokens:,} tokens; {READ_AGAIN}")
         return description
@@ -283,6 +315,8 @@ def _take(path: Path, tensors: dict[str, Tensor], name: str, shape: tuple[int, .
     if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
         found = "missing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
         raise UserError(f"{path} is corrupt: {name} is {found}, not {shape} {dtype}; {READ_AGAIN}")
+    if name.startswith("state.") and not is_plausible(tensor):
+        raise UserError(f"{path} is corrupt: {name} holds numbers that no model computes; {READ_AGAIN}")
     return tensor
 
 
