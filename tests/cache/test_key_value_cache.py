@@ -118,3 +118,18 @@ def test_no_block_is_rebuilt_before_it_is_asked_for(model_of, text):
     ]
     assert sizes == [4, 4, 4, 4, 4, 3]
     assert sequence.key_value_cache.nbytes == 0
+
+
+@pytest.mark.parametrize("level", ["latents", "shared_keys", "keys_values"])
+def test_the_first_pass_says_how_far_it_is_and_later_ones_do_not(level, model_of, text):
+    model = model_of("two GOLD layers")
+    sequence = small_sequence(model, budget=budget_for(level, model, 21))
+    sequence.append(text(21))
+    done = []
+    sequence.key_value_cache.progress = done.append
+    sequence.compute_logits()
+    assert done == sorted(done)
+    assert len(done) == 2 * 6
+    assert done[-1] == 1
+    sequence.verify_draft(text(1))
+    assert len(done) == 2 * 6

@@ -85,6 +85,20 @@ def test_a_question_comes_from_standard_input(book, goldfinch, monkeypatch):
     assert goldfinch("ask", book, "-", *SHORT).out == expected
 
 
+def test_without_a_question_several_are_answered(book, goldfinch, monkeypatch):
+    before = book.read_bytes()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where?\nWhen?\n"))
+    chat = goldfinch("chat", book, *SHORT).out
+    for keep in ([], ["--keep"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Where?\nWhen?\n"))
+        assert goldfinch("ask", book, *SHORT, *keep).out == chat
+        assert (book.read_bytes() == before) == (not keep)
+    kept = text_in(book)
+    assert "User: Where?" in kept
+    assert "User: When?" in kept
+    assert "--json needs a question" in goldfinch("ask", book, "--json", code=2).err
+
+
 def test_generate_continues_the_files_text(book, goldfinch):
     before = book.read_bytes()
     with_prompt = goldfinch("generate", "run", TEXT, *SHORT).out
@@ -106,7 +120,6 @@ def test_mistakes_are_answered_with_the_remedy(book, small_run, goldfinch):
         ("ask", "nothing.gfc", "Where?"): "nothing.gfc",
         ("ask", "book.txt", "Where?"): "book.txt is not a .gfc context file",
         ("ask", book, ""): "question is empty",
-        ("ask", book): "goldfinch ask --help",
         ("ask", book, "Where?", "--cache-budget", "much"): "2GiB",
         ("generate", small_run, "x", "--cache-budget", "-1"): "2GiB",
         ("generate", small_run, "x", "-m", small_run): "omit -m",

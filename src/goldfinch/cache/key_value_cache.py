@@ -15,7 +15,7 @@ Why every level gives the same keys and values:
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -57,6 +57,8 @@ class KeyValueCache:
         self._embedding_keys = _EmbeddingKeyTable(model)
         self._shared_keys = self._new_column()
         self._keys_values: dict[Gold, tuple[GrowingTensor, GrowingTensor]] = {}
+        self.progress: Callable[[float], None] | None = None
+        """Called during the next pass over all tokens with the fraction of it that is done; then dropped."""
         # Of the block that the GOLD layers are working on; the last layer drops it.
         self._block_inputs: _BlockInputs | None = None
 
@@ -118,6 +120,7 @@ class KeyValueCache:
         for start, stop in self._key_cache.spans():
             keys, values, index = self._expand(layer, start, stop)
             yield KeyValueBlock(layer.split_heads(keys[None]), layer.split_heads(values[None]), index)
+            self._report(layer, stop)
 
     def _kept_keys_values(self, layer: Gold) -> Iterator[KeyValueBlock]:
         if layer not in self._keys_values:
@@ -127,10 +130,21 @@ class KeyValueCache:
             new_keys, new_values, index = self._expand(layer, start, stop)
             keys.append(new_keys)
             values.append(new_values.index_select(0, index))
+            self._report(layer, stop)
         for block in range(keys.num_blocks):
             yield KeyValueBlock(
                 layer.split_heads(keys.block(block)[None]), layer.split_heads(values.block(block)[None])
             )
+
+    def _report(self, layer: Gold, stop: int) -> None:
+        """Say how far the pass is: this layer has done the tokens up to `stop`."""
+        if self.progress is None:
+            return
+        layers = [block.time_mix for block in self._model.blocks[self._model.config.first_gold_layer :]]
+        done = (layers.index(layer) + stop / len(self)) / len(layers)
+        self.progress(done)
+        if done >= 1:
+            self.progress = None
 
     @property
     def lacks_only_newest(self) -> bool:

@@ -69,6 +69,10 @@ class ContextOptions:
         print(
             f"{shown(str(path), sys.stderr)}: {plural(len(context), 'token')}{_cache_level(context)}", file=sys.stderr
         )
+        if context.sequence.key_value_cache is not None:
+            from goldfinch.cli.progress import FirstPassDisplay
+
+            context.sequence.key_value_cache.progress = FirstPassDisplay().advance
         return context
 
     def _open_folder(self, folder: Path) -> "Context":

@@ -190,6 +190,30 @@ class ReadingDisplay(_Display):
             self._console.print(f"reading {line}")
 
 
+class FirstPassDisplay(_Display):
+    """Progress of the first pass of the GOLD layers over an opened context, on stderr; gone when the answer begins."""
+
+    def __init__(self) -> None:
+        done = "reading the compressed keys: {task.percentage:.0f}%"
+        super().__init__(errors_console(), done, transient=True)
+        self._task = self._bar.add_task("", total=1.0)
+        self._began = False
+
+    def advance(self, done: float) -> None:
+        """Show which fraction of it is done."""
+        if not self._began:
+            self._began = True
+            self._started = self._last_line = time.monotonic()
+            self._bar.start()
+            self._bar.reset(self._task, total=1.0)
+        self._bar.update(self._task, completed=done)
+        if self._line_is_due() and done < 1:
+            left = (time.monotonic() - self._started) * (1 - done) / done
+            self._console.print(f"reading the compressed keys: {done:.0%}  {clock(left)} left")
+        if done >= 1:
+            self._bar.stop()
+
+
 class WindowsDisplay(_Display):
     """Progress of reading a text in windows, curve by curve, on stderr."""
 

@@ -27,7 +27,7 @@ class Read:
     """Prefill files once and save the context: goldfinch read book.txt -m runs/quickstart -o book.gfc
 
     Reading takes constant work per token; the file holds one small compressed key per token. Then `goldfinch ask`,
-    `goldfinch chat` and `goldfinch generate` continue from the text at once, as often as you like.
+    `goldfinch chat` and `goldfinch generate` open the file at once, as often as you like, and continue from the text.
     """
 
     files: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]]
