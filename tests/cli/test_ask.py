@@ -1,6 +1,7 @@
 """Asking a context file, and writing on from it."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -170,3 +171,10 @@ def test_positions_that_cannot_be_changed_are_refused(goldfinch, run_with_positi
     }
     for args, answer in cases.items():
         assert answer in goldfinch(*args, code=2).err, args
+
+
+def test_all_commands_agree_on_the_bytes_of_a_token(book, small_run, goldfinch):
+    shown = json.loads(goldfinch("info", small_run, "--json").out)["cache_bytes_per_token"]
+    stored = json.loads(goldfinch("cache", "info", book, "--json").out)
+    checksum_of_one_block = 8
+    assert shown == (stored["bytes"]["key_cache"] - checksum_of_one_block) / stored["num_tokens"]

@@ -30,8 +30,9 @@ class Info:
     """Sequence length for the FLOPs."""
     vocab_size: int | None = None
     """Vocabulary size, for presets. Default: 65,536 (RWKV World)."""
-    id_bytes: Literal[2, 4] = DEFAULT_ID_BYTES
-    """Bytes per token id in the cache; the paper's 756x and 2550x assume 4."""
+    id_bytes: Literal[2, 4] | None = None
+    """Bytes per token id in the cache. Default: 4 for presets, which the paper's 756x and 2550x assume; for folders what
+    the model's files use, 2 for up to 65,536 ids."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -45,7 +46,7 @@ class Info:
         if accounting is None:
             from goldfinch.model.accounting import account
 
-            accounting = account(config, self.sequence_length, self.id_bytes)
+            accounting = account(config, self.sequence_length, self._id_bytes(config))
         if self.json:
             content = {"model": config.to_dict(), **dataclasses.asdict(accounting)}
             content["cache_ratio"] = accounting.cache_ratio
@@ -54,9 +55,18 @@ class Info:
         else:
             _print_table(self.preset, config, accounting)
 
+    def _id_bytes(self, config: "ModelConfig") -> int:
+        if self.id_bytes is not None:
+            return self.id_bytes
+        if self.preset is None or not Path(self.preset).is_dir():
+            return DEFAULT_ID_BYTES
+        from goldfinch.cache.key_cache import id_dtype
+
+        return id_dtype(config.vocab_size).itemsize
+
     def _stored_costs(self) -> Accounting | None:
         """Those of a preset at the default settings, at once."""
-        is_default = (self.sequence_length, self.id_bytes) == (DEFAULT_SEQUENCE_LENGTH, DEFAULT_ID_BYTES)
+        is_default = self.sequence_length == DEFAULT_SEQUENCE_LENGTH and self.id_bytes in (None, DEFAULT_ID_BYTES)
         if self.preset is None or Path(self.preset).is_dir() or not is_default:
             return None
         return preset_costs(self.preset) if self.vocab_size in (None, WORLD_VOCABULARY) else None

@@ -114,12 +114,13 @@ def _parameters(config: "TrainConfig") -> str:
 def _generate(run: Path) -> str:
     """Print a paragraph from the new model; returns a line on the size of its cache."""
     from goldfinch import load
+    from goldfinch.cache.key_cache import id_dtype
     from goldfinch.model.accounting import account
 
     lm = load(run)
     context = lm.read(PROMPT)
     print_stream(context.stream(max_tokens=120, temperature=0.8, top_p=0.9, seed=1), prompt=PROMPT)
-    costs = account(lm.config)
+    costs = account(lm.config, id_bytes=id_dtype(lm.config.vocab_size).itemsize)
     return (
         f"cache       {costs.cache_bytes_per_token} bytes per token, where a Transformer of the same depth and width "
         f"keeps {costs.transformer_bytes_per_token:,}: {costs.cache_ratio:.0f}x less"
