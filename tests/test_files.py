@@ -168,3 +168,15 @@ def test_only_the_expected_version_is_replaced(tmp_path):
             temporary.write_text("mine again")
     assert path.read_text() == "theirs"
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_that_someone_else_has_written_meanwhile_stays(tmp_path):
+    def write():
+        with atomic_directory(tmp_path / "a") as new:
+            (new / "mine").touch()
+            (tmp_path / "a").mkdir()
+            (tmp_path / "a" / "theirs").touch()
+
+    with pytest.raises(UserError, match="in the meantime and stays"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "theirs"]

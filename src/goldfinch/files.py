@@ -120,6 +120,7 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists, without `replace`.
+        UserError: it does by the end of the block.
     """
     path = path.resolve()
     if path.exists() and not replace:
@@ -131,7 +132,10 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
         yield new
         for written in (*new.rglob("*"), new):
             sync(written)
-        swap_directory(new, path, old)
+        with _lock(path.parent):
+            if path.exists() and not replace:
+                raise UserError(f"{path} was written by someone else in the meantime and stays: choose another name")
+            swap_directory(new, path, old)
 
 
 def swap_directory(new: Path, path: Path, old: Path) -> None:

@@ -80,6 +80,11 @@ class Compare:
         for name in self.names:  # before torch is imported
             resolve([*(["--recipe", name] if "/" in name else [name]), *data, *settings, "-o", str(self.output)])
         specs = self.specs(self.output, settings)
+        if any("--model.channel-width" in spec.train_args for spec in specs) and self.non_embedding_parameters:
+            self._console().print(
+                f"presets get the channel width that gives {self.non_embedding_parameters:,} parameters without "
+                "embedding and head; --non-embedding-parameters 0 keeps their own"
+            )
 
         from goldfinch.experiments.compare.launch import run_all
 

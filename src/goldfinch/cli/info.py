@@ -31,7 +31,7 @@ class Info:
     vocab_size: int | None = None
     """Vocabulary size, for presets. Default: 65,536 (RWKV World)."""
     id_bytes: Literal[2, 4] | None = None
-    """Bytes per token id in the cache. Default: 4 for presets, which the paper's 756x and 2550x assume; for folders what
+    """Bytes per token id in the cache. Default: for presets 4, as the paper's 756x and 2550x assume; for folders what
     the model's files use, 2 for up to 65,536 ids."""
     json: bool = False
     """Print one JSON object instead of a table."""
