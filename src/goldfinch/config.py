@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from goldfinch.argument_checks import shortened
 from goldfinch.errors import UserError
-from goldfinch.settings import did_you_mean, from_plain
+from goldfinch.settings import convert_fields, did_you_mean, from_plain
 
 TIME_MIX_KINDS = ["finch", "finch_c2", "finch_c2_no_one_minus_w", "finch_c2_no_v2", "gold", "gptalpha", "llama"]
 """Names of time mixes for layer plans; `goldfinch.mixers.register_time_mix` adds others."""
@@ -28,6 +28,7 @@ class RopeConfig:
     """Multiplies the base (NTK-style interpolation)."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "rope.")
         for field in dataclasses.fields(self):
             if not 0 < getattr(self, field.name) < math.inf:
                 raise UserError(f"rope.{field.name} must be above 0 and finite, not {getattr(self, field.name)}")
@@ -61,6 +62,7 @@ class ModelConfig:
     """Rotary positions in every attention layer; None for no positions."""
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and value < (field.name != "channel_width"):

@@ -41,13 +41,23 @@ def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
     return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
 
 
+def convert_fields(settings: Any, prefix: str = "") -> None:
+    """Give each field of a frozen dataclass its type, for `__post_init__`: as `from_plain` does, whoever builds it.
+
+    Raises:
+        UserError: a value is of another type.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        object.__setattr__(settings, name, _convert(hint, getattr(settings, name), prefix + name))
+
+
 def _convert(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type of a field, or a UserError that names the field."""
     origin = get_origin(hint)
     if origin is UnionType:  # of one type and None
         return None if value is None else _convert(get_args(hint)[0], value, name)
     if dataclasses.is_dataclass(hint):
-        return from_plain(hint, value, name + ".")  # type: ignore[arg-type]  # a class here, never an instance
+        return value if isinstance(value, hint) else from_plain(hint, value, name + ".")  # type: ignore[arg-type]  # a class here, never an instance
     if hint == tuple[str, ...] and isinstance(value, (str, Path)):
         value = [value]
     if origin is tuple and isinstance(value, (list, tuple)):

@@ -166,6 +166,49 @@ def test_other_arguments_are_named(lm, tmp_path):
             call()
 
 
+def test_decode_is_the_inverse_of_encode(lm):
+    assert lm.decode(lm.encode("Call me Ishmaël")) == "Call me Ishmaël"
+    assert lm.decode([]) == ""
+    for wrong, message in (("abc", "token ids are needed"), (5, "token ids are needed"), ([300], "outside")):
+        with pytest.raises(UserError, match=message):
+            lm.decode(wrong)
+
+
+CONFIG = {"vocab_size": 257, "width": 64, "time_mixes": ("finch",)}
+TRAIN = {"model": CONFIG, "data": "d", "output": "r"}
+WRONG_CONFIGS = [
+    (gf.ModelConfig, CONFIG | {"width": 64.5}, "width must be a whole number, not 64.5"),
+    (gf.ModelConfig, CONFIG | {"width": True}, "width must be a whole number, not True"),
+    (gf.ModelConfig, CONFIG | {"time_mixes": None}, "time_mixes must be a list, not None"),
+    (gf.ModelConfig, CONFIG | {"time_mixes": (5,)}, "time_mixes must be text, not 5"),
+    (gf.ModelConfig, CONFIG | {"rope": "none"}, "rope must be a mapping"),
+    (gf.RopeConfig, {"base": "a"}, "rope.base must be a number, not 'a'"),
+    (gf.TrainConfig, TRAIN | {"steps": "many"}, "steps must be a whole number, not 'many'"),
+    (gf.TrainConfig, TRAIN | {"batch_size": 2.5}, "batch_size must be a whole number"),
+    (gf.TrainConfig, TRAIN | {"max_minutes": float("nan")}, "max_minutes must be a number, not nan"),
+    (gf.TrainConfig, TRAIN | {"data": 5}, "data must be a list, not 5"),
+    (gf.TrainConfig, TRAIN | {"device": "gpu"}, "unknown device 'gpu'"),
+    (gf.TrainConfig, TRAIN | {"model": "goldfinch"}, "model must be a mapping"),
+    (gf.TrainConfig, TRAIN | {"optimizer": {"lr": 1}}, "unknown field optimizer.lr"),
+    (gf.ChatTemplate, {"source": 5}, "source must be a text, not 5"),
+    (gf.Trainer, {"config": "x"}, "config must be a gf.TrainConfig, not 'x'"),
+    (gf.LanguageModel, {"model": "x", "tokenizer": None}, "model must be a Decoder, not 'x'"),
+]
+
+
+@pytest.mark.parametrize(("cls", "fields", "message"), WRONG_CONFIGS, ids=[message for _, _, message in WRONG_CONFIGS])
+def test_a_wrong_field_of_a_config_names_itself(cls, fields, message):
+    with pytest.raises(UserError, match=message):
+        cls(**fields)
+
+
+def test_fields_of_a_config_get_their_types():
+    config = gf.TrainConfig(**TRAIN | {"model": CONFIG | {"time_mixes": ["finch"], "width": np.int64(64)}})
+    assert config.model == gf.ModelConfig(**CONFIG)
+    assert (config.data, config.output) == (("d",), Path("r"))
+    assert type(config.model.width) is int
+
+
 def test_two_threads_in_one_context_are_noticed(lm):
     context = lm.read("Call me")
     inside, leave = threading.Event(), threading.Event()

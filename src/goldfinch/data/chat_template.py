@@ -59,6 +59,8 @@ class ChatTemplate:
     """Name of the model, likewise."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            string(field.name, getattr(self, field.name))
         try:
             _compile(self.source)
         except jinja2.TemplateSyntaxError as error:

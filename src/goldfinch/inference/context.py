@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from goldfinch.argument_checks import file_path, integer, string
+from goldfinch.argument_checks import boolean, file_path, integer, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.cache.growing_tensor import DEFAULT_BLOCK_SIZE
 from goldfinch.cache.key_value_cache import CacheLevel
@@ -78,7 +78,7 @@ class Context:
         self.documents: list[Document] = []
         """The named parts, in order."""
         self.opened: tuple[Path, FileVersion | None] | None = None
-        """The file that it was opened from or last saved to, as it was then."""
+        """The file that it was opened from, as it was then or when this context was last saved to it."""
 
     def __len__(self) -> int:
         """Number of tokens, read and generated."""
@@ -121,7 +121,7 @@ class Context:
         Raises:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
-        ids = token_ids(text, self.tokenizer, self.model.config.vocab_size, special_tokens)
+        ids = token_ids(text, self.tokenizer, self.model.config.vocab_size, boolean("special_tokens", special_tokens))
         if name is not None:
             check_document_name(string("name", name))
         start = len(self)
@@ -301,10 +301,13 @@ class Context:
             UserError: the context is empty, the file cannot be written, or it has changed since it was opened.
         """
         path = file_path("path", path)
+        boolean("overwrite", overwrite)
         expected: FileVersion | object | None = ANY_VERSION
-        if self.opened is not None and self.opened[0] == path.resolve():
+        is_own_file = self.opened is not None and self.opened[0] == path.resolve()
+        if self.opened is not None and is_own_file:
             expected = self.opened[1]
         elif not overwrite:
             expected = None
         save_context(path, self.sequence, self.documents, self.tokenizer, self.model_folder, expected)
-        self.opened = path.resolve(), FileVersion.of(path)
+        if is_own_file:
+            self.opened = path.resolve(), FileVersion.of(path)

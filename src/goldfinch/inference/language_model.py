@@ -1,7 +1,7 @@
 """A model with its tokenizer: the object that users hold (`gf.load`, `gf.build`)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from goldfinch.argument_checks import file_path, integer, string
+from goldfinch.argument_checks import boolean, file_path, integer, shortened, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_model_folder
 from goldfinch.config import ModelConfig, RopeConfig
@@ -25,7 +25,7 @@ from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, Gener
 from goldfinch.inference.sampling import MAX_SEED, Sampling, as_stop, sampling_settings
 from goldfinch.inference.score import Score
 from goldfinch.inference.speculation import DraftPolicy
-from goldfinch.inference.token_ids import token_id_rows, token_ids
+from goldfinch.inference.token_ids import require_tokenizer, token_id_rows, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
@@ -49,6 +49,10 @@ class LanguageModel:
         folder: Path | None = None,
         chat_template: ChatTemplate | None = None,
     ) -> None:
+        if not isinstance(model, Decoder):
+            raise UserError(f"model must be a Decoder, not {shortened(model)}; gf.load and gf.build make one")
+        if not isinstance(tokenizer, Tokenizer | None):
+            raise UserError(f"tokenizer must be a Tokenizer or None, not {shortened(tokenizer)}")
         self.model = model
         """The nn.Module."""
         self.tokenizer = tokenizer
@@ -84,6 +88,20 @@ class LanguageModel:
             UserError: no tokens, ids outside the vocabulary, or a text where the model has no tokenizer.
         """
         return token_ids(text, self.tokenizer, self.config.vocab_size)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Token ids -> text, the inverse of `encode`; bytes that are not UTF-8 become U+FFFD.
+
+        >>> lm.decode(lm.encode("Call me"))
+        'Call me'
+
+        Raises:
+            UserError: ids outside the vocabulary, or a model without a tokenizer.
+        """
+        tokenizer = require_tokenizer(self.tokenizer)
+        if isinstance(ids, str) or not isinstance(ids, Sized):
+            raise UserError(f"token ids are needed, not {shortened(ids)}")
+        return tokenizer.decode(token_ids(ids, tokenizer, tokenizer.vocab_size).tolist()) if len(ids) else ""
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
@@ -287,6 +305,7 @@ class LanguageModel:
         """
         weights = cast(dict[str, Tensor], self.model.state_dict())
         folder = file_path("folder", folder)
+        boolean("overwrite", overwrite)
         save_model_folder(folder, self.config, weights, self.tokenizer, overwrite=overwrite)
         if self.chat_template != ChatTemplate():
             self.chat_template.save(folder)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from goldfinch.config import ModelConfig
-from goldfinch.devices import canonical_dtype
+from goldfinch.devices import canonical_dtype, check_device_name
 from goldfinch.errors import UserError
-from goldfinch.settings import from_plain
+from goldfinch.settings import convert_fields, from_plain
 from goldfinch.training.recipes import MINIPILE_TOKENS
 
 OptimizerKind = Literal["adamw", "muon"]
@@ -59,6 +59,7 @@ class OptimizerConfig:
     """The gradient is scaled down to this norm where it is larger."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "optimizer.")
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"optimizer.decay_fraction must be above 0 and at most 1, not {self.decay_fraction}")
         for name in ("beta1", "beta2", "momentum"):
@@ -194,11 +195,8 @@ class TrainConfig:
     """Also send metrics to this Weights & Biases project."""
 
     def __post_init__(self) -> None:
-        for name in ("output", "initial"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
-        if isinstance(self.data, str):
-            object.__setattr__(self, "data", (self.data,))
+        convert_fields(self)
+        check_device_name(self.device)
         at_least_one = (
             "sequence_length",
             "batch_size",
@@ -258,6 +256,7 @@ class Cluster:
     """Training tokens, for runs whose length is given in epochs; the default is minipile."""
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise UserError(f"{field.name} must be above 0, not {getattr(self, field.name)}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goldfinch.argument_checks import shortened
 from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError
 from goldfinch.inference.language_model import LanguageModel
@@ -82,6 +83,8 @@ class Trainer:
         resume: bool = False,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
+        if not isinstance(config, TrainConfig):
+            raise UserError(f"config must be a gf.TrainConfig, not {shortened(config)}")
         self._processes = processes
         self._reporter = reporter or LogReporter()
         self._run = config.output
