@@ -159,8 +159,10 @@ def resolve(args: list[str]) -> Train:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     settings = from_plain(_Settings, values)
-    missing = {name: tyro.MISSING for name in _REQUIRED if not values[name] and not sources.dry_run}
-    default = Train(preset=sources.preset or DEFAULT_PRESET, settings=dataclasses.replace(settings, **missing))
+    for name in _REQUIRED:
+        if not values[name] and not sources.dry_run:
+            object.__setattr__(settings, name, tyro.MISSING)  # what only tyro understands, and so unchecked
+    default = Train(preset=sources.preset or DEFAULT_PRESET, settings=settings)
     registry = rope_on_one_line(settings.model.rope, "model.rope")
     train = parse(Train, "train", args, default=default, registry=registry)
     config = TrainConfig(
