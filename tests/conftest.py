@@ -37,6 +37,10 @@ build.compiled(gold_cpu.SOURCE, "GOLD")
 build.compiled(cpu_decode.SOURCE, cpu_decode.NAME)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=200, help="damaged files per format in tests/fuzz")
+
+
 @pytest.fixture(scope="session")
 def small_config():
     """small_config(*plan, **fields) -> ModelConfig with 4 heads of 16 and 41 token ids."""

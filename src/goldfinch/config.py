@@ -73,7 +73,7 @@ class ModelConfig:
             raise UserError(f"time_mixes must name 1 to {MAX_LAYERS:,} layers, not {self.num_layers:,}")
         for kind in self.time_mixes:
             if kind not in TIME_MIX_KINDS:
-                raise UserError(f"unknown time mix {kind!r}; {did_you_mean(kind, TIME_MIX_KINDS)}")
+                raise UserError(f"unknown time mix {shortened(kind)}; {did_you_mean(kind, TIME_MIX_KINDS)}")
         if self.channel_mix not in get_args(ChannelMixKind):
             raise UserError(f"unknown channel mix {self.channel_mix!r}; known: {', '.join(get_args(ChannelMixKind))}")
         if self.width % self.head_size:

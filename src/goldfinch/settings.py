@@ -29,7 +29,7 @@ def from_plain(cls: type[T], values: object, prefix: str = "") -> T:
         UserError: a field is unknown, missing or of another type, or the dataclass refuses the values.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a mapping of fields, not {values!r}")
+        raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a mapping of fields, not {shortened(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # `type[T]` cannot say: a dataclass
     for name in values:
         if name not in fields:

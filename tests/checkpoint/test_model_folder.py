@@ -88,6 +88,13 @@ def test_one_error_lists_all_that_does_not_fit(folder):
     assert "\n" not in str(caught.value)
 
 
+def test_of_many_tensors_that_do_not_fit_the_first_are_named(folder):
+    save_file({f"{number} {'x' * 500}": torch.ones(1) for number in range(50)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"0 x+\.\.\.; .*; and \d+ more$") as caught:
+        load_model(folder)
+    assert len(str(caught.value).replace(str(folder), "")) < 500
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -254,3 +254,8 @@ def test_odd_names_are_left_over_not_a_crash(name):
         from_reference(odd, infer_finch_config(odd))
     with pytest.raises(UserError, match=r"lacks emb\.weight"):
         infer_finch_config({name: torch.zeros(1)})
+
+
+def test_a_published_config_of_a_billion_layers_is_refused():
+    with pytest.raises(UserError, match="n_layer in the reference config must be at most"):
+        model_config_from_reference({"tmix": "x060c2", "n_embd": 64, "n_layer": 10**9})

@@ -213,6 +213,16 @@ def test_ordinary_byte_level_files_are_read(pre_tokenizer: object, tmp_path: Pat
     assert tokenizer.token_bytes(1) == b""
 
 
+def test_a_token_with_a_gigantic_id_is_refused(bpe: BpeTokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    bpe.save(path)
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["a"] = 10**9
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer\.json has a token with the id 1000000000"):
+        load_tokenizer(path)
+
+
 @pytest.mark.parametrize(
     "parts",
     [

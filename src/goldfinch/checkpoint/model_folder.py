@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from goldfinch.argument_checks import shortened
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.checksums import checksum
@@ -136,7 +137,9 @@ def read_config(folder: Path) -> ModelConfig:
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not a GoldFinch config; convert published checkpoints with `goldfinch convert`")
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
-        raise UserError(f"{path} has version {content.get('version')}, this program reads {VERSION}: update goldfinch")
+        raise UserError(
+            f"{path} has version {shortened(content.get('version'))}, this program reads {VERSION}: update goldfinch"
+        )
     try:
         return ModelConfig.from_dict(content["model"])
     except UserError as error:
@@ -260,7 +263,7 @@ def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:
 
 
 def check_weights(path: Path, weights: dict[str, Tensor], model: Decoder) -> None:
-    """Raise one UserError that lists every tensor that is missing, unexpected, or of another shape or dtype."""
+    """Raise one UserError that lists the first tensors that are missing, unexpected, or of another shape or dtype."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     problems += [f"{name} is unexpected" for name in weights.keys() - wanted.keys()]
@@ -271,4 +274,7 @@ def check_weights(path: Path, weights: dict[str, Tensor], model: Decoder) -> Non
         elif not tensor.is_floating_point():
             problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
     if problems:
-        raise UserError(f"{path} does not fit its config: {'; '.join(sorted(problems))}")
+        listed = [problem if len(problem) <= 90 else f"{problem[:87]}..." for problem in sorted(problems)[:4]]
+        if len(problems) > len(listed):
+            listed.append(f"and {len(problems) - len(listed)} more")
+        raise UserError(f"{path} does not fit its config: {'; '.join(listed)}")

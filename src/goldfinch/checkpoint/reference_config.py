@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from goldfinch.config import ChannelMixKind, ModelConfig, RopeConfig
+from goldfinch.argument_checks import shortened
+from goldfinch.config import MAX_LAYERS, ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
 from goldfinch.json_yaml import read_json, read_yaml
 from goldfinch.presets import WORLD_VOCABULARY, split_plan
@@ -81,7 +82,12 @@ def model_config_from_reference(values: Mapping[str, Any]) -> ModelConfig:
             raise UserError(f"the reference config lacks {key!r}; give the file that has it with another --config")
     width = _count(values, "n_embd")
     if values.get("dim_att") not in (None, 0, width):
-        raise UserError(f"dim_att {values['dim_att']!r} must equal n_embd {width}, as in every published model")
+        raise UserError(
+            f"dim_att {shortened(values['dim_att'])} must equal n_embd {width}, as in every published model"
+        )
+    layers = _count(values, "n_layer")
+    if layers > MAX_LAYERS:
+        raise UserError(f"n_layer in the reference config must be at most {MAX_LAYERS:,}, not {shortened(layers)}")
     lower = _time_mix(values, "tmix")
     upper = _time_mix(values, "tmix2") if values.get("tmix2") else lower
     default_channel_mix = "llama" if lower == "llama" else "x060"
@@ -91,7 +97,7 @@ def model_config_from_reference(values: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(
         vocab_size=_count(values, "vocab_size", WORLD_VOCABULARY),
         width=width,
-        time_mixes=split_plan(lower, upper, _count(values, "n_layer"), _count(values, "inv_other_layer_ratio", 3)),
+        time_mixes=split_plan(lower, upper, layers, _count(values, "inv_other_layer_ratio", 3)),
         channel_mix=channel_mix,
         channel_width=_count(values, "dim_ffn") if own_width else 0,
         head_size=_count(values, "head_size", 64),
@@ -158,20 +164,22 @@ def _rope(value: object) -> RopeConfig | None:
 def _count(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = default if values.get(key) is None else values[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{key} in the reference config must be a whole number above 0, not {value!r}")
+        raise UserError(f"{key} in the reference config must be a whole number above 0, not {shortened(value)}")
     return value
 
 
 def _switch(values: Mapping[str, Any], key: str) -> bool:
     value = values.get(key)
     if value not in (None, 0, 1):
-        raise UserError(f"{key} in the reference config must be true or false, not {value!r}")
+        raise UserError(f"{key} in the reference config must be true or false, not {shortened(value)}")
     return value is None or bool(value)
 
 
 def _known(table: Mapping[str, object], key: str, value: object) -> str:
     if not isinstance(value, str) or value not in table:
-        raise UserError(f"unknown {key} {value!r} in the reference config; {did_you_mean(str(value), list(table))}")
+        raise UserError(
+            f"unknown {key} {shortened(value)} in the reference config; {did_you_mean(str(value), list(table))}"
+        )
     return value
 
 

@@ -25,6 +25,8 @@ __all__ = [
 
 
 MAX_TOKENIZER_BYTES = 1 << 28
+MAX_ID = 1 << 22
+"""Tables have a row for every id; the largest vocabularies have a sixteenth of these."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -42,6 +44,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path} is not a tokenizer.json file: it has neither a format nor a model")
     if content.get("format") == FORMAT:
         return _load_own(path, content)
+    _check_ids(path, content)
     try:
         return BpeTokenizer(tokenizers.Tokenizer.from_str(text))
     # `tokenizers` raises bare Exception for what it cannot read, and panics, which are BaseException, for some damage.
@@ -50,6 +53,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except BaseException as error:
         reason = shortened(one_line(error))
         raise UserError(f"{path} is not a byte-level BPE tokenizer, the only kind supported: {reason}") from error
+
+
+def _check_ids(path: Path, content: dict) -> None:
+    """Refuse ids for which `tokenizers` would fill the memory; all else is its own to check."""
+    model, added = content["model"], content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    for number in ids:
+        if isinstance(number, int) and number > MAX_ID:
+            raise UserError(f"{path} has a token with the id {shortened(number)}: at most {MAX_ID:,} are supported")
 
 
 def named_tokenizer(name: str) -> Tokenizer:
@@ -73,7 +87,8 @@ def _load_own(path: Path, content: dict) -> Tokenizer:
     }
     if content.get("version") != VERSION or content.get("name") not in list(kinds):
         raise UserError(
-            f"{path}: unknown tokenizer {content.get('name')!r}, version {content.get('version')!r}; known are "
+            f"{path}: unknown tokenizer {shortened(content.get('name'))}, version "
+            f"{shortened(content.get('version'))}; known are "
             f"{', '.join(kinds)}, version {VERSION}; a newer goldfinch may read it"
         )
     tokenizer = kinds[content["name"]]()
