@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -180,3 +183,22 @@ def test_a_directory_that_someone_else_has_written_meanwhile_stays(tmp_path):
     with pytest.raises(UserError, match="in the meantime and stays"):
         write()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "theirs"]
+
+
+def test_what_a_killed_writer_of_a_directory_left_goes_with_the_next_one(tmp_path):
+    program = """
+import os, signal, sys
+from pathlib import Path
+from goldfinch.files import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as new:
+    (new / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path / "a"], check=False)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    with atomic_directory(tmp_path / "a") as slow, atomic_directory(tmp_path / "b"):
+        with atomic_directory(tmp_path / "a") as quick:  # does not take the slow one for abandoned
+            (quick / "quick").touch()
+        assert slow.exists()
+        shutil.rmtree(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

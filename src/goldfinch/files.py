@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import glob
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +128,11 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as name:
+    _remove_abandoned(path)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as name,
+        _lock(Path(name)),
+    ):
         new, old = Path(name) / "new", Path(name) / "old"
         new.mkdir()
         yield new
@@ -136,6 +142,20 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
             if path.exists() and not replace:
                 raise UserError(f"{path} was written by someone else in the meantime and stays: choose another name")
             swap_directory(new, path, old)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of this directory have left: what nobody holds the lock of."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if fcntl is None or not left.is_dir():
+            continue
+        with contextlib.suppress(OSError):  # someone writes it, or has removed it just now
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def swap_directory(new: Path, path: Path, old: Path) -> None:
