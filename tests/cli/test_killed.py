@@ -40,3 +40,24 @@ def test_data_prepare_killed_at_any_moment_leaves_nothing_half(tmp_path):
         assert start(*prepare, output).wait() == 0
     assert digest(output) == digest(tmp_path / "whole")
     assert [path.name for path in output.parent.iterdir()] == ["data"]
+
+
+@pytest.mark.slow
+def test_compare_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
+    chooser = random.Random(1)
+    (tmp_path / "book.txt").write_text(moby_dick_chapters()[0])
+    assert start("data", "prepare", tmp_path / "book.txt", "--tokenizer", "bytes", "-o", tmp_path / "data").wait() == 0
+    settings = ["--num-seeds", 1, "--steps", 12, "--save-every", 3, "--sequence-length", 32, "--batch-size", 2]
+    compare = ["compare", "finch-L1-D64", "llama-L1-D64", "--data", tmp_path / "data", *settings, "-o"]
+    assert start(*compare, tmp_path / "whole").wait() == 0
+    output = tmp_path / "killed"
+    for _ in range(2):
+        with start(*compare, output) as process:
+            try:
+                process.wait(timeout=chooser.uniform(3, 9))
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+    assert any(start(*compare, output).wait() == 0 for _ in range(5))  # runs of the killed one may still be ending
+    for path in (tmp_path / "whole").rglob("model.safetensors"):
+        assert (output / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert not list(output.rglob("*.tmp"))
