@@ -1,5 +1,7 @@
 """Preparing data: which document goes where, that none is lost, and that memory stays flat."""
 
+import errno
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -184,3 +186,25 @@ def test_memory_does_not_grow_with_the_input(suffix: str, tmp_path: Path, monkey
         tracemalloc.stop()
     assert report.tokens > 7_000_000
     assert peak < 2_500_000
+
+
+def test_a_full_disk_names_the_output_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("Call me Ishmael. " * 9000)
+
+    class FullDisk(io.BufferedWriter):
+        def close(self):
+            if not self.closed:
+                super().close()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = Path.open
+
+    def fill(path, mode="r", *args, **kwargs):
+        if path.suffix == ".bin" and mode == "wb":
+            return FullDisk(io.FileIO(path, "wb"))
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fill)
+    with pytest.raises(UserError, match=r"cannot write .*data: No space left on device"):
+        prepare([tmp_path / "a.txt"], tmp_path / "data", tokenizer=ByteTokenizer())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

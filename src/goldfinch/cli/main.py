@@ -1,6 +1,7 @@
 """`goldfinch COMMAND`: runs one command, and prints errors that users can fix as one line."""
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -109,7 +110,8 @@ def _reason(error: OSError) -> str:
     if error.strerror is None:
         return str(error)
     if error.filename is None:
-        return error.strerror
+        no_room = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        return f"cannot write the output: {error.strerror}" if no_room else error.strerror
     # Files are written under a temporary name first (`goldfinch.files`), which nobody gave.
     name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.tmp$", r"\1", str(error.filename))
     return f"{name}: {error.strerror}"

@@ -31,6 +31,11 @@ class _BlockFile:
         self._file.write(data)
         self._checksums.update(data)
 
+    def abandon(self) -> None:
+        """Close it, whether or not what is left can still be written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def close(self) -> bytes:
         """Close it; returns the checksums."""
         self._file.close()
@@ -56,6 +61,11 @@ class _OpenShard:
         if self._answers is not None:
             self._answers.write(answers)
         self.tokens += len(tokens)
+
+    def abandon(self) -> None:
+        for file in (self._ids, self._answers):
+            if file is not None:
+                file.abandon()
 
     def close(self) -> Shard:
         checksums = self._ids.close()
@@ -134,6 +144,12 @@ class SplitWriter:
             self._shard = None
         return self._finished
 
+    def abandon(self) -> None:
+        """Close what is open, of a directory that will not be complete; nothing after `close`."""
+        if self._shard is not None:
+            self._shard.abandon()
+            self._shard = None
+
     def _shard_with_room(self) -> _OpenShard:
         if self._shard and self._shard.tokens >= self._shard_tokens:
             self.close()
@@ -177,7 +193,7 @@ def write_dataset(
     `has_answers`, it is stored which tokens the loss is on.
 
     Raises:
-        UserError: see `check_output`.
+        UserError: see `check_output`; or a file cannot be written, for example because the disk is full.
     """
     check_output(output, overwrite=overwrite)
     dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
@@ -188,8 +204,14 @@ def write_dataset(
         }
         try:
             yield writers
-        finally:
             shards = {split: writer.close() for split, writer in writers.items()}
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+        finally:
+            for writer in writers.values():
+                writer.abandon()
         tokenizer.save(directory / TOKENIZER)
         if chat_template is not None:
             chat_template.save(directory)
