@@ -202,3 +202,12 @@ with atomic_directory(Path(sys.argv[1])) as new:
         assert slow.exists()
         shutil.rmtree(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="loop is a link that leads back to itself"):
+        write_text(loop, "new")
+    with pytest.raises(UserError, match="loop is a link that leads back to itself"), atomic_directory(loop):
+        pass

@@ -50,13 +50,28 @@ ANY_VERSION = object()
 """For `atomic_file`: whatever is there is replaced."""
 
 
+def resolved(path: Path) -> Path:
+    """The path without symbolic links.
+
+    Raises:
+        UserError: a link leads back to itself.
+    """
+    try:
+        target = path.resolve()
+    except (RuntimeError, OSError):  # by Python version
+        target = None
+    if target is None or target.is_symlink():
+        raise UserError(f"{path} is a link that leads back to itself: remove it, or choose another name")
+    return target
+
+
 def output_file(path: Path) -> Path:
     """Where a file is written that is to be `path`: symbolic links are followed.
 
     Raises:
         UserError: there is something else than a file, such as a folder, a device or a pipe.
     """
-    target = path.resolve() if path.is_symlink() else path
+    target = resolved(path) if path.is_symlink() else path
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise UserError(f"{path} is {kind}: give the name of a file to write")
@@ -124,7 +139,7 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
         FileExistsError: `path` exists, without `replace`.
         UserError: it does by the end of the block.
     """
-    path = path.resolve()
+    path = resolved(path)
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists")
     path.parent.mkdir(parents=True, exist_ok=True)

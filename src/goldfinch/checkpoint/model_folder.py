@@ -54,8 +54,8 @@ def write_safetensors(
     tensors: dict[str, Tensor],
     metadata: dict[str, str] | None = None,
     expected: FileVersion | object | None = ANY_VERSION,
-) -> None:
-    """Write one safetensors file atomically; `expected` as in `atomic_file`.
+) -> FileVersion | None:
+    """Write one safetensors file atomically; `expected` as in `atomic_file`. Returns the version that was written.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; then `path` is unchanged.
@@ -63,6 +63,7 @@ def write_safetensors(
     try:
         with atomic_file(path, expected) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            return FileVersion.of(temporary)  # renaming changes none of it, and others may write right after
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; the existing file is unchanged") from error
 

@@ -15,7 +15,7 @@ from goldfinch.cache.key_value_cache import CacheLevel
 from goldfinch.cache.latents import latent_format
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import ANY_VERSION, FileVersion
+from goldfinch.files import ANY_VERSION, FileVersion, resolved
 from goldfinch.inference.context_file.format import Document, check_document_name, save_context
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
@@ -303,11 +303,11 @@ class Context:
         path = file_path("path", path)
         boolean("overwrite", overwrite)
         expected: FileVersion | object | None = ANY_VERSION
-        is_own_file = self.opened is not None and self.opened[0] == path.resolve()
+        is_own_file = self.opened is not None and self.opened[0] == resolved(path)
         if self.opened is not None and is_own_file:
             expected = self.opened[1]
         elif not overwrite:
             expected = None
-        save_context(path, self.sequence, self.documents, self.tokenizer, self.model_folder, expected)
+        written = save_context(path, self.sequence, self.documents, self.tokenizer, self.model_folder, expected)
         if is_own_file:
-            self.opened = path.resolve(), FileVersion.of(path)
+            self.opened = resolved(path), written

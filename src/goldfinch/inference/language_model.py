@@ -17,7 +17,7 @@ from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.devices import dtype_name, resolve_device, resolve_dtype
 from goldfinch.errors import UserError
-from goldfinch.files import FileVersion
+from goldfinch.files import FileVersion, resolved
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.format import open_context
@@ -162,7 +162,7 @@ class LanguageModel:
         """
         context = self.context(budget=budget)
         path = file_path("path", path)
-        context.opened = path.resolve(), FileVersion.of(path)  # before it is read
+        context.opened = resolved(path), FileVersion.of(path)  # before it is read
         context.documents = open_context(path, context.sequence, self.tokenizer)
         return context
 

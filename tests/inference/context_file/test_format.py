@@ -22,6 +22,7 @@ from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer
 from goldfinch.errors import UserError
+from goldfinch.inference import context as context_module
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file import format as context_file
 from goldfinch.inference.language_model import LanguageModel
@@ -410,3 +411,21 @@ def test_numbers_that_no_model_computes_are_refused(name, value, saved):
     sign(path)
     with pytest.raises(UserError, match=r"that no model computes|token ids outside the vocabulary"):
         lm.open(path)
+
+
+def test_what_is_written_right_after_a_save_is_not_taken_for_ones_own(saved, text, monkeypatch):
+    lm, path, _ = saved
+    mine = lm.open(path)
+    real = context_module.save_context
+
+    def then_someone_else(*args):
+        result = real(*args)
+        monkeypatch.setattr(context_module, "save_context", real)
+        lm.open(path).read(text(3)).save(path)
+        return result
+
+    monkeypatch.setattr(context_module, "save_context", then_someone_else)
+    mine.read(text(5)).save(path)
+    with pytest.raises(UserError, match="was written by someone else in the meantime"):
+        mine.read(text(5)).save(path)
+    assert len(lm.open(path)) == 37 + 5 + 3

@@ -136,8 +136,8 @@ def save_context(
     tokenizer: Tokenizer | None = None,
     model_folder: Path | None = None,
     expected: FileVersion | object | None = ANY_VERSION,
-) -> None:
-    """Write a file that `open_context` reads; see `Context.save`, and `atomic_file` for `expected`."""
+) -> FileVersion | None:
+    """Write a file that `open_context` reads; see `Context.save`, and `write_safetensors` for the rest."""
     current = sequence.current_state()
     if current is None:
         raise UserError(f"the context is empty: read a text before saving it to {path}")
@@ -172,7 +172,7 @@ def save_context(
         "description": description,
         "checksum": str(_checksum(description, others)),
     }
-    write_safetensors(path, blocks | others, metadata, expected)
+    return write_safetensors(path, blocks | others, metadata, expected)
 
 
 def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | None = None) -> list[Document]:
