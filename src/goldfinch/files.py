@@ -4,18 +4,18 @@ import contextlib
 import dataclasses
 import glob
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from goldfinch.errors import UserError
 
 try:
     import fcntl
 except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # mypy takes the name for a module only
 
 
 def sync(path: Path) -> None:
@@ -46,8 +46,8 @@ class FileVersion:
         return cls(device=status.st_dev, inode=status.st_ino, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-ANY_VERSION = object()
-"""For `atomic_file`: whatever is there is replaced."""
+Replaced = FileVersion | Literal["any"] | None
+"""Which file may be replaced by a new one: this version, any, or none at all."""
 
 
 def resolved(path: Path) -> Path:
@@ -73,51 +73,85 @@ def output_file(path: Path) -> Path:
     """
     target = resolved(path) if path.is_symlink() else path
     if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "no regular file"
+        kind = "a folder" if target.is_dir() else "not a regular file"
         raise UserError(f"{path} is {kind}: give the name of a file to write")
     return target
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, expected: "FileVersion | object | None" = ANY_VERSION) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; when the block succeeds, sync it and rename it to `path`.
+def atomic_file(path: Path, replaced: Replaced = "any") -> Iterator[Path]:
+    """Yield a temporary path near `path`; when the block succeeds, sync it and rename it to `path`.
 
     When the block raises, the temporary file is removed and `path` is unchanged.
 
     Args:
         path: see `output_file`.
-        expected: the version that may be replaced, None for no file; by default any.
+        replaced: which file at `path` may be replaced.
 
     Raises:
-        UserError: `path` is no regular file, or another version is there by now, which stays.
+        UserError: `path` is not a regular file, or another version is there by now, which stays.
     """
     path = output_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode
-    try:
-        yield temporary
-        temporary.chmod(mode)  # some writers create a new file, readable by its owner only
-        sync(temporary)
+    with _temporary_folder(path) as folder:
+        temporary = folder / path.name
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        try:
+            yield temporary
+            temporary.chmod(mode)  # some writers create a new file, readable by its owner only
+            sync(temporary)
+        except OSError as error:
+            if error.filename == str(temporary):
+                error.filename = str(path)  # the name that the user knows
+            raise
         with _lock(path.parent):
-            if expected is not ANY_VERSION and FileVersion.of(path) != expected:
+            if replaced != "any" and FileVersion.of(path) != replaced:
                 raise UserError(
-                    f"{path} was written by someone else in the meantime and stays as it is now: open it again and "
+                    f"another process has written {path} in the meantime, and it was not replaced: open it again and "
                     "repeat, or choose another name"
                 )
             temporary.replace(path)
         sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder next to `path`, on its file system, for what is not complete yet; locked, so that others let it be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            except OSError as error:
+                error.filename = str(path)  # the name that the user knows
+                raise
+            folder = Path(stack.enter_context(temporary))
+            # Before it was locked, another writer may have taken it for abandoned.
+            with contextlib.suppress(FileNotFoundError):
+                stack.enter_context(_lock(folder))
+                if folder.exists():
+                    break
+        yield folder
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what writers of this file or directory have left that were killed: what nobody holds the lock of."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if fcntl is None or not left.is_dir():
+            continue
+        with contextlib.suppress(OSError):  # its writer is at work, or has removed it just now
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keep others who take this lock out, while a file is compared and replaced: a moment.
-
-    Where a file system has no locks for folders, there is none; then only writers within this moment are not noticed.
-    """
+    """Hold the lock of a folder. Where the file system has none for folders, nothing is held."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if fcntl is not None:
@@ -142,35 +176,18 @@ def atomic_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     path = resolved(path)
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as name,
-        _lock(Path(name)),
-    ):
-        new, old = Path(name) / "new", Path(name) / "old"
+    with _temporary_folder(path) as folder:
+        new, old = folder / "new", folder / "old"
         new.mkdir()
         yield new
         for written in (*new.rglob("*"), new):
             sync(written)
         with _lock(path.parent):
             if path.exists() and not replace:
-                raise UserError(f"{path} was written by someone else in the meantime and stays: choose another name")
+                raise UserError(
+                    f"another process has written {path} in the meantime, and it was not replaced: choose another name"
+                )
             swap_directory(new, path, old)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed writers of this directory have left: what nobody holds the lock of."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if fcntl is None or not left.is_dir():
-            continue
-        with contextlib.suppress(OSError):  # someone writes it, or has removed it just now
-            descriptor = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(descriptor)
 
 
 def swap_directory(new: Path, path: Path, old: Path) -> None:

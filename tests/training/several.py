@@ -145,7 +145,7 @@ class InSave:
         save_file = model_folder.save_file
 
         def patched(tensors, path, metadata=None):
-            if rank in self.ranks and path.parent.name == f".step-{self.step:08d}.tmp":
+            if rank in self.ranks and path.parent.parent.name == f".step-{self.step:08d}.tmp":
                 path.write_bytes(b"half of it")
                 self.act()
             save_file(tensors, path, metadata)

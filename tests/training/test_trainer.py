@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silen
     real = model_folder.save_file
 
     def full(tensors, path, metadata=None):
-        if "00000006" in path.parent.name:
+        if "00000006" in str(path):
             path.write_bytes(b"half of it")
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         real(tensors, path, metadata)

@@ -21,7 +21,7 @@ from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint
-from goldfinch.files import ANY_VERSION, FileVersion, atomic_directory, atomic_file, one_line, write_text
+from goldfinch.files import FileVersion, Replaced, atomic_directory, atomic_file, one_line, write_text
 from goldfinch.json_yaml import parse_json, read_json
 from goldfinch.model import Decoder
 
@@ -53,15 +53,15 @@ def write_safetensors(
     path: Path,
     tensors: dict[str, Tensor],
     metadata: dict[str, str] | None = None,
-    expected: FileVersion | object | None = ANY_VERSION,
+    replaced: Replaced = "any",
 ) -> FileVersion | None:
-    """Write one safetensors file atomically; `expected` as in `atomic_file`. Returns the version that was written.
+    """Write one safetensors file atomically; `replaced` as in `atomic_file`. Returns the version that was written.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; then `path` is unchanged.
     """
     try:
-        with atomic_file(path, expected) as temporary:
+        with atomic_file(path, replaced) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
             return FileVersion.of(temporary)  # renaming changes none of it, and others may write right after
     except (OSError, SafetensorError) as error:

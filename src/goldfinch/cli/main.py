@@ -5,7 +5,6 @@ import errno
 import importlib
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -112,9 +111,7 @@ def _reason(error: OSError) -> str:
     if error.filename is None:
         no_room = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         return f"cannot write the output: {error.strerror}" if no_room else error.strerror
-    # Files are written under a temporary name first (`goldfinch.files`), which nobody gave.
-    name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.tmp$", r"\1", str(error.filename))
-    return f"{name}: {error.strerror}"
+    return f"{error.filename}: {error.strerror}"
 
 
 def _help(width: int) -> str:

@@ -15,7 +15,7 @@ from goldfinch.cache.key_value_cache import CacheLevel
 from goldfinch.cache.latents import latent_format
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import ANY_VERSION, FileVersion, resolved
+from goldfinch.files import FileVersion, Replaced, resolved
 from goldfinch.inference.context_file.format import Document, check_document_name, save_context
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
@@ -289,7 +289,7 @@ class Context:
         """Write everything to one file, atomically; `LanguageModel.open` reads it.
 
         An existing file is replaced. But the file that this context was opened from is replaced only if it is still
-        the same: what someone else has written to it since then is not lost.
+        the same: what another process has written to it since then is not lost.
 
         The quantization of integer latents is measured first.
 
@@ -302,12 +302,10 @@ class Context:
         """
         path = file_path("path", path)
         boolean("overwrite", overwrite)
-        expected: FileVersion | object | None = ANY_VERSION
+        replaced: Replaced = "any" if overwrite else None
         is_own_file = self.opened is not None and self.opened[0] == resolved(path)
         if self.opened is not None and is_own_file:
-            expected = self.opened[1]
-        elif not overwrite:
-            expected = None
-        written = save_context(path, self.sequence, self.documents, self.tokenizer, self.model_folder, expected)
+            replaced = self.opened[1]
+        written = save_context(path, self.sequence, self.documents, self.tokenizer, self.model_folder, replaced)
         if is_own_file:
             self.opened = resolved(path), written

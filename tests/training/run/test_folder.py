@@ -77,10 +77,11 @@ def test_a_run_that_is_killed_after_its_last_validation_writes_no_line_twice(set
 
 def test_temporary_files_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
     for name in (".loss.png.0a1b2c3d.tmp", ".metrics.jsonl.00000000.tmp", ".model.safetensors.ffffffff.tmp"):
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
     others = [".loss.png.tmp", ".notes.txt.0a1b2c3d.tmp", "loss.png", ".loss.png.0a1b2c3d.tmp.bak"]
     for name in others:
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir()
     remove_temporary_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 

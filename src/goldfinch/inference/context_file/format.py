@@ -32,7 +32,7 @@ from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint
-from goldfinch.files import ANY_VERSION, FileVersion
+from goldfinch.files import FileVersion, Replaced
 from goldfinch.inference.context_file.fingerprint import context_hash, prediction_hash, rotates_below_gold
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.prefill import LowerState, tail_length
@@ -135,7 +135,7 @@ def save_context(
     documents: Sequence[Document] = (),
     tokenizer: Tokenizer | None = None,
     model_folder: Path | None = None,
-    expected: FileVersion | object | None = ANY_VERSION,
+    replaced: Replaced = "any",
 ) -> FileVersion | None:
     """Write a file that `open_context` reads; see `Context.save`, and `write_safetensors` for the rest."""
     current = sequence.current_state()
@@ -172,7 +172,7 @@ def save_context(
         "description": description,
         "checksum": str(_checksum(description, others)),
     }
-    return write_safetensors(path, blocks | others, metadata, expected)
+    return write_safetensors(path, blocks | others, metadata, replaced)
 
 
 def open_context(path: Path, sequence: TokenSequence, tokenizer: Tokenizer | None = None) -> list[Document]:
@@ -210,8 +210,9 @@ def read_description(path: Path) -> Description:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if not 0 < header <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+            other = hint(path)
             raise UserError(
-                f"{path} is not a .gfc context file{hint(path)}" if hint(path) else f"{path} is truncated; {READ_AGAIN}"
+                f"{path} is not a .gfc context file{other}" if other else f"{path} is truncated; {READ_AGAIN}"
             )
         with safe_open(path, "pt") as stored:
             metadata = stored.metadata() or {}

@@ -1,7 +1,6 @@
 """The folder of a run: whether a run can start or resume in it, its settings, its samples."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.mixture import Source
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.files import write_text
+from goldfinch.files import remove_abandoned, write_text
 from goldfinch.json_yaml import read_json
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.run.checkpoint import FOLDER
@@ -18,8 +17,6 @@ from goldfinch.training.run.metrics import FILE as METRICS
 from goldfinch.training.run.metrics import PLOT
 
 SETTINGS, SAMPLES, DATA = "training.json", "samples.txt", "data.json"
-# How `files.atomic_file` calls a file that it has not finished.
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 
 def read_settings(run: Path) -> TrainConfig:
@@ -97,10 +94,8 @@ def write_data(run: Path, fingerprint: list[dict[str, str]]) -> None:
 def remove_temporary_files(run: Path) -> None:
     """Remove the unfinished files that a killed run has left in its folder."""
     names = (SETTINGS, DATA, CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, METRICS, PLOT)
-    for path in run.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and match["name"] in names and path.is_file():
-            path.unlink(missing_ok=True)
+    for name in names:
+        remove_abandoned(run / name)
 
 
 def describe_model(config: TrainConfig, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> None:
