@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+from goldfinch.errors import UserError
+
+MODEL_CONFIG = "config.json"
 _HEADER_BYTES = 1 << 16
 _USES = {
     "a model folder": 'generate from it: goldfinch generate {path} "..."',
@@ -34,8 +37,18 @@ def hint(path: Path) -> str:
     return f"; it is {kind}: {_USES[kind].format(path=path, run=path.parent.parent)}"
 
 
+def require_model_folder(folder: Path) -> None:
+    """Check that a folder has a model's config; its content is not read.
+
+    Raises:
+        UserError: it has none; says what the folder is instead.
+    """
+    if not (folder / MODEL_CONFIG).is_file():
+        raise UserError(f"{folder} holds no model: {MODEL_CONFIG} is missing{hint(folder)}")
+
+
 def _kind_of_folder(path: Path) -> str | None:
-    if (path / "config.json").is_file():
+    if (path / MODEL_CONFIG).is_file():
         return "a model folder"
     index = path / "index.json"
     if index.is_file():

@@ -6,6 +6,8 @@ holds, and files that are far larger than what is read from them can be.
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,10 +82,13 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} occurs twice")
+        raise _duplicate_key(name for name, _ in pairs)
     return result
+
+
+def _duplicate_key(names: Iterable[str]) -> ValueError:
+    ((name, _),) = Counter(names).most_common(1)
+    return ValueError(f"the key {name[:80]!r} occurs twice")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -107,7 +112,6 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-        if twice:
-            raise ValueError(f"the key {min(twice)[:80]!r} occurs twice")
+        if len(set(names)) < len(names):
+            raise _duplicate_key(names)
         return super().construct_mapping(node, deep)

@@ -174,7 +174,7 @@ def test_a_published_finch_is_upgraded_at_once(published, save_pth, same_bits, t
     pth = save_pth({name: tensor.bfloat16() for name, tensor in published("finch").tensors.items()})
     assert run(["upgrade", str(pth), "--gold", "append:1", "-o", str(tmp_path / "new")]) == 0
     assert "not compared: there is no tokenizer" in capsys.readouterr().out
-    base, _ = read_finch(pth)
+    base = read_finch(pth).model
     model = load_model(tmp_path / "new")
     weights = model.state_dict()
     assert same_bits({name: weights[name] for name in base.state_dict()}, base.state_dict())

@@ -64,7 +64,7 @@ def test_retry_answers_the_same_message_with_other_numbers(chat):
     first, second, third = answers(chat("Where?", "/retry", "/retry"))
     assert len({first, second, third}) > 1
     assert answers(chat("Where?", options=["--seed", "2"])) == [second]
-    assert "there is no message" in chat("/retry").err
+    assert "no message to answer again" in chat("/retry").err
 
 
 def test_a_conversation_is_saved_as_text_and_as_a_context(chat):

@@ -159,7 +159,7 @@ def test_other_arguments_are_named(lm, tmp_path):
         (lambda: lm.score(prefix="a", continuations=5), "a list of texts"),
         (lambda: lm.chat("hi"), "messages must be a list of messages"),
         (lambda: lm.chat({"role": "user", "content": "x"}), "messages must be a list of messages"),
-        (lambda: lm.chat([]), "no messages"),
+        (lambda: lm.chat([]), "the list of messages is empty"),
         (lambda: lm.chat([{"role": "user", "content": 5}]), "the content of a chat message must be a text, not 5"),
     ):
         with pytest.raises(UserError, match=message):

@@ -4,12 +4,11 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from goldfinch.checkpoint.companions import CompanionPaths, Companions, read_companions, write_companions
 from goldfinch.checkpoint.model_folder import (
     check_model_output,
     read_config,
@@ -19,12 +18,13 @@ from goldfinch.checkpoint.model_folder import (
     writing,
 )
 from goldfinch.checkpoint.reference import from_reference, to_reference
-from goldfinch.checkpoint.reference_config import infer_finch_config, model_config_to_reference
+from goldfinch.checkpoint.reference_config import infer_finch_config
 from goldfinch.config import ModelConfig
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint
-from goldfinch.files import atomic_file, one_line, write_text
+from goldfinch.files import atomic_file, one_line
 from goldfinch.model import Decoder
 from goldfinch.presets import WORLD_VOCABULARY
 
@@ -49,9 +49,11 @@ def import_reference(
 
     Args:
         pth: a flat dict of tensors with the published names.
-        config: of the model; None to infer that of a pure Finch (RWKV-6 World) model from its shapes.
+        config: of the model; None for the one next to the `.pth` (`companions`), else that of a pure Finch (RWKV-6
+            World) model, inferred from its shapes.
         output: the folder to write, atomically.
-        tokenizer: to store with it; None for the RWKV World tokenizer if the vocabulary has its size.
+        tokenizer: to store with it; None for the one next to the `.pth`, else the RWKV World tokenizer if the
+            vocabulary has its size. A chat template next to the `.pth` is stored, too.
         overwrite: replace `output` if it is a model folder and holds nothing else.
 
     Raises:
@@ -59,39 +61,32 @@ def import_reference(
             `output` exists or cannot be written.
     """
     check_model_output(output, overwrite)
-    config, weights = read_reference(pth, config)
-    tokenizer = tokenizer or usual_tokenizer(config)
+    found = read_companions(pth)
+    config, weights = read_reference(pth, config or found.config)
+    tokenizer = tokenizer or found.tokenizer or usual_tokenizer(config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} ids, the model of {pth} only "
             f"{config.vocab_size}: give its own with --tokenizer"
         )
-    save_model_folder(output, config, weights, tokenizer, overwrite=overwrite)
+    save_model_folder(output, config, weights, tokenizer, found.chat_template, overwrite=overwrite)
     return _describe(config, weights, tokenizer)
-
-
-def companions(pth: Path) -> tuple[Path, Path]:
-    """Where a config and a tokenizer lie next to a .pth: model.yaml and model.tokenizer.json for model.pth."""
-    return pth.with_suffix(".yaml"), pth.with_suffix(".tokenizer.json")
 
 
 def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> Converted:
     """Convert our folder to a published checkpoint, the inverse of `import_reference`, with its `companions`.
 
-    The config is written in the reference's keys, or, for a model that they cannot describe, as our own.
-
     Args:
         folder: written by `goldfinch train` or `goldfinch convert`.
         output: the `.pth` file to write, atomically.
-        overwrite: replace `output` if it exists.
+        overwrite: replace `output`, and what lies next to it, if it exists.
 
     Raises:
         UserError: the folder is missing or corrupt, or `output` exists, is not named .pth or cannot be written.
     """
     if output.suffix != ".pth":
         raise UserError(f"{output} must end in .pth: a folder converts to a published checkpoint")
-    config_file, tokenizer_file = companions(output)
-    for path in (output, config_file, tokenizer_file):
+    for path in (output, *CompanionPaths.of(output)):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: choose another name, or give --overwrite")
     config = read_config(folder)
@@ -101,19 +96,9 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
     with writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)  # given a path, it would store the path: other bytes for the same weights
     with writing(output):
-        write_text(config_file, yaml.safe_dump({"model": _describing(config)}, sort_keys=False))
-        if tokenizer is not None:
-            tokenizer.save(tokenizer_file)
-        else:
-            tokenizer_file.unlink(missing_ok=True)
+        chat_template = ChatTemplate.load(folder)
+        write_companions(output, Companions(config=config, tokenizer=tokenizer, chat_template=chat_template))
     return _describe(config, weights, tokenizer)
-
-
-def _describing(config: ModelConfig) -> dict[str, Any]:
-    try:
-        return model_config_to_reference(config)
-    except UserError:
-        return config.to_dict()
 
 
 def read_reference(pth: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:

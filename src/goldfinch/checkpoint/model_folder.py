@@ -20,7 +20,7 @@ from goldfinch.data.checksums import checksum
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
-from goldfinch.file_kinds import hint
+from goldfinch.file_kinds import MODEL_CONFIG, require_model_folder
 from goldfinch.files import FileVersion, Replaced, atomic_directory, atomic_file, one_line, write_text
 from goldfinch.json_yaml import parse_json, read_json
 from goldfinch.model import Decoder
@@ -28,7 +28,7 @@ from goldfinch.model import Decoder
 _LOGGER = logging.getLogger(__name__)
 FORMAT, VERSION = "goldfinch", 1
 CHECKSUMS = "checksums"  # in the metadata of model.safetensors: XXH3 of each tensor, as JSON
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS, TOKENIZER = MODEL_CONFIG, "model.safetensors", "tokenizer.json"
 
 
 def save_description(
@@ -73,6 +73,7 @@ def save_model_folder(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
+    chat_template: ChatTemplate | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -83,7 +84,7 @@ def save_model_folder(
     """
     check_model_output(output, overwrite)
     with writing(output), atomic_directory(output, replace=overwrite) as folder:
-        save_description(folder, config, tokenizer)
+        save_description(folder, config, tokenizer, chat_template)
         save_weights(folder, _untie(weights))
 
 
@@ -132,8 +133,7 @@ def read_config(folder: Path) -> ModelConfig:
         UserError: there is no such folder or no config, or it is corrupt or of a newer version.
     """
     path = folder / CONFIG
-    if not path.exists():
-        raise UserError(f"{folder} holds no model: {CONFIG} is missing{hint(folder)}")
+    require_model_folder(folder)
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} is not a GoldFinch config; convert published checkpoints with `goldfinch convert`")

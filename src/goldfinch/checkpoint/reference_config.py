@@ -61,13 +61,26 @@ def _read_section(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in section.items()}
 
 
-def is_own_config(values: Mapping[str, Any]) -> bool:
-    """Whether these are the settings of a model in our own config.json rather than the reference's."""
-    return "time_mixes" in values
+def describes_model(content: object) -> bool:
+    """Whether the content of a file describes a model, in the reference's keys or as our own config.json."""
+    section = content.get("model", content) if isinstance(content, dict) else None
+    return isinstance(section, dict) and not section.keys().isdisjoint(("tmix", "time_mixes"))
+
+
+def described_config(content: Mapping[str, Any]) -> ModelConfig:
+    """The config that such content describes, with or without a `model:` section.
+
+    Raises:
+        UserError: as `model_config_from_reference` or `ModelConfig.from_dict`.
+    """
+    values = content.get("model", content)
+    return ModelConfig.from_dict(values) if "time_mixes" in values else model_config_from_reference(values)
 
 
 def ignored_keys(values: Mapping[str, Any]) -> list[str]:
-    """The keys that `model_config_from_reference` ignores: dropout, context length, misspelt ones."""
+    """The keys that `model_config_from_reference` ignores: dropout, context length, misspelt ones; none in our own."""
+    if "time_mixes" in values:
+        return []
     return sorted(values.keys() - {*_NEEDED, *_OPTIONAL})
 
 

@@ -7,12 +7,15 @@ is new starts as the identity.
 import dataclasses
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
+from goldfinch.checkpoint.companions import read_companions
 from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
 from goldfinch.config import ModelConfig, RopeConfig
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.mixers import TIME_MIXES
@@ -21,23 +24,32 @@ from goldfinch.model.initialization import initialize
 from goldfinch.presets import split_plan
 
 
-def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
-    """The model to upgrade and its tokenizer.
+class Base(NamedTuple):
+    """A model to upgrade, and what goes with it."""
+
+    model: Decoder
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+
+
+def read_finch(source: Path) -> Base:
+    """The model to upgrade.
 
     Args:
-        source: a folder of ours, or the `.pth` of a pure Finch (RWKV-6 World) model. The weights keep their types.
+        source: a folder of ours, or the `.pth` of a pure Finch (RWKV-6 World) model, with or without `companions`.
 
     Raises:
         UserError: it is neither, is corrupt, or has layers that are not Finch.
     """
     if source.is_dir():
         model = load_model(source)
-        tokenizer = read_tokenizer(source, model.config)
+        base = Base(model, read_tokenizer(source, model.config), ChatTemplate.load(source))
     else:
-        config, weights = read_reference(source)
+        found = read_companions(source)
+        config, weights = read_reference(source, found.config)
         model = Decoder.on_meta(config)
         model.load_state_dict(weights, assign=True)
-        tokenizer = usual_tokenizer(config)
+        base = Base(model, found.tokenizer or usual_tokenizer(config), found.chat_template)
     others = sorted({kind for kind in model.config.time_mixes if not TIME_MIXES[kind].is_recurrent})
     if "gold" in others:
         raise UserError(
@@ -47,7 +59,7 @@ def read_finch(source: Path) -> tuple[Decoder, Tokenizer | None]:
         raise UserError(
             f"{source} has {others[0]} layers: only a Finch can be upgraded, whose layers are all recurrent"
         )
-    return model, tokenizer
+    return base
 
 
 def upgraded_config(

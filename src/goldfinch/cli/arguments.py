@@ -15,7 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from goldfinch.cli import usage
 from goldfinch.errors import UserError
-from goldfinch.file_kinds import hint
+from goldfinch.file_kinds import hint, require_model_folder
 from goldfinch.settings import nearest
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def plain_metavars() -> tyro.constructors.ConstructorRegistry:
 
     @registry.primitive_rule
     def several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        # mypy takes tuple[kind, ...] for a type, in which no variable may stand; here it is a value to compare with.
         kind = next((kind for kind in _KINDS if info.type == tuple[kind, ...]), None)  # type: ignore[valid-type]
         if info.type == tuple[str | int, ...]:  # stop strings; token ids are for Python
             kind = str
@@ -181,8 +182,7 @@ def require_model(folder: Path) -> None:
         UserError: it does not.
     """
     require_path(folder)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no model: config.json is missing{hint(folder)}")
+    require_model_folder(folder)
 
 
 def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":

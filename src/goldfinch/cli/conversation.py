@@ -127,7 +127,7 @@ class Conversation:
     def _retry(self) -> None:
         message = self._session.undo()
         if message is None:
-            raise UserError("there is no message to answer again")
+            raise UserError("no message to answer again: ask something first")
         sampling = self._options["sampling"]
         if sampling.seed is not None:  # or the answer would be the same
             self._options["sampling"] = dataclasses.replace(sampling, seed=sampling.seed + 1)
@@ -163,5 +163,5 @@ def _help() -> None:
 
 
 def _note(text: str) -> None:
-    """A line that is no part of the conversation."""
+    """Print a line that does not belong to the conversation."""
     print(text, file=sys.stderr, flush=True)

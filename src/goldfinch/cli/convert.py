@@ -62,48 +62,31 @@ class Convert:
             print(f'next: goldfinch generate {folder} "Once upon a time"')
 
     def _export(self) -> None:
-        from goldfinch.checkpoint.convert import companions, export_reference
+        from goldfinch.checkpoint.companions import CompanionPaths
+        from goldfinch.checkpoint.convert import export_reference
         from goldfinch.errors import UserError
 
         if self.config or self.tokenizer is not None:
             raise UserError(f"--config and --tokenizer are for .pth files: the folder {self.source} has its own")
         _print_summary(export_reference(self.source, self.output, overwrite=self.overwrite))
-        config, tokenizer = companions(self.output)
-        others = [str(path) for path in (config, tokenizer) if path.exists()]
-        print(f"wrote {self.output}, and next to it {' and '.join(others)}, which converting it back reads")
+        others = [str(path) for path in CompanionPaths.of(self.output) if path.exists()]
+        print(f"wrote {self.output}, and next to it {', '.join(others)}, which converting it back reads")
 
     def _model_config(self) -> "ModelConfig | None":
-        from goldfinch.checkpoint.convert import companions
-        from goldfinch.checkpoint.reference_config import (
-            ignored_keys,
-            is_own_config,
-            model_config_from_reference,
-            read_reference_config,
-        )
-        from goldfinch.config import ModelConfig
+        from goldfinch.checkpoint.reference_config import described_config, ignored_keys, read_reference_config
 
-        files = list(itertools.chain.from_iterable(self.config))
-        beside = companions(self.source)[0]
-        if not files and beside.is_file():
-            print(f"config:     {shown(str(beside))}")
-            files = [beside]
-        if not files:
+        if not self.config:
             return None
-        values = read_reference_config(files)
-        if is_own_config(values):
-            return ModelConfig.from_dict(values)
+        values = read_reference_config(list(itertools.chain.from_iterable(self.config)))
         ignored = ignored_keys(values)
         if ignored:
             print(f"ignored config keys, which do not affect the model: {shown(', '.join(ignored))}")
-        return model_config_from_reference(values)
+        return described_config(values)
 
     def _tokenizer(self) -> "Tokenizer | None":
-        from goldfinch.checkpoint.convert import companions
         from goldfinch.data.tokenizers import named_tokenizer
 
-        beside = companions(self.source)[1]
-        name = self.tokenizer or (str(beside) if beside.is_file() else None)
-        return None if name is None else named_tokenizer(name)
+        return None if self.tokenizer is None else named_tokenizer(self.tokenizer)
 
 
 def _print_summary(converted: "Converted") -> None:

@@ -61,7 +61,7 @@ class Upgrade:
         from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
 
         check_model_output(self.output, self.overwrite)
-        base, tokenizer = read_finch(self.finch)
+        base, tokenizer, chat_template = read_finch(self.finch)
         config = upgraded_config(base.config, self.gold, self.latent_ratio, self.rope)
         text = self._text(tokenizer)
         model = upgrade(base, config, self.seed)
@@ -71,7 +71,7 @@ class Upgrade:
             self._compare(base, model, tokenizer.encode(text))
         else:
             print("loss:      not compared: there is no tokenizer")
-        save_model_folder(self.output, config, model.state_dict(), tokenizer, overwrite=self.overwrite)
+        save_model_folder(self.output, config, model.state_dict(), tokenizer, chat_template, overwrite=self.overwrite)
         kind = f"with the {tokenizer.name} tokenizer" if tokenizer is not None else "without a tokenizer"
         print(f"wrote {self.output} {kind}")
         multipliers = shlex.join(old_weights_slowly(base.config, config, OLD_MULTIPLIER))

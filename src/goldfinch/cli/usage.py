@@ -1,6 +1,6 @@
 """What tyro prints, as we print it: help that wraps at the terminal's width, and errors in one short line.
 
-tyro prints plainly where there is no terminal: titles, rules of hyphens, and columns by indentation.
+tyro prints plain text when its output is not a terminal: titles, rules of hyphens, and columns by indentation.
 """
 
 import dataclasses

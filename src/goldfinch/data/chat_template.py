@@ -124,7 +124,7 @@ class ChatTemplate:
             raise UserError(f"messages must be a list of messages, not {shortened(messages)}")
         messages = list(messages)
         if not messages:
-            raise UserError("there are no messages: give at least one, such as {'role': 'user', 'content': '...'}")
+            raise UserError("the list of messages is empty: give one such as {'role': 'user', 'content': '...'}")
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise UserError(f"a chat message needs a role and a content, not {shortened(message)}")

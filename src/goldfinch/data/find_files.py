@@ -167,7 +167,7 @@ class _Search:
         """The files that match a pattern, and those in folders that do; each with the folder it was found from."""
         files: dict[Path, Path] = {}
         # Unlike Path.glob, this takes absolute patterns and skips hidden files.
-        for path in map(Path, glob.glob(pattern, recursive=True)):  # noqa: PTH207
+        for path in map(Path, glob.glob(pattern, recursive=True)):  # noqa: PTH207 (see above)
             if "__pycache__" not in path.parts:
                 files |= dict.fromkeys(self._walk(path) if path.is_dir() else [path], Path(path.anchor))
         return files

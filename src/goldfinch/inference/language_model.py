@@ -306,9 +306,8 @@ class LanguageModel:
         weights = cast(dict[str, Tensor], self.model.state_dict())
         folder = file_path("folder", folder)
         boolean("overwrite", overwrite)
-        save_model_folder(folder, self.config, weights, self.tokenizer, overwrite=overwrite)
-        if self.chat_template != ChatTemplate():
-            self.chat_template.save(folder)
+        chat_template = self.chat_template if self.chat_template != ChatTemplate() else None
+        save_model_folder(folder, self.config, weights, self.tokenizer, chat_template, overwrite=overwrite)
 
 
 def _is_batch(prompt: Any) -> bool:
