@@ -13,7 +13,7 @@ import goldfinch as gf
 from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.config import RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
-from goldfinch.inference.context_file.format import read_description
+from goldfinch.inference.context_file.description import read_description
 
 TEXT = "The whale swims past the ship.\n"
 SHORT = ["--max-tokens", "6", "--seed", "1"]

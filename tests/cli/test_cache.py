@@ -11,6 +11,7 @@ import goldfinch as gf
 from goldfinch.cli.main import run
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file import format as context_file
+from goldfinch.inference.context_file.description import read_description, states_checksum
 
 TEXT = "Call me Ishmael. Some years ago - never mind how long précisément - I thought I would sail about a little. "
 
@@ -117,10 +118,10 @@ def test_verify_finds_what_checksums_cannot(book, capsys):
     save_file(tensors, damaged, metadata)
     assert output_of(capsys, "verify", damaged, "--blocks", 0)[0] == 2
     # With a checksum that fits, only the model can tell.
-    stored = context_file.open_key_cache(damaged, context_file.read_description(damaged))
+    stored = context_file.open_key_cache(damaged, read_description(damaged))
     tensors["checksums"] = torch.tensor([stored.checksum(block) for block in range(stored.num_blocks)])
     others = {n: tensor for n, tensor in tensors.items() if n[:4] not in ("ids.", "late", "scal")}
-    metadata["checksum"] = str(context_file._checksum(metadata["description"], others))
+    metadata["checksum"] = str(states_checksum(metadata["description"], others))
     save_file(tensors, damaged, metadata)
     assert output_of(capsys, "verify", damaged, "--blocks", 0)[0] == 0
     code, _, message = output_of(capsys, "verify", damaged, "--blocks", 9)

@@ -12,7 +12,7 @@ import pytest
 import goldfinch as gf
 from goldfinch.cli import progress
 from goldfinch.data import documents as documents_module
-from goldfinch.inference.context_file.format import read_description
+from goldfinch.inference.context_file.description import read_description
 
 END_OF_TEXT = 256
 

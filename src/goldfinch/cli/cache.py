@@ -16,7 +16,7 @@ from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
-    from goldfinch.inference.context_file.format import Description
+    from goldfinch.inference.context_file.description import Description
     from goldfinch.inference.context_file.text import Hit, StoredText
 
 File = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE.gfc")]]
@@ -43,7 +43,7 @@ class Info:
 
     def run(self) -> None:
         """Print the table or the JSON object. Needs neither the model nor its tokenizer."""
-        from goldfinch.inference.context_file.format import read_description
+        from goldfinch.inference.context_file.description import read_description
 
         description = read_description(self.file)
         sizes = _sizes(self.file, description)
@@ -159,7 +159,8 @@ class Verify:
         Raises:
             UserError: the file is corrupt, or its latents are not what the model computes.
         """
-        from goldfinch.inference.context_file.format import open_key_cache, read_description
+        from goldfinch.inference.context_file.description import read_description
+        from goldfinch.inference.context_file.format import open_key_cache
 
         description = read_description(self.file)
         key_cache = open_key_cache(self.file, description)
@@ -222,7 +223,7 @@ def main(args: list[str]) -> None:
 
 
 def _stored_text(path: Path, model: Path | None) -> "StoredText":
-    from goldfinch.inference.context_file.format import read_description
+    from goldfinch.inference.context_file.description import read_description
     from goldfinch.inference.context_file.text import StoredText, require_stored_tokenizer
 
     description = read_description(path)
@@ -245,7 +246,7 @@ def _sizes(path: Path, description: "Description") -> dict[str, int]:
 
 
 def _model_rows(path: Path, description: "Description") -> Rows:
-    from goldfinch.inference.context_file.format import model_folder
+    from goldfinch.inference.context_file.description import model_folder
 
     config, folder = description.model, model_folder(path, description)
     layers = f"{config.num_layers} layers ({config.num_gold_layers} GOLD)"

@@ -59,7 +59,7 @@ class ContextOptions:
         _check_names(self.dtype, self.device)
         if self.model is not None:
             require_model(self.model)
-        from goldfinch.inference.context_file.format import read_description
+        from goldfinch.inference.context_file.description import read_description
         from goldfinch.inference.context_file.text import require_model_folder
 
         description = read_description(path)

@@ -16,7 +16,8 @@ from goldfinch.cache.latents import latent_format
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import FileVersion, Replaced, resolved
-from goldfinch.inference.context_file.format import Document, check_document_name, save_context
+from goldfinch.inference.context_file.description import Document, check_document_name
+from goldfinch.inference.context_file.format import save_context
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
 from goldfinch.inference.memory_usage import MemoryUsage

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from goldfinch.data.documents import Document as TextDocument
 from goldfinch.inference.context import Context
-from goldfinch.inference.context_file.format import UNSHOWN, Document
+from goldfinch.inference.context_file.description import UNSHOWN, Document
 from goldfinch.inference.token_ids import require_tokenizer
 
 

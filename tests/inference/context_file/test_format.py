@@ -25,6 +25,7 @@ from goldfinch.errors import UserError
 from goldfinch.inference import context as context_module
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file import format as context_file
+from goldfinch.inference.context_file.description import model_folder, read_description, states_checksum
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.model import Decoder
 
@@ -64,7 +65,7 @@ def sign(path):
     with safe_open(path, "pt") as file:
         others = {n: file.get_tensor(n) for n in file.keys() if n[:4] not in ("ids.", "late", "scal")}  # noqa: SIM118 (not a dictionary)
         description = file.metadata()["description"]
-    rewrite(path, lambda metadata: metadata.update(checksum=str(context_file._checksum(description, others))))
+    rewrite(path, lambda metadata: metadata.update(checksum=str(states_checksum(description, others))))
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -274,7 +275,7 @@ def test_a_model_folder_that_moves_with_the_file_is_still_found(model_of, text, 
     gf.load(tmp_path / "a" / "model").read(text(9)).save(tmp_path / "a" / "notes" / "book.gfc")
     (tmp_path / "a").rename(tmp_path / "b")
     path = tmp_path / "b" / "notes" / "book.gfc"
-    folder = context_file.model_folder(path, context_file.read_description(path))
+    folder = model_folder(path, read_description(path))
     assert folder == tmp_path / "b" / "model"
     assert len(gf.load(folder).open(path)) == 9
 

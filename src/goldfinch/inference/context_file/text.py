@@ -13,7 +13,8 @@ from safetensors import safe_open
 from goldfinch.checkpoint.model_folder import TOKENIZER, read_tokenizer
 from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
-from goldfinch.inference.context_file.format import Description, Document, model_folder, open_key_cache
+from goldfinch.inference.context_file.description import Description, Document, model_folder
+from goldfinch.inference.context_file.format import open_key_cache
 from goldfinch.settings import did_you_mean
 
 MAX_CHARACTER_BYTES = 4  # in UTF-8
