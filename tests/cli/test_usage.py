@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
+from goldfinch.cli import usage
 from goldfinch.cli.arguments import parse
 from goldfinch.cli.main import COMMANDS, run
 from goldfinch.errors import UserError
@@ -129,3 +130,9 @@ def test_the_nearest_option_is_of_the_same_group(tmp_path, capsys):
     capsys.readouterr()
     assert run(["train", "finch-L1-D64", "--data", data, "-o", str(tmp_path / "run"), "--optimizer.lr", "3"]) == 2
     assert "did you mean --optimizer.learning-rate?" in capsys.readouterr().err
+
+
+def test_a_layout_of_tyro_that_is_not_known_is_shown_as_it_is():
+    boxed = "usage: goldfinch ask [-h]\n\n╭─ options ─────╮\n│ -h, --help     │\n╰───────────────╯"
+    assert usage.format_help(boxed, 80) == boxed
+    assert usage.explain(boxed, "goldfinch ask", [], boxed) == "the arguments cannot be read (see goldfinch ask --help)"

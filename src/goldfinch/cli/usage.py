@@ -19,10 +19,12 @@ _UNSAID_DEFAULTS = re.compile(r"\s*\(default:\s*(''|None|none)?\)$")
 
 
 def format_help(plain: str, width: int) -> str:
-    """tyro's help, wrapped at `width` columns, without boxes and colours."""
+    """tyro's help, wrapped at `width` columns, without boxes and colours; as it is, where its layout is another."""
     lines = [line.rstrip() for line in plain.splitlines()]
     titles = [index for index, rule in enumerate(lines[1:]) if _RULE.fullmatch(rule) and lines[index][1:2] != " "]
-    preface = lines[: titles[0]] if titles else lines
+    if not titles:
+        return plain.rstrip()
+    preface = lines[: titles[0]]
     usage, *paragraphs = _paragraphs(preface)
     out = [wrap(usage, width, " " * len("usage: ")).lstrip()]
     out += ["\n" + wrap(paragraph, width) for paragraph in paragraphs]
@@ -87,7 +89,7 @@ def explain(framed: str, prog: str, args: Sequence[str], plain_help: str) -> str
             parts.append(_plainly(parsing[1]))
         elif not parts and not head.startswith(("For full", "Perhaps", "Arguments", "Available", "Argument ")):
             parts.append(head)
-    return f"{'; '.join(parts)} (see {prog} --help)"
+    return f"{'; '.join(parts) or 'the arguments cannot be read'} (see {prog} --help)"
 
 
 def _hint(name: str, known: list[str]) -> str:
@@ -116,7 +118,10 @@ def _short_name(invocation: str) -> str:
 def _sections(framed: str) -> Iterator[tuple[str, list[str]]]:
     """The parts between rules: the text at the margin, and the names listed below it, without their help."""
     section: list[str] = []
-    for line in [*framed.splitlines()[2:], "-----"]:  # after the title and its rule
+    lines = framed.splitlines()
+    if not any(map(_RULE.fullmatch, lines)):  # another layout
+        return
+    for line in [*lines[2:], "-----"]:  # after the title and its rule
         if not _RULE.fullmatch(line.rstrip()):
             section.append(line.rstrip())
             continue
