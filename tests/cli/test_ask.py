@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,9 @@ def test_the_answer_is_what_the_model_writes_after_the_question(book, goldfinch)
 
 
 def test_keeping_adds_question_and_answer_for_the_next_question(book, goldfinch):
-    answer = goldfinch("ask", book, "Where?", *SHORT, "--keep").out
+    asked = goldfinch("ask", book, "Where?", *SHORT, "--keep")
+    assert "questions and answers are now part of book.gfc" in asked.err
+    answer = asked.out
     kept = text_in(book)
     assert kept.startswith(f"{TEXT}\nUser: Where?\n\nAssistant:")
     assert answer.strip() in kept
@@ -175,6 +179,32 @@ def test_positions_that_cannot_be_changed_are_refused(goldfinch, run_with_positi
 
 def test_all_commands_agree_on_the_bytes_of_a_token(book, small_run, goldfinch):
     shown = json.loads(goldfinch("info", small_run, "--json").out)["cache_bytes_per_token"]
+    assert f"{shown} bytes per token" in goldfinch("read", "book.txt", "-m", small_run, "-o", "again.gfc").out
     stored = json.loads(goldfinch("cache", "info", book, "--json").out)
     checksum_of_one_block = 8
     assert shown == (stored["bytes"]["key_cache"] - checksum_of_one_block) / stored["num_tokens"]
+
+
+@pytest.mark.slow
+def test_of_several_processes_that_append_to_one_file_none_loses_a_document(book):
+    """Each either adds its document, or says that the file has changed."""
+    for name in ("b.txt", "c.txt", "d.txt"):
+        Path(name).write_text(f"A document called {name}.")
+    append = [sys.executable, "-m", "goldfinch", "read", "-m", "run", "-o", "book.gfc", "--append"]
+    writers = {
+        name: subprocess.Popen([*append, name], stderr=subprocess.PIPE, text=True)
+        for name in ("b.txt", "c.txt", "d.txt")
+    }
+    ended = {name: (process.communicate()[1], process.returncode) for name, process in writers.items()}
+    added = {name for name, (_, code) in ended.items() if code == 0}
+    assert added
+    assert {document.name for document in read_description(book).documents} == {"book.txt", *added}
+    for message, code in ended.values():
+        assert code == 0 or (code == 2 and "another process has written" in message)
+
+
+def test_a_file_name_that_cannot_be_shown_is_a_document_all_the_same(small_run, goldfinch):
+    name = "na\x1bme \udcff.txt"  # a control character, and a byte that is not UTF-8
+    Path(name).write_text(TEXT)
+    goldfinch("read", name, "-m", small_run, "-o", "book.gfc")
+    assert [document.name for document in read_description(Path("book.gfc")).documents] == ["na\ufffdme \ufffd.txt"]

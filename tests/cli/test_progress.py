@@ -7,7 +7,13 @@ import pytest
 from rich.console import Console
 
 from goldfinch.cli.compare import CompareDisplay
-from goldfinch.cli.progress import SECONDS_BETWEEN_LINES, ReadingDisplay, TrainingDisplay, WindowsDisplay
+from goldfinch.cli.progress import (
+    SECONDS_BETWEEN_LINES,
+    FirstPassDisplay,
+    ReadingDisplay,
+    TrainingDisplay,
+    WindowsDisplay,
+)
 from goldfinch.cli.units import plural
 
 RECORD = {"step": 1200, "loss": 3.14159, "tokens_per_second": 12345.6, "skipped_steps": 0}
@@ -105,3 +111,34 @@ def test_the_table_of_a_comparison_says_step_and_time_left_first(columns, capsys
     with CompareDisplay(2, console) as display:
         display.update([status])
     assert re.search(r"running +1,200 of 10,000 +1:13:20 ", _plain(capsys.readouterr().out))
+
+
+def first_pass(clock, seconds):
+    """A pass in ten parts, each of so many seconds."""
+    display = FirstPassDisplay()
+    for part in range(1, 11):
+        clock(seconds)
+        display.advance(part / 10)
+
+
+def test_a_quick_first_pass_shows_nothing(clock, capsys, monkeypatch):
+    first_pass(clock, 0.05)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    first_pass(clock, 0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_slow_first_pass_shows_the_time_left_and_leaves_no_trace(clock, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    first_pass(clock, 2)
+    frames = _plain(capsys.readouterr().err).split("\r")
+    assert frames[0].strip() == "reading the compressed keys: 20%  0:08 left"
+    assert [frames[-2].strip(), frames[-1]] == ["", ""]
+
+
+def test_a_slow_first_pass_prints_a_line_now_and_then_to_a_file(clock, capsys):
+    first_pass(clock, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"reading the compressed keys: {part}%  {left} left" for part, left in ((40, "0:18"), (70, "0:10"))
+    ]

@@ -7,7 +7,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from goldfinch.cache.key_cache import KeyCache, column_formats, id_dtype
+from goldfinch.cache.key_cache import KeyCache, bytes_per_token, id_dtype
 from goldfinch.cache.latents import FloatLatents, LatentFormat, latent_format
 from goldfinch.config import ModelConfig
 from goldfinch.inference.prefill import read_lower, tail_length
@@ -90,14 +90,8 @@ def _computed_bytes(config: ModelConfig, stored: LatentFormat | None) -> tuple[i
     accounting = account(config, id_bytes=id_dtype(config.vocab_size).itemsize)
     per_token = accounting.cache_bytes_per_token
     if stored is not None:
-        per_token += row_bytes(config, stored) - row_bytes(config, FloatLatents(torch.bfloat16))
+        per_token += bytes_per_token(config, stored) - bytes_per_token(config, FloatLatents(torch.bfloat16))
     return per_token, accounting.state_bytes
-
-
-def row_bytes(config: ModelConfig, stored: LatentFormat | None) -> int:
-    """Bytes of one token in the key cache."""
-    kinds = column_formats(config, stored).values()
-    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds)
 
 
 @torch.inference_mode()

@@ -40,6 +40,12 @@ def is_plausible(stored: Tensor) -> bool:
     return not stored.is_floating_point() or bool(stored.abs().max() <= MAX_MAGNITUDE)  # false for NaN
 
 
+def bytes_per_token(config: ModelConfig, latents: LatentFormat | None) -> int:
+    """Bytes of everything that is stored per token."""
+    kinds = column_formats(config, latents).values()
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds)
+
+
 class KeyCache:
     """Per token an id and, in models with GOLD layers, a latent of R numbers.
 

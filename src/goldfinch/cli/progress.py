@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Narrower terminals show no bar.
 WIDE = 80
+SECONDS_BEFORE_PROGRESS = 1.0
 SECONDS_BETWEEN_LINES = 10.0
 # Bad documents that are shown one by one; the rest are counted.
 SHOWN_ERRORS = 20
@@ -190,28 +191,35 @@ class ReadingDisplay(_Display):
             self._console.print(f"reading {line}")
 
 
-class FirstPassDisplay(_Display):
-    """Progress of the first pass of the GOLD layers over an opened context, on stderr; gone when the answer begins."""
+class FirstPassDisplay:
+    """Progress of the first pass of the GOLD layers over an opened context, on stderr, if it takes more than a second.
+
+    One line that is written over and cleared at the end: an answer follows, or Ctrl-C at any moment.
+    """
 
     def __init__(self) -> None:
-        done = "reading the compressed keys: {task.percentage:.0f}%"
-        super().__init__(errors_console(), done, transient=True)
-        self._task = self._bar.add_task("", total=1.0)
-        self._began = False
+        self._console = errors_console()
+        self._started: float | None = None
+        self._last_line = 0.0
+        self._shown = 0  # characters
 
     def advance(self, done: float) -> None:
         """Show which fraction of it is done."""
-        if not self._began:
-            self._began = True
-            self._started = self._last_line = time.monotonic()
-            self._bar.start()
-            self._bar.reset(self._task, total=1.0)
-        self._bar.update(self._task, completed=done)
-        if self._line_is_due() and done < 1:
-            left = (time.monotonic() - self._started) * (1 - done) / done
-            self._console.print(f"reading the compressed keys: {done:.0%}  {clock(left)} left")
+        now = time.monotonic()
+        if self._started is None:
+            self._started = self._last_line = now
         if done >= 1:
-            self._bar.stop()
+            if self._shown:
+                self._console.print(" " * self._shown, end="\r")
+            return
+        seconds = now - self._started
+        line = f"reading the compressed keys: {done:.0%}  {clock(seconds * (1 - done) / done)} left"
+        if self._console.is_terminal and seconds >= SECONDS_BEFORE_PROGRESS:
+            self._shown = max(self._shown, len(line))
+            self._console.print(line.ljust(self._shown), end="\r")
+        elif not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._console.print(line)
 
 
 class WindowsDisplay(_Display):

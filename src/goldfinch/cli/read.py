@@ -114,9 +114,11 @@ class Read:
         return lm.context(None if self.latents == "model" else self.latents)
 
     def _print_summary(self, context: "Context", num_documents: int, display: ReadingDisplay) -> None:
+        from goldfinch.cache.key_cache import bytes_per_token
         from goldfinch.model.accounting import account
 
         num_tokens, stored = len(context), self.output.stat().st_size
+        per_token = bytes_per_token(context.model.config, context.sequence.key_cache.format)
         transformer = account(context.model.config).transformer_bytes_per_token * num_tokens
         report = context.measure_quantization()
         if self.json:
@@ -139,7 +141,7 @@ class Read:
             f"in {clock(display.seconds)}, {display.speed:,.0f} tokens/s"
         )
         print(
-            f"saved {self.output}: {size(stored)}, {stored / num_tokens:,.1f} bytes per token; a Transformer of this "
+            f"saved {self.output}: {size(stored)}, {per_token} bytes per token and the states; a Transformer of this "
             f"depth and width would keep {size(transformer)} in bf16, {transformer / stored:,.1f} times as much"
         )
         if report is not None:
