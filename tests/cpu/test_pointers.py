@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldfinch.cpu.pointers import pointer
+from goldfinch.cpu.pointers import UnfitTensorError, pointer
 
 
 def test_the_address_is_that_of_the_data():
@@ -26,5 +26,5 @@ def test_the_address_is_that_of_the_data():
     ids=["dtype", "shape", "strides", "strides of the last dimension", "device"],
 )
 def test_another_tensor_is_refused(tensor, strided):
-    with pytest.raises(ValueError, match=r"must be torch.float32 \(2, 3\) on cpu, contiguous"):
+    with pytest.raises(UnfitTensorError, match=r"must be torch.float32 \(2, 3\) on cpu, contiguous"):
         pointer(tensor, (2, 3), torch.float32, strided=strided)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from goldfinch.cpu import build
+from goldfinch.cpu.pointers import UnfitTensorError
 from goldfinch.mixers import Gold, gold_cpu
 
 pytestmark = pytest.mark.skipif(build.compiled(gold_cpu.SOURCE, "GOLD") is None, reason="no C++ compiler")
@@ -18,8 +19,7 @@ def layer(small_config, randomized):
 
 
 def possible(rows, gold):
-    mu = gold.mu_e, gold.mu_k, gold.mu_v
-    return gold_cpu.possible(rows, mu, (gold.shift_low_rank, gold.key_adapter, gold.value_adapter), gold.key_norm)
+    return gold_cpu.possible(rows, gold.shift_low_rank, gold.key_adapter, gold.value_adapter)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)])
@@ -61,10 +61,15 @@ def test_gradients_and_other_types_are_left_to_pytorch(layer):
     with torch.inference_mode():
         assert not possible(rows.double(), layer(torch.float64))
         assert not possible(rows[None], layer(torch.float32))
-        for name in ("mu_v", "shift_low_rank.b", "key_adapter.a", "key_norm.bias"):
-            gold = layer(torch.float32)
-            gold.get_parameter(name).data = gold.get_parameter(name).bfloat16()
-            assert not possible(rows, gold)
+
+
+@pytest.mark.parametrize("name", ["mu_v", "shift_low_rank.b", "value_adapter.a", "value_norm.bias"])
+def test_a_weight_of_another_dtype_is_refused(layer, name):
+    gold, rows = layer(torch.float32), torch.randn(3, 96)
+    gold.get_parameter(name).data = gold.get_parameter(name).bfloat16()
+    mu = gold.mu_e, gold.mu_k, gold.mu_v
+    with torch.inference_mode(), pytest.raises(UnfitTensorError, match=r"a tensor of torch.bfloat16"):
+        gold_cpu.mix(rows, rows, mu, gold.shift_low_rank, gold.value_adapter, gold.value_norm)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """GOLD, the attention time mix whose keys and values come from the compressed key cache (P17-21)."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
+from goldfinch.cpu.pointers import UnfitTensorError
 from goldfinch.layers.initial_values import mixing_vector, output_norm_weight
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
@@ -162,9 +164,10 @@ class Gold(TimeMix):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
-        mu = self.mu_e, self.mu_k, self.mu_v
-        if gold_cpu.possible(embeddings, mu, (self.shift_low_rank, self.value_adapter), self.value_norm):
-            return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
+        if gold_cpu.possible(embeddings, self.shift_low_rank, self.value_adapter):
+            mu = self.mu_e, self.mu_k, self.mu_v
+            with contextlib.suppress(UnfitTensorError):  # weights of several dtypes are PyTorch's to compute or refuse
+                return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
         difference = before - embeddings
         chosen_by = torch.addcmul(embeddings, difference, self.mu_e)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
@@ -180,8 +183,9 @@ class Gold(TimeMix):
             weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
             value_index: (S,) int64, which of the weights are each token's; None if each has its own.
         """
-        if gold_cpu.possible(keys, (), (self.key_adapter,), self.key_norm):
-            return gold_cpu.keys(keys, before, weights, value_index, self.key_adapter, self.key_norm)
+        if gold_cpu.possible(keys, self.key_adapter):
+            with contextlib.suppress(UnfitTensorError):
+                return gold_cpu.keys(keys, before, weights, value_index, self.key_adapter, self.key_norm)
         if value_index is not None:
             weights = weights.index_select(0, value_index)
         k = torch.addcmul(keys, before - keys, weights)

@@ -19,17 +19,16 @@ SOURCE = Path(__file__).with_name("gold.cpp")
 LANES = 16  # all widths must be a multiple of it
 
 
-def possible(rows: Tensor, mu: tuple[Tensor, ...], low_ranks: tuple[LowRank, ...], norm: nn.LayerNorm) -> bool:
-    """Whether C++ can compute these rows, (S, D): on a CPU, without gradients, of these sizes, all in one dtype."""
-    if rows.dim() != 2 or rows.dtype not in (torch.float32, torch.bfloat16) or torch.is_grad_enabled():
-        return False
-    factors = [factor for low_rank in low_ranks for factor in (low_rank.a, low_rank.b)]
+def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
+    """Whether C++ may be tried for these rows, (S, D): on a CPU, without gradients, of these sizes.
+
+    `mix` and `keys` then refuse what they cannot read, such as a weight of another dtype.
+    """
     return (
-        all(
-            tensor.is_cpu and tensor.dtype is rows.dtype and tensor.is_contiguous()
-            for tensor in (*mu, *factors, norm.weight, norm.bias)
-        )
+        rows.dim() == 2
         and rows.is_cpu
+        and not torch.is_grad_enabled()
+        and rows.dtype in (torch.float32, torch.bfloat16)
         and not any(size % LANES for size in (rows.shape[1], *(low_rank.b.shape[1] for low_rank in low_ranks)))
         and compiled(SOURCE, "GOLD") is not None
     )
@@ -43,7 +42,11 @@ def mix(
     adapter: LowRank,
     norm: nn.LayerNorm,
 ) -> tuple[Tensor, Tensor]:
-    """As `Gold.mix`; mu: of what chooses the weights, of keys and of values."""
+    """As `Gold.mix`; mu: of what chooses the weights, of keys and of values.
+
+    Raises:
+        UnfitTensorError: a tensor has another dtype, shape, layout or device than the rows ask for.
+    """
     embeddings, before = (part.to(embeddings.dtype).contiguous() for part in (embeddings, before))
     weights, values = torch.empty_like(embeddings), torch.empty_like(embeddings)
     rows, dtype = embeddings.shape, embeddings.dtype
@@ -60,7 +63,11 @@ def mix(
 def keys(
     kd: Tensor, before: Tensor, weights: Tensor, value_index: Tensor | None, adapter: LowRank, norm: nn.LayerNorm
 ) -> Tensor:
-    """As `Gold.keys`."""
+    """As `Gold.keys`.
+
+    Raises:
+        UnfitTensorError: as `mix`.
+    """
     kd, before, weights = (part.to(kd.dtype).contiguous() for part in (kd, before, weights))
     result = torch.empty_like(kd)
     rows, width, dtype = kd.shape, kd.shape[1], kd.dtype
