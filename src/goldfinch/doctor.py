@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from goldfinch import __version__
-from goldfinch.cpu.build import cache_folder, find_compiler
+from goldfinch.cpu.build import MARCH_VARIABLE, cache_folder, find_compiler
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer", "tyro", "rich")
 OPTIONAL_PACKAGES = ("pyarrow", "datasets", "fla-core", "triton", "tensorboard", "wandb")
@@ -39,7 +39,15 @@ INSTRUCTION_SETS = [
     "sve",
     "sve2",
 ]
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CXX", "XDG_CACHE_HOME", "HF_HOME")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CXX",
+    MARCH_VARIABLE,
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+)
 
 Section = dict[str, Any]
 

@@ -1,6 +1,7 @@
 """Compiling this package's C++ for this machine, on first use; the libraries are cached.
 
-Without a compiler a warning is logged once, and everything runs in PyTorch.
+Without a compiler a warning is logged once, and everything runs in PyTorch. Libraries are made for this very processor,
+or for what $GOLDFINCH_MARCH tells the compiler, such as x86-64-v3.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -23,12 +25,12 @@ _LOGGER = logging.getLogger("goldfinch")
 HEADERS = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 # Contracting a * b + c into one instruction rounds once instead of twice; nothing else is reordered.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
 if sys.platform == "darwin":
     FLAGS += ("-undefined", "dynamic_lookup")  # OpenMP's functions, if they are loaded
+X86 = ("x86_64", "amd64", "i686")
+MARCH_VARIABLE = "GOLDFINCH_MARCH"
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-VECTOR_BYTES = 64
-"""Rows must be a multiple of this."""
 
 
 @functools.cache
@@ -56,12 +58,23 @@ def compiled(source: Path, name: str) -> ctypes.CDLL | None:
         return None
 
 
+def float_lanes(library: ctypes.CDLL | None) -> int | None:
+    """The numbers of a vector of fp32, of which the rows that a library computes must be a multiple."""
+    return None if library is None else library.vector_bytes() // 4
+
+
 def _fingerprint(compiler: str, source: Path) -> str:
     """A hash of the code, the compiler and the processor, whose instruction sets show in the compiler's macros."""
-    command = [compiler, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull]
+    command = [compiler, *flags(), "-E", "-dM", "-x", "c++", os.devnull]
     macros = subprocess.run(command, capture_output=True, check=True).stdout
     code = [file.read_bytes() for file in (source, *sorted(HEADERS.glob("*.h")))]
-    return hashlib.sha256(b"\0".join([*code, macros, " ".join(FLAGS).encode()])).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join([*code, macros, " ".join(flags()).encode()])).hexdigest()[:16]
+
+
+def flags() -> list[str]:
+    """The compiler's options, with the processor to compile for."""
+    option = "-march" if platform.machine().lower() in X86 else "-mcpu"
+    return [*FLAGS, f"{option}={os.environ.get(MARCH_VARIABLE) or 'native'}"]
 
 
 @contextlib.contextmanager
@@ -112,7 +125,7 @@ def _build(compiler: str, source: Path, name: str, folder: Path, stem: str) -> P
     _LOGGER.info("compiling %s for this machine, once ...", name)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as temporary:
         library = Path(temporary) / "library.so"
-        command = [compiler, *FLAGS, "-I", str(HEADERS), "-o", str(library), str(source)]
+        command = [compiler, *flags(), "-I", str(HEADERS), "-o", str(library), str(source)]
         subprocess.run(command, capture_output=True, check=True, text=True)
         library.chmod(0o700)
         sync(library)

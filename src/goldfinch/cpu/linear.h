@@ -37,10 +37,15 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
     for (Size row = rows.first; row < rows.last; row += 4) {
         Size t = 0;
         const auto later = [&](Size token, Size o, float dot) { done(t + token, o, dot); };
-        // Eight tokens read each weight once; sixteen sums are as many as stay in registers.
-        for (; t + 8 <= count; t += 8)
-            for (int half = 0; half < 4; half += 2) products<2, 8>(x + t * width, w, width, row + half, later);
-        for (; t + 4 <= count; t += 4) products<4, 4>(x + t * width, w, width, row, later);
+        // Blocks of as many sums as stay in registers. What is read again for other tokens is still in the nearest cache.
+        if constexpr (REGISTERS >= 32) {
+            for (; t + 8 <= count; t += 8)
+                for (int half = 0; half < 4; half += 2) products<2, 8>(x + t * width, w, width, row + half, later);
+            for (; t + 4 <= count; t += 4) products<4, 4>(x + t * width, w, width, row, later);
+        } else {
+            for (; t + 4 <= count; t += 4)
+                for (int half = 0; half < 4; half += 2) products<2, 4>(x + t * width, w, width, row + half, later);
+        }
         for (; t + 2 <= count; t += 2) products<4, 2>(x + t * width, w, width, row, later);
         for (; t < count; ++t) products<4, 1>(x + t * width, w, width, row, later);
     }

@@ -1,7 +1,8 @@
 // Vectors and threads for all C++ of this package.
 //
 // Plain C interfaces, no headers but the standard library's: compiled in seconds, called through ctypes. Vectors are
-// those of GCC and Clang, which are correct on every processor and become as few instructions as it allows.
+// those of GCC and Clang, as wide as the registers of the processor that is compiled for: wider ones are correct too, but
+// compilers pass them through memory. Nothing below depends on the width but through LANES and REGISTERS.
 
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 // PyTorch's threads, if it has any: others would compete with these, which wait for work in a busy loop. All OpenMP
@@ -24,7 +26,15 @@ namespace {
 
 typedef std::int64_t Size;
 
-constexpr int VECTOR_BYTES = 64;
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, REGISTERS = 32;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int VECTOR_BYTES = 32, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, REGISTERS = 32;
+#else
+constexpr int VECTOR_BYTES = 16, REGISTERS = 16;
+#endif
 
 template <typename T>
 struct Vector {
@@ -39,10 +49,11 @@ struct Vector {
     static INLINE void store(T* to, type x) { std::memcpy(to, &x, sizeof x); }
 };
 
-// Sixteen numbers, computed in fp32 however they are stored.
+// LANES numbers, computed in fp32 however they are stored.
 typedef Vector<float>::type Floats;
 constexpr int LANES = Vector<float>::lanes;
 typedef std::int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
+typedef std::uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 struct bfloat16 {
     std::uint16_t bits;
@@ -50,7 +61,6 @@ struct bfloat16 {
 
 INLINE Floats load(const float* from) { return Vector<float>::load(from); }
 INLINE Floats load(const bfloat16* from) {
-    typedef std::uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
     Halves halves;
     std::memcpy(&halves, from, sizeof halves);
     const Integers bits = __builtin_convertvector(halves, Integers) << 16;
@@ -60,45 +70,51 @@ INLINE Floats load(const bfloat16* from) {
 }
 INLINE void store(float* to, Floats x) { Vector<float>::store(to, x); }
 INLINE void store(bfloat16* to, Floats x) {
-    for (int lane = 0; lane < LANES; ++lane) {
-        std::uint32_t bits;
-        std::memcpy(&bits, reinterpret_cast<const float*>(&x) + lane, sizeof bits);
-        // To nearest even; NaN stays NaN.
-        const bool number = (bits & 0x7fffffff) <= 0x7f800000;
-        to[lane].bits = number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+    typedef std::uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+    Bits bits;
+    std::memcpy(&bits, &x, sizeof x);
+    // To nearest even; NaN stays NaN.
+    const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 0x40;
+    const auto halves = __builtin_convertvector((bits & 0x7fffffff) <= 0x7f800000 ? rounded : nan, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// A vector of lanes of two: those of the second are numbered from LANES on.
+template <int... LANE>
+INLINE Floats shuffle(Floats a, Floats b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, LANE...);
+#else
+    return __builtin_shuffle(a, b, Integers{LANE...});
+#endif
+}
+
+// Two vectors consist of blocks of `BLOCK` lanes: the sum of the first and the second half of each block.
+template <int BLOCK, int... I>
+INLINE Floats add_halves(Floats a, Floats b, std::integer_sequence<int, I...>) {
+    constexpr int HALF = BLOCK / 2;
+    return shuffle<(I / HALF * BLOCK + I % HALF)...>(a, b) + shuffle<(I / HALF * BLOCK + I % HALF + HALF)...>(a, b);
+}
+
+// The sums of LANES vectors: every step halves the number of vectors and adds up what belongs together.
+template <int COUNT = LANES>
+INLINE Floats sums(Floats* x) {
+    if constexpr (COUNT == 1) {
+        return x[0];
+    } else {
+        for (int i = 0; i < COUNT / 2; ++i)
+            x[i] = add_halves<COUNT>(x[2 * i], x[2 * i + 1], std::make_integer_sequence<int, LANES>());
+        return sums<COUNT / 2>(x);
     }
 }
 
-// Sixteen lanes of two vectors, by their numbers: those of the second begin at 16.
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Integers){__VA_ARGS__})
-#endif
-
-// The sums of sixteen vectors: every step halves the number of vectors and adds up what belongs together.
-INLINE Floats sums(Floats x[LANES]) {
-#define ADD_HALVES(count, low, high) \
-    for (int i = 0; i < count; ++i) x[i] = SHUFFLE(x[2 * i], x[2 * i + 1], low) + SHUFFLE(x[2 * i], x[2 * i + 1], high);
-#define LIST(...) __VA_ARGS__
-    ADD_HALVES(8, LIST(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-               LIST(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-    ADD_HALVES(4, LIST(0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),
-               LIST(4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31))
-    ADD_HALVES(2, LIST(0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),
-               LIST(2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31))
-    ADD_HALVES(1, LIST(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
-               LIST(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
-#undef ADD_HALVES
-#undef LIST
-    return x[0];
-}
-
+// The sum of the lanes, added in the same order as by `sums`.
+template <int COUNT = LANES>
 INLINE float sum(Floats x) {
-    x += SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    return x[0] + x[1];
+    if constexpr (COUNT == 1)
+        return x[0];
+    else
+        return sum<COUNT / 2>(add_halves<COUNT>(x, x, std::make_integer_sequence<int, LANES>()));
 }
 
 // e^x within 2 units of the last place for x in -87.3 .. 88.3, and as at these borders outside: 2^n p(f), n + f = x / ln 2.
@@ -210,3 +226,6 @@ inline Range share(const Team& team, int member, std::int64_t count, std::int64_
 }
 
 }  // namespace
+
+// For Python: rows must be multiples of this. (Each library is one file, so that this is defined once.)
+extern "C" std::int64_t vector_bytes() { return VECTOR_BYTES; }

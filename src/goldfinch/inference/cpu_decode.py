@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpu.build import compiled
+from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
 from goldfinch.inference.cpu_structures import LayerStructure, StateStructure, WeightStructures
 from goldfinch.layers.channel_mix import RwkvChannelMix
@@ -37,7 +37,6 @@ DTYPES = (torch.float32, torch.bfloat16)
 # A model is run in C++ only if it consists of exactly these: a subclass may compute something else.
 KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
-LANES = 16  # all widths must be multiples of it
 ROWS = 4  # the number of rows of a matrix must be a multiple of it
 
 
@@ -237,13 +236,14 @@ def _is_supported(model: Decoder) -> bool:
     widths = (config.width, config.head_size, config.channel_mix_width)
     ranks = (config.shift_rank, config.decay_rank, config.value_rank)
     parameters = list(model.parameters())
+    lanes = float_lanes(_library())
     return (
-        not any(size % LANES for size in (*widths, *ranks))
+        lanes is not None
+        and not any(size % lanes for size in (*widths, *ranks))
         and all(type(module) in KNOWN for module in model.modules())
         and parameters[0].dtype in DTYPES
         and all(parameter.dtype == parameters[0].dtype and parameter.is_contiguous() for parameter in parameters)
         and all(parameter.device.type == "cpu" for parameter in parameters)
-        and _library() is not None
     )
 
 

@@ -1,14 +1,14 @@
 // What GOLD rebuilds from the key cache, `Gold.mix` and `Gold.keys` (P17-21), a few tokens at a time from start to end,
 // without writing intermediate results to memory. Tests compare it with the PyTorch code of the same methods.
 //
-// Rows are fp32 or bf16, as the model's weights are; everything is computed in fp32. All widths are multiples of 16.
+// Rows are fp32 or bf16, as the model's weights are; everything is computed in fp32. All widths are multiples of LANES.
 
 #include "vector.h"
 
 namespace {
 
-constexpr int ROWS = 4;     // tokens at a time, so that weights are loaded once for several
-constexpr int VECTORS = 4;  // of their products, which stay in registers
+constexpr int ROWS = 4;                            // tokens at a time, so that weights are loaded once for several
+constexpr int VECTORS = REGISTERS >= 32 ? 4 : 2;  // of their products, which stay in registers
 
 template <typename W>
 struct LowRank {

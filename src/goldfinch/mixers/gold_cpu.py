@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goldfinch.cpu.build import compiled
+from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
 from goldfinch.layers.low_rank import LowRank
 
 SOURCE = Path(__file__).with_name("gold.cpp")
-LANES = 16  # all widths must be a multiple of it
 
 
 def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
@@ -24,13 +23,13 @@ def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
 
     `mix` and `keys` then refuse what they cannot read, such as a weight of another dtype.
     """
-    return (
-        rows.dim() == 2
-        and rows.is_cpu
-        and not torch.is_grad_enabled()
-        and rows.dtype in (torch.float32, torch.bfloat16)
-        and not any(size % LANES for size in (rows.shape[1], *(low_rank.b.shape[1] for low_rank in low_ranks)))
-        and compiled(SOURCE, "GOLD") is not None
+    if rows.dim() != 2 or not rows.is_cpu or torch.is_grad_enabled():
+        return False
+    if rows.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    lanes = float_lanes(compiled(SOURCE, "GOLD"))
+    return lanes is not None and not any(
+        size % lanes for size in (rows.shape[1], *(low_rank.b.shape[1] for low_rank in low_ranks))
     )
 
 

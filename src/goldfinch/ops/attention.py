@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpu.build import compiled
+from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -107,11 +107,14 @@ def blockwise_causal_attention(
 def _cpu_attend(q: Tensor) -> Callable[..., None] | None:
     """The C++ kernel for these queries; None if PyTorch must compute them."""
     batch, _, length, size = q.shape
-    fits = batch == 1 and length <= MAX_QUERIES and size % 16 == 0 and q.dtype in (torch.float32, torch.bfloat16)
+    fits = batch == 1 and length <= MAX_QUERIES and q.dtype in (torch.float32, torch.bfloat16)
     if q.device.type != "cpu" or not fits or torch.is_grad_enabled():
         return None
     code = compiled(SOURCE, "attention")
-    return getattr(code, f"attend_{str(q.dtype).removeprefix('torch.')}") if code is not None else None
+    lanes = float_lanes(code)
+    if lanes is None or size % lanes:
+        return None
+    return getattr(code, f"attend_{str(q.dtype).removeprefix('torch.')}")
 
 
 def _readable(block: KeyValueBlock, q: Tensor) -> KeyValueBlock:

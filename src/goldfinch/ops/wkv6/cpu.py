@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from goldfinch.cpu.build import VECTOR_BYTES, compiled
+from goldfinch.cpu.build import compiled
 from goldfinch.cpu.pointers import pointer
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -36,7 +36,7 @@ def available() -> bool:
 def wkv6_cpu(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run the recurrence in C++. Arguments and results as in `goldfinch.ops.wkv6.wkv6`; on the CPU only."""
     size = r.shape[-1]
-    padding = -size % (VECTOR_BYTES // r.itemsize)
+    padding = -size % _lanes(r)
     w = log_w.exp()
     if padding:
         r, k, v, w = (F.pad(x, (0, padding)) for x in (r, k, v, w))
@@ -59,10 +59,9 @@ def _run(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor | None, state: Te
     r, k, v, w, state = (x.contiguous() for x in (r, k, v, w, state))
     u = None if u is None else u.contiguous()
     y, after = torch.empty_like(r), torch.empty_like(state)
-    parts, threads = _split(r)
     tokens, heads, states = _shapes(r)
     inputs = (*((x, tokens) for x in (r, k, v, w)), (u, heads), (state, states))
-    _call("forward", r, parts, threads, (*inputs, (y, tokens), (after, states)))
+    _call("forward", r, (*inputs, (y, tokens), (after, states)))
     return y, after
 
 
@@ -77,16 +76,14 @@ def _backward(
 ) -> list[Tensor]:
     r, k, v, w, state, dy, dafter = (x.contiguous() for x in (r, k, v, w, state, dy, dafter))
     u = None if u is None else u.contiguous()
-    parts, threads = _split(r)
-    dr, dk, dw = (r.new_empty(parts, *r.shape) for _ in range(3))
-    dv, dstate = torch.empty_like(v), torch.empty_like(state)
-    du = r.new_empty(parts, r.shape[0], *r.shape[2:])
+    dr, dk, dv, dw = (torch.empty_like(r) for _ in range(4))
+    dstate = torch.empty_like(state)
+    du = r.new_empty(r.shape[0], *r.shape[2:])
     tokens, heads, states = _shapes(r)
     inputs = (*((x, tokens) for x in (r, k, v, w)), (u, heads), (state, states), (dy, tokens), (dafter, states))
-    in_parts = (parts, *tokens)
-    outputs = ((dr, in_parts), (dk, in_parts), (dv, tokens), (dw, in_parts), (du, du.shape), (dstate, states))
-    _call("backward", r, parts, threads, (*inputs, *outputs))
-    return [_added(dr), _added(dk), dv, _added(dw), du.sum((0, 1)) if u is not None else r.new_empty(0), dstate]
+    outputs = (*((x, tokens) for x in (dr, dk, dv, dw)), (du, du.shape), (dstate, states))
+    _call("backward", r, (*inputs, *outputs))
+    return [dr, dk, dv, dw, du.sum(0) if u is not None else r.new_empty(0), dstate]
 
 
 @_backward.register_fake
@@ -115,22 +112,17 @@ def _shapes(r: Tensor) -> tuple[Shape, Shape, Shape]:
     return r.shape, (heads, size), (batch, heads, size, size)
 
 
-def _added(parts: Tensor) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts.sum(0)
+def _lanes(r: Tensor) -> int:
+    """Numbers of a vector: the head size of what C++ reads is a multiple of it."""
+    code = library()
+    return code.vector_bytes() // r.itemsize if code is not None else 1
 
 
-def _split(r: Tensor) -> tuple[int, int]:
-    """Number of parts that the values of each head are split into, and number of threads."""
-    batch, length, heads, size = r.shape
-    threads = torch.get_num_threads() if batch * length * heads * size**2 >= WORTH_A_THREAD else 1
-    max_parts = size * r.itemsize // VECTOR_BYTES
-    return min(-(-threads // (batch * heads)), max_parts), threads
-
-
-def _call(name: str, r: Tensor, parts: int, threads: int, tensors: Sequence[tuple[Tensor | None, Shape]]) -> None:
+def _call(name: str, r: Tensor, tensors: Sequence[tuple[Tensor | None, Shape]]) -> None:
     code = library()
     if code is None or r.dtype not in SUFFIXES:
         raise RuntimeError(f"WKV6 in C++ is for float32 and float64, with a compiler; r is {r.dtype}")
-    sizes = [ctypes.c_int64(extent) for extent in (*r.shape, parts)]
+    sizes = [ctypes.c_int64(extent) for extent in r.shape]
+    threads = torch.get_num_threads() if r.numel() * r.shape[-1] >= WORTH_A_THREAD else 1
     pointers = [pointer(tensor, shape, r.dtype) for tensor, shape in tensors]
     getattr(code, f"wkv6_{name}_{SUFFIXES[r.dtype]}")(*sizes, ctypes.c_int(threads), *pointers)
