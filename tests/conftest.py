@@ -173,7 +173,7 @@ def run_with_sanitizers(tmp_path):
             "-fno-sanitize-recover=all",
         ]
         built = tmp_path / "program"
-        command = [compiler, *flags, "-I", build.HEADERS, "-include", source, program, "-o", built]
+        command = [compiler, *flags, "-iquote", build.HEADERS, "-include", source, program, "-o", built]
         result = subprocess.run(command, capture_output=True, check=False, text=True)
         if "asan" in result.stderr:
             pytest.skip("this compiler has no sanitizers")

@@ -24,7 +24,7 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
     const Layer<W> layer{norm(1), shift, 3, 1, 2, 0, 4, matrix(width, width), matrix(width, width),
                          matrix(width, width), finch ? matrix(width, width) : nullptr, numbers.take(width),
                          low_rank(16, 1), finch ? none : low_rank(32, 1), finch ? numbers.take(width) : nullptr,
-                         !finch, heads, norm(1), norm(finch ? heads : 1), matrix(width, width), norm(1),
+                         !finch, heads, norm(1), {}, norm(finch ? heads : 1), matrix(width, width), norm(1),
                          numbers.take(width), numbers.take(width), matrix(width, width), matrix(channel, width),
                          matrix(width, channel), channel};
     const Size state_size = width * width / heads, count = sequences * length;
@@ -41,6 +41,24 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
     gold.shift.low_rank = low_rank(16, 1);
     queries(&gold, states.data(), sequences, length, width, threads, x.data(), q.data());
     after_attention(&gold, states.data(), sequences, length, width, threads, x.data(), q.data());
+
+    // Two blocks of kept keys and values, of which the newest tokens fill the second.
+    const Size latent_width = 7, block_size = 33;
+    gold.expansion = {numbers.take(width), numbers.take(width), numbers.take(width), low_rank(16, 2), low_rank(16, 1),
+                      low_rank(16, 1), norm(1), norm(1)};
+    std::vector<W*> blocks;
+    std::vector<Kept<W>> kept;
+    blocks.reserve(4 * sequences);
+    for (Size s = 0; s < sequences; ++s) {
+        for (int i = 0; i < 4; ++i) blocks.push_back(numbers.take(block_size * width));
+        kept.push_back({&blocks[4 * s], &blocks[4 * s + 2], block_size, block_size + length});
+    }
+    const Size inputs = sequences * (1 + length);
+    const std::vector<float> x0(inputs * width, 0.5f), latents(inputs * latent_width, 0.5f), velocity(width / heads / 2, 1);
+    for (const float* turning : {velocity.data(), static_cast<const float*>(nullptr)}) {
+        const KeyInputs<W> in{matrix(width, width + latent_width), x0.data(), latents.data(), latent_width, turning};
+        gold_layers(&gold, states.data(), kept.data(), in, 1, sequences, length, width, threads, x.data());
+    }
     linear_layer(layer.channel_key, channel, count, width, threads, x.data(), logits.data());
 }
 

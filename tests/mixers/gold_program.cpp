@@ -11,14 +11,14 @@ void check(Size count, Size width, Size shift_rank, Size adapter_rank, int threa
     const auto shift_a = filled(width * 2 * shift_rank), shift_b = filled(2 * shift_rank * width);
     const auto adapter = filled(width * adapter_rank);
     auto weights = filled(count * width), values = filled(count * width);
-    const LowRank<W> shift{shift_a.data(), shift_b.data(), shift_rank};
-    const LowRank<W> adapters{adapter.data(), adapter.data(), adapter_rank};
-    const Norm<W> norm{vector.data(), vector.data(), 1e-5};
-    mix<W>(rows.data(), rows.data(), count, width, vector.data(), vector.data(), vector.data(), shift, adapters, norm,
-           threads, weights.data(), values.data());
+    const LowRank<W> shift{shift_a.data(), shift_b.data(), shift_rank, 2};
+    const LowRank<W> adapters{adapter.data(), adapter.data(), adapter_rank, 1};
+    const Norm<W> norm{vector.data(), vector.data(), 1, 1e-5};
+    const Expansion<W> layer{vector.data(), vector.data(), vector.data(), shift, adapters, adapters, norm, norm};
+    mix(layer, rows.data(), rows.data(), count, width, threads, weights.data(), values.data());
     const std::vector<Size> same(count, count - 1);
     for (const Size* places : {same.data(), static_cast<const Size*>(nullptr)})
-        keys<W>(rows.data(), rows.data(), weights.data(), places, count, width, adapters, norm, threads, values.data());
+        keys(layer, rows.data(), rows.data(), weights.data(), places, count, width, threads, values.data());
 }
 
 int main() {

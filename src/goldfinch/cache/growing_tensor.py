@@ -1,7 +1,7 @@
 """A tensor that grows at its end without copying what it holds, and that forks share."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
@@ -75,16 +75,41 @@ class GrowingTensor:
     def append(self, rows: Tensor) -> None:
         """Add (k, *shape) at the end, converted to the dtype of this tensor."""
         done = 0
-        while done < len(rows):
-            used = self._length % self.block_size
-            count = min(self.block_size - used, len(rows) - done)
+        for used, count in self._spaces(len(rows)):
             self._writable(used, used + count)[used : used + count] = rows[done : done + count].to(self.dtype)
             done += count
             self._length += count
 
+    def reserve(self, count: int) -> list[Tensor]:
+        """Make room for `count` more rows, which `commit` then counts.
+
+        Returns:
+            The storage of all blocks, (capacity, *shape), for others to write these rows to.
+        """
+        length = self._length
+        try:
+            for used, more in self._spaces(count):
+                self._writable(used, used + more)
+                self._length += more
+        finally:
+            self._length = length
+        return [block.storage for block in self._blocks]
+
+    def commit(self, count: int) -> None:
+        """Count `count` rows that were reserved and have been written."""
+        self._length += count
+
+    def _spaces(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where the next `count` rows go: how many rows the last block has in use, and how many more go there."""
+        while count:
+            used = self._length % self.block_size
+            more = min(self.block_size - used, count)
+            yield used, more
+            count -= more
+
     def _writable(self, used: int, needed: int) -> Tensor:
         """Storage of the last block for `needed` rows, the first `used` of which it holds; a new block if full."""
-        if not used:
+        if self._length == len(self._blocks) * self.block_size:
             self._blocks.append(_Block(self._empty))
         last = self._blocks[-1]
         if last.is_shared or len(last.storage) < needed:

@@ -70,6 +70,11 @@ class KeyValueCache:
         return len(self._key_cache)
 
     @property
+    def block_size(self) -> int:
+        """Rows of a block of keys or values."""
+        return self._key_cache.block_size
+
+    @property
     def level(self) -> CacheLevel:
         """The highest level that fits the budget at the present length."""
         for level in ("keys_values", "shared_keys"):
@@ -146,10 +151,9 @@ class KeyValueCache:
         if done >= 1:
             self.progress = None
 
-    @property
-    def lacks_only_newest(self) -> bool:
-        """Whether the keys and values of all tokens but the last are kept, and those of the last are to be."""
-        past = len(self) - 1
+    def lacks_only_newest(self, count: int) -> bool:
+        """Whether the keys and values of all tokens but the last `count` are kept, and those are to be."""
+        past = len(self) - count
         return (
             past > 0
             and len(self._keys_values) == self._model.config.num_gold_layers
@@ -157,10 +161,23 @@ class KeyValueCache:
             and self.level == "keys_values"
         )
 
-    def _expand(self, layer: Gold, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A layer's keys of S tokens, (S, D); the values of their U distinct bigrams, (U, D); each token's value, (S,).
+    def reserve_newest(self, count: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Make room for the keys and values of the last `count` tokens, which `commit_newest` then counts.
 
-        The last is an index into the values.
+        Returns:
+            For each GOLD layer the blocks of its keys, rotated, and of its values, (capacity, D) each.
+        """
+        return [(keys.reserve(count), values.reserve(count)) for keys, values in self._keys_values.values()]
+
+    def commit_newest(self, count: int) -> None:
+        """Keep the keys and values of the last `count` tokens, which have been written to the reserved rows."""
+        for column in (part for pair in self._keys_values.values() for part in pair):
+            column.commit(count)
+
+    def _expand(self, layer: Gold, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's keys of S tokens, rotated, (S, D); the values of their U distinct bigrams, (U, D); an index, (S,).
+
+        The last says which of these values each token has.
         """
         if self._block_inputs is None or self._block_inputs.span != (start, stop):
             self._block_inputs = self._get_block_inputs(start, stop)
@@ -169,7 +186,7 @@ class KeyValueCache:
             self._block_inputs = None
         weights, values = layer.mix(inputs.embeddings, inputs.embeddings_before)
         keys = layer.keys(inputs.shared_keys[1:], inputs.shared_keys[:-1], weights, inputs.value_index)
-        return keys, values, inputs.value_index
+        return layer.rotate(keys, start), values, inputs.value_index
 
     def _get_block_inputs(self, start: int, stop: int) -> "_BlockInputs":
         ids = self._key_cache.ids(max(start - 1, 0), stop)
@@ -212,23 +229,37 @@ def expand_newest(caches: Sequence[KeyValueCache]) -> None:
     Args:
         caches: of the same model.
     """
-    ready = [cache for cache in caches if cache.lacks_only_newest]
+    ready = [cache for cache in caches if cache.lacks_only_newest(1)]
     if len(ready) < 2:
         return
-    model, token_cat, dtype = ready[0]._model, ready[0]._token_cat, ready[0]._dtype
-    # Of each sequence the token before the newest, and the newest.
-    ends = [(cache._key_cache, len(cache) - 2, len(cache)) for cache in ready]
-    x0 = model.embed(torch.stack([key_cache.ids(start, stop) for key_cache, start, stop in ends]))
-    latents = torch.cat([key_cache.latents(start, stop, dtype) for key_cache, start, stop in ends])
+    token_cat = ready[0]._token_cat
+    x0, latents = newest_inputs(ready, 1)
     before, newest = rms_normalize(x0).unbind(1)
     embedding_part = token_cat.embedding_part(x0.flatten(0, 1))
-    key_before, key = token_cat.keys(embedding_part, latents).unflatten(0, (len(ready), 2)).unbind(1)
+    key_before, key = token_cat.keys(embedding_part, latents.flatten(0, 1)).unflatten(0, (len(ready), 2)).unbind(1)
     for layer in ready[0]._keys_values:
         weights, values = layer.mix(newest, before)
         keys = layer.keys(key, key_before, weights)
         for row, cache in enumerate(ready):
-            for column, rows in zip(cache._keys_values[layer], (keys, values), strict=True):
-                column.append(rows[row : row + 1])
+            kept_keys, kept_values = cache._keys_values[layer]
+            kept_keys.append(layer.rotate(keys[row : row + 1], len(cache) - 1))
+            kept_values.append(values[row : row + 1])
+
+
+def newest_inputs(caches: Sequence[KeyValueCache], count: int) -> tuple[Tensor, Tensor]:
+    """What keys and values of the last `count` tokens of several sequences are computed from.
+
+    Args:
+        caches: of the same model, each of more than `count` tokens.
+        count: T.
+
+    Returns:
+        Of the token before these and of these, embeddings after ln0, (B, 1 + T, D), and latents, (B, 1 + T, R).
+    """
+    model, dtype = caches[0]._model, caches[0]._dtype
+    ends = [(cache._key_cache, len(cache) - count - 1, len(cache)) for cache in caches]
+    x0 = model.embed(torch.stack([key_cache.ids(start, stop) for key_cache, start, stop in ends]))
+    return x0, torch.stack([key_cache.latents(start, stop, dtype) for key_cache, start, stop in ends])
 
 
 def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,13 @@ from pathlib import Path
 from goldfinch.files import sync
 
 _LOGGER = logging.getLogger("goldfinch")
-HEADERS = Path(__file__).parent
+HEADERS = Path(__file__).parents[1]
+"""Where `#include` looks: this package."""
 COMPILERS = ("c++", "g++", "clang++")
-# Contracting a * b + c into one instruction rounds once instead of twice; nothing else is reordered.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
+# Contracting a * b + c into one instruction rounds once instead of twice; nothing else is reordered. For some CPUs
+# GCC would leave out some loops, and a token in a batch got other last digits than alone: the parameter forbids it.
+CONTRACTION = ("-ffp-contract=fast", "--param=avoid-fma-max-bits=0")
+FLAGS = ("-std=c++17", "-O3", *CONTRACTION, "-fPIC", "-shared", "-pthread", "-w")
 if sys.platform == "darwin":
     FLAGS += ("-undefined", "dynamic_lookup")  # OpenMP's functions, if they are loaded
 X86 = ("x86_64", "amd64", "i686")
@@ -67,7 +70,7 @@ def _fingerprint(compiler: str, source: Path) -> str:
     """A hash of the code, the compiler and the processor, whose instruction sets show in the compiler's macros."""
     command = [compiler, *flags(), "-E", "-dM", "-x", "c++", os.devnull]
     macros = subprocess.run(command, capture_output=True, check=True).stdout
-    code = [file.read_bytes() for file in (source, *sorted(HEADERS.glob("*.h")))]
+    code = [file.read_bytes() for file in (source, *sorted(HEADERS.rglob("*.h")))]
     return hashlib.sha256(b"\0".join([*code, macros, " ".join(flags()).encode()])).hexdigest()[:16]
 
 
@@ -125,7 +128,7 @@ def _build(compiler: str, source: Path, name: str, folder: Path, stem: str) -> P
     _LOGGER.info("compiling %s for this machine, once ...", name)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as temporary:
         library = Path(temporary) / "library.so"
-        command = [compiler, *flags(), "-I", str(HEADERS), "-o", str(library), str(source)]
+        command = [compiler, *flags(), "-iquote", str(HEADERS), "-o", str(library), str(source)]
         subprocess.run(command, capture_output=True, check=True, text=True)
         library.chmod(0o700)
         sync(library)

@@ -3,7 +3,8 @@
 
 #pragma once
 
-#include "vector.h"
+#include "cpu/threads.h"
+#include "cpu/vector.h"
 
 namespace {
 
@@ -11,7 +12,8 @@ namespace {
 template <int ROWS, int TOKENS, typename W, typename Done>
 INLINE void products(const float* x, const W* w, Size width, Size row, const Done& done) {
     Floats partial[ROWS * TOKENS] = {};  // of row r and token t: partial[r * TOKENS + t]
-    for (Size i = 0; i < width; i += LANES) {
+    const Size whole = width / LANES * LANES;
+    for (Size i = 0; i < whole; i += LANES) {
         Floats inputs[TOKENS];
         for (int t = 0; t < TOKENS; ++t) inputs[t] = load(x + t * width + i);
         for (int r = 0; r < ROWS; ++r) {
@@ -21,13 +23,17 @@ INLINE void products(const float* x, const W* w, Size width, Size row, const Don
             for (int t = 0; t < TOKENS; ++t) partial[r * TOKENS + t] += weights * inputs[t];
         }
     }
+    const auto finish = [&](int t, int r, float dot) {
+        for (Size i = whole; i < width; ++i) dot += number(w[(row + r) * width + i]) * x[t * width + i];
+        done(t, row + r, dot);
+    };
     if constexpr (ROWS * TOKENS == LANES) {
         const Floats dots = sums(partial);
         for (int r = 0; r < ROWS; ++r)
-            for (int t = 0; t < TOKENS; ++t) done(t, row + r, dots[r * TOKENS + t]);
+            for (int t = 0; t < TOKENS; ++t) finish(t, r, dots[r * TOKENS + t]);
     } else {
         for (int r = 0; r < ROWS; ++r)
-            for (int t = 0; t < TOKENS; ++t) done(t, row + r, sum(partial[r * TOKENS + t]));
+            for (int t = 0; t < TOKENS; ++t) finish(t, r, sum(partial[r * TOKENS + t]));
     }
 }
 
@@ -51,14 +57,84 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
     }
 }
 
-// y[columns] += x . w[:, columns] for one token; w is (inputs, width).
-template <typename W>
-INLINE void add_columns(const float* x, const W* w, Size inputs, Size width, Range columns, float* y) {
-    for (Size column = columns.first; column < columns.last; column += LANES) {
-        Floats total = load(y + column);
-        for (Size i = 0; i < inputs; ++i) total += x[i] * load(w + i * width + column);
-        store(y + column, total);
+// Rows of numbers that lie `stride` apart.
+template <typename T>
+struct Rows {
+    T* numbers;
+    Size stride;
+    T* operator[](Size row) const { return numbers + row * stride; }
+};
+
+template <int TOKENS, int VECTORS, typename W>
+INLINE void add_block(Rows<const float> x, const W* w, Size inputs, Size width, Size column, Rows<float> y) {
+    Floats total[TOKENS][VECTORS];
+    for (int t = 0; t < TOKENS; ++t)
+        for (int j = 0; j < VECTORS; ++j) total[t][j] = load(y[t] + column + j * LANES);
+    for (Size i = 0; i < inputs; ++i) {
+        Floats weights[VECTORS];
+        for (int j = 0; j < VECTORS; ++j) weights[j] = load(w + i * width + column + j * LANES);
+        for (int t = 0; t < TOKENS; ++t)
+            for (int j = 0; j < VECTORS; ++j) total[t][j] += x[t][i] * weights[j];
     }
+    for (int t = 0; t < TOKENS; ++t)
+        for (int j = 0; j < VECTORS; ++j) store(y[t] + column + j * LANES, total[t][j]);
+}
+
+// y[t][columns] += x[t] . w[:, columns] for `count` tokens; w is (inputs, width).
+template <typename W>
+void add_columns(Rows<const float> x, Size count, const W* w, Size inputs, Size width, Range columns, Rows<float> y) {
+    constexpr int VECTORS = REGISTERS >= 32 ? 4 : 2;  // times 4 tokens: as many sums as stay in registers
+    const auto tokens = [&](auto vectors, Size column) {
+        Size t = 0;
+        for (; t + 4 <= count; t += 4)
+            add_block<4, vectors.value>({x[t], x.stride}, w, inputs, width, column, {y[t], y.stride});
+        for (; t < count; ++t)
+            add_block<1, vectors.value>({x[t], x.stride}, w, inputs, width, column, {y[t], y.stride});
+    };
+    Size column = columns.first;
+    for (; column + VECTORS * LANES <= columns.last; column += VECTORS * LANES)
+        tokens(std::integral_constant<int, VECTORS>(), column);
+    for (; column < columns.last; column += LANES) tokens(std::integral_constant<int, 1>(), column);
+}
+
+// Weights of a layer norm, or of one for each of several groups of neighbours.
+template <typename W>
+struct Norm {
+    const W *weight, *bias;
+    Size groups;
+    double eps;
+};
+
+template <typename W>
+struct LowRank {
+    const W *a, *b;  // (D, outputs * rank), (outputs, rank, D)
+    Size rank, outputs;
+};
+
+// (x - mean) / sqrt(variance + eps) * weight + bias for each group of a row.
+template <typename W, typename Y>
+void normalize(const Norm<W>& norm, const float* x, Size width, Y* y) {
+    const Size size = width / norm.groups;
+    for (Size start = 0; start < width; start += size) {
+        Floats total{}, squares{};
+        for (Size i = start; i < start + size; i += LANES) total += load(x + i);
+        const float mean = sum(total) / size;
+        for (Size i = start; i < start + size; i += LANES) {
+            const Floats apart = load(x + i) - mean;
+            squares += apart * apart;
+        }
+        const float scale = 1 / std::sqrt(sum(squares) / size + norm.eps);
+        for (Size i = start; i < start + size; i += LANES)
+            store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i));
+    }
+}
+
+// x / (rms(x) + 1e-8)
+INLINE void rms_normalize(float* x, Size width) {
+    Floats squares{};
+    for (Size i = 0; i < width; i += LANES) squares += load(x + i) * load(x + i);
+    const float scale = 1 / (std::sqrt(sum(squares) / width) + 1e-8f);
+    for (Size i = 0; i < width; i += LANES) store(x + i, load(x + i) * scale);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Vectors and threads for all C++ of this package.
+// Vectors for all C++ of this package.
 //
 // Plain C interfaces, no headers but the standard library's: compiled in seconds, called through ctypes. Vectors are
 // those of GCC and Clang, as wide as the registers of the processor that is compiled for: wider ones are correct too, but
@@ -7,18 +7,11 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <utility>
 #include <vector>
-
-// PyTorch's threads, if it has any: others would compete with these, which wait for work in a busy loop. All OpenMP
-// libraries for GCC's and Clang's code have these entries.
-extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
-extern "C" int omp_get_num_threads() __attribute__((weak));
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -67,6 +60,13 @@ INLINE Floats load(const bfloat16* from) {
     Floats x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
+}
+INLINE float number(float x) { return x; }
+INLINE float number(bfloat16 x) {
+    const std::uint32_t bits = std::uint32_t(x.bits) << 16;
+    float number;
+    std::memcpy(&number, &bits, sizeof bits);
+    return number;
 }
 INLINE void store(float* to, Floats x) { Vector<float>::store(to, x); }
 INLINE void store(bfloat16* to, Floats x) {
@@ -136,93 +136,12 @@ INLINE Floats exponential(Floats x) {
     return p * two_to_n;
 }
 
-// (x - mean) / sqrt(variance + eps) * weight + bias over `size` numbers.
-template <typename W, typename Y>
-INLINE void normalize(const float* x, const W* weight, const W* bias, double eps, std::int64_t size, Y* y) {
-    Floats total{}, squares{};
-    for (std::int64_t i = 0; i < size; i += LANES) total += load(x + i);
-    const float mean = sum(total) / size;
-    for (std::int64_t i = 0; i < size; i += LANES) {
-        const Floats apart = load(x + i) - mean;
-        squares += apart * apart;
-    }
-    const float scale = 1 / std::sqrt(sum(squares) / size + eps);
-    for (std::int64_t i = 0; i < size; i += LANES)
-        store(y + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
-}
-
-template <typename Work>
-void run(std::int64_t tasks, int threads, const Work& work) {
-    std::atomic<std::int64_t> next{0};
-    const auto take = [&] {
-        for (std::int64_t task = next++; task < tasks; task = next++) work(task);
-    };
-    threads = std::min<std::int64_t>(threads, tasks);
-    if (threads > 1 && GOMP_parallel) {
-        GOMP_parallel([](void* data) { (*static_cast<decltype(take)*>(data))(); }, (void*)&take, threads, 0);
-        return;
-    }
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(take);
-    take();
-    for (auto& other : others) other.join();
-}
-
-// Threads that run the same code together, each with its share of every loop.
-class Team {
-  public:
-    explicit Team(int wanted) : size_(wanted) {}
-
-    int size() const { return size_; }
-
-    // Nobody passes before all have arrived.
-    void barrier() {
-        const unsigned round = round_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
-            return;
-        }
-        // Steps take microseconds: asking the system to wait would take longer. But another process may have the
-        // processor that the last one needs.
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-            if (spins > PATIENCE) std::this_thread::yield();
-    }
-
-    // The work of every member: work(member), members counted from 0.
-    template <typename Work>
-    void run(const Work& work) {
-        std::atomic<int> next{0};
-        const auto member = [&] {
-            // There may be fewer threads than requested.
-            if (GOMP_parallel && size_ > 1) size_ = omp_get_num_threads();
-            work(next++);
-        };
-        if (size_ > 1 && GOMP_parallel) {
-            GOMP_parallel([](void* data) { (*static_cast<decltype(member)*>(data))(); }, (void*)&member, size_, 0);
-            return;
-        }
-        std::vector<std::thread> others;
-        for (int i = 1; i < size_; ++i) others.emplace_back(member);
-        member();
-        for (auto& other : others) other.join();
-    }
-
-  private:
-    static constexpr int PATIENCE = 1 << 14;
-    std::atomic<int> size_, arrived_{0};
-    std::atomic<unsigned> round_{0};
-};
-
-struct Range {
-    std::int64_t first, last;
-};
-
-// One member's part of `count` things, of which `unit` at a time stay together.
-inline Range share(const Team& team, int member, std::int64_t count, std::int64_t unit) {
-    const std::int64_t units = (count + unit - 1) / unit;
-    const auto border = [&](std::int64_t i) { return std::min(units * i / team.size() * unit, count); };
-    return {border(member), border(member + 1)};
+INLINE Floats tanh(Floats x) {
+    const Floats square = x * x;
+    // Near zero the quotient would lose all precision.
+    const Floats near = x + x * square * (-1 / 3.f + square * (2 / 15.f + square * (-17 / 315.f + square * (62 / 2835.f))));
+    const Floats far = 1 - 2 / (1 + exponential(2 * x));
+    return square < 0.09f ? near : far;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from goldfinch.cache.key_value_cache import KeyValueCache, expand_newest
 from goldfinch.inference.cpu_decode import fused_decoder
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
@@ -145,6 +146,8 @@ def read_upper(
     if fused is not None and all(each.query_positions is None for each in caches):
         x, after = fused.upper(x, before, caches)
     else:
+        if len(caches) == batch and x.shape[1] == 1:
+            expand_newest([each for each in caches if isinstance(each, KeyValueCache)])
         shared = caches[0] if len(caches) == 1 else caches
         x, stacked = model.upper(x, stack_states(before), shared)
         after = unstack_states(stacked, batch)

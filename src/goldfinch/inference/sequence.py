@@ -10,7 +10,7 @@ from torch import Tensor
 from goldfinch import malloc
 from goldfinch.cache.growing_tensor import DEFAULT_BLOCK_SIZE
 from goldfinch.cache.key_cache import KeyCache
-from goldfinch.cache.key_value_cache import KeyValueCache, expand_newest
+from goldfinch.cache.key_value_cache import KeyValueCache
 from goldfinch.cache.latents import FloatLatents, LatentFormat
 from goldfinch.inference.context_file.quantization import QuantizationProbe, QuantizationReport
 from goldfinch.inference.cpu_decode import MAX_TOKENS
@@ -386,7 +386,6 @@ def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
     caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
     if caches:
         gold = [prediction.gold_states for prediction in past]
-        expand_newest(caches)
         hidden, gold_states = read_upper(model, x, 1, gold, caches)
         hidden = hidden[:, 0]
     else:

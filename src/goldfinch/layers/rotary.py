@@ -18,8 +18,7 @@ def rotate(x: Tensor, start: int | Tensor, rope: RopeConfig | None) -> Tensor:
         return x
     length, size = x.shape[-2:]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    pairs = torch.arange(0, size, 2, device=x.device, dtype=dtype)
-    velocity = (rope.base * rope.rebase) ** (-pairs / size) / rope.rescale
+    velocity = velocities(size, rope, dtype, x.device)
     if isinstance(start, int):
         positions = torch.arange(start, start + length, device=x.device, dtype=dtype)
     else:
@@ -28,3 +27,9 @@ def rotate(x: Tensor, start: int | Tensor, rope: RopeConfig | None) -> Tensor:
     cos, sin = turn.cos(), turn.sin()
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def velocities(size: int, rope: RopeConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Radians per position of each pair of a head's N = `size` channels, (N / 2)."""
+    pairs = torch.arange(0, size, 2, device=device, dtype=dtype)
+    return (rope.base * rope.rebase) ** (-pairs / size) / rope.rescale

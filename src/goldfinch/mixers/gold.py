@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -32,7 +32,7 @@ class KeyValueSource(Protocol):
         """S, tokens so far, the new ones included."""
 
     def keys_values(self, layer: "Gold") -> Iterable[KeyValueBlock]:
-        """The layer's keys and values, block by block; keys are not rotated yet."""
+        """The layer's keys, rotated, and values, block by block."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class SharedKeys:
         """All tokens in one block."""
         weights, values = layer.mix(self.embeddings, token_shift(self.embeddings, None, self.document_starts))
         keys = layer.keys(self.keys, token_shift(self.keys, None, self.document_starts), weights)
+        keys = layer.rotate(keys, 0)
         return (KeyValueBlock(layer.split_heads(keys), layer.split_heads(values)),)
 
 
@@ -137,18 +138,18 @@ class Gold(TimeMix):
         positions = cache.query_positions
         q = rotate(q, len(cache) - q.shape[2] if positions is None else positions, self.rope)
         if document_starts is None:
-            y = blockwise_causal_attention(q, self._rotated(cache), len(cache), positions)
+            y = blockwise_causal_attention(q, cache.keys_values(self), len(cache), positions)
         else:
-            ((k, v, _),) = self._rotated(cache)
+            ((k, v, _),) = cache.keys_values(self)
             y = causal_attention(q, k, v, document_starts)
         return y.transpose(1, 2).flatten(-2)
 
-    def _rotated(self, cache: KeyValueSource) -> Iterator[KeyValueBlock]:
-        """The keys and values of a cache, with the keys rotated."""
-        start = 0
-        for k, v, value_index in cache.keys_values(self):
-            yield KeyValueBlock(rotate(k, start, self.rope), v, value_index)
-            start += k.shape[2]
+    def rotate(self, keys: Tensor, start: int) -> Tensor:
+        """Keys of consecutive tokens, (..., S, D), the first at position `start`, after the rotation."""
+        if self.rope is None:
+            return keys
+        heads = self.split_heads(keys.view(-1, *keys.shape[-2:]))
+        return rotate(heads, start, self.rope).transpose(1, 2).reshape(keys.shape)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, N)."""

@@ -5,7 +5,8 @@
 // Called through ctypes by cpu.py. Sequences are (B, T, H, N), states (B, H, N, N) as key x value, contiguous; N is a
 // multiple of the width of a vector.
 
-#include "vector.h"
+#include "cpu/threads.h"
+#include "cpu/vector.h"
 
 namespace {
 

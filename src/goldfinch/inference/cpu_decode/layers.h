@@ -5,25 +5,14 @@
 // Weights are fp32 or bf16, as PyTorch stores them; everything else is computed in fp32. All widths are multiples of LANES.
 // Rows are tokens: those of the first sequence, then those of the second ..., equally many of each.
 
-#include "linear.h"
+#pragma once
+
+#include "mixers/gold.h"
 
 namespace {
 
-// Structures of pointers and sizes, filled by cpu_decode.py with the same fields in the same order; their sizes are
+// Structures of pointers and sizes, filled by structures.py with the same fields in the same order; their sizes are
 // compared when the library is loaded.
-template <typename W>
-struct Norm {
-    const W *weight, *bias;
-    Size groups;
-    double eps;
-};
-
-template <typename W>
-struct LowRank {
-    const W *a, *b;  // (D, outputs * rank), (outputs, rank, D)
-    Size rank, outputs;
-};
-
 template <typename W>
 struct Shift {  // DataDependentLerp
     const W *mu_x, *mu;
@@ -41,7 +30,9 @@ struct Layer {
     LowRank<W> decay, second_value;
     const W* bonus;
     Size one_minus_w, heads;
-    Norm<W> query_norm, output_norm;
+    Norm<W> query_norm;
+    Expansion<W> expansion;  // GOLD
+    Norm<W> output_norm;
     const W* output;
     Norm<W> channel_norm;
     const W *channel_mu_r, *channel_mu_k, *channel_receptance, *channel_key, *channel_value;
@@ -56,13 +47,6 @@ struct State {
     W *last_after, *channel_last_after;
     float* wkv_after;
 };
-
-template <typename W>
-void normalize(const Norm<W>& norm, const float* x, Size width, float* y) {
-    const Size size = width / norm.groups;
-    for (Size start = 0; start < width; start += size)
-        normalize(x + start, norm.weight + start, norm.bias + start, norm.eps, size, y + start);
-}
 
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
@@ -119,11 +103,11 @@ struct Member {
         team.barrier();
         const Range mine = columns();
         for (Size use = 0; use < low_rank.outputs; ++use)
+            add_low_rank({b.low + use * low_rank.rank, ranks}, low_rank, use, shift.mu + use * width, mine,
+                         {0, count}, b.mixed + use * count * width);
+        for (Size use = 0; use < low_rank.outputs; ++use)
             for (Size t = 0; t < count; ++t) {
                 float* weights = b.mixed + (use * count + t) * width;
-                for (Size i = mine.first; i < mine.last; i += LANES) store(weights + i, load(shift.mu + use * width + i));
-                add_columns(b.low + t * ranks + use * low_rank.rank, low_rank.b + use * low_rank.rank * width,
-                            low_rank.rank, width, mine, weights);
                 for (Size i = mine.first; i < mine.last; i += LANES)
                     store(weights + i, mix(b.h, t, i, states[t / length].last, load(weights + i)));
             }
@@ -150,12 +134,22 @@ struct Member {
     void hidden(const float* rows, const LowRank<W>& low_rank, float* to) const {
         const Size ranks = low_rank.rank * low_rank.outputs;
         const Range mine = share(team, me, ranks, LANES);
-        for (Size t = 0; t < count; ++t) {
-            float* row = to + t * ranks;
-            std::fill(row + mine.first, row + mine.last, 0.0f);
-            add_columns(rows + t * width, low_rank.a, width, ranks, mine, row);
-            for (Size i = mine.first; i < mine.last; ++i) row[i] = std::tanh(row[i]);
-        }
+        for (Size t = 0; t < count; ++t) std::fill(to + t * ranks + mine.first, to + t * ranks + mine.last, 0.0f);
+        add_columns({rows, width}, count, low_rank.a, width, ranks, mine, {to, ranks});
+        for (Size t = 0; t < count; ++t)
+            for (Size i = mine.first; i < mine.last; i += LANES)
+                store(to + t * ranks + i, tanh(load(to + t * ranks + i)));
+    }
+
+    // to = base + low B[output], or to += low B[output] without a base: these columns of these tokens.
+    void add_low_rank(Rows<const float> low, const LowRank<W>& low_rank, Size output, const W* base, Range columns,
+                      Range tokens, float* to) const {
+        if (base)
+            for (Size t = tokens.first; t < tokens.last; ++t)
+                for (Size i = columns.first; i < columns.last; i += LANES) store(to + t * width + i, load(base + i));
+        add_columns({low[tokens.first], low.stride}, tokens.last - tokens.first,
+                    low_rank.b + output * low_rank.rank * width, low_rank.rank, width, columns,
+                    {to + tokens.first * width, width});
     }
 
     void product(const W* w, const float* from, float* to) const {
@@ -196,11 +190,11 @@ struct Member {
             std::copy_n(state.wkv + first * size, size * size, s);
         else
             std::fill_n(s, size * size, 0.0f);
-        for (Size t = sequence * length; t < (sequence + 1) * length; ++t) {
+        const Range tokens{sequence * length, (sequence + 1) * length};
+        add_low_rank({decay_low, layer.decay.rank}, layer.decay, 0, layer.decay_base, mine, tokens, b.z);
+        for (Size t = tokens.first; t < tokens.last; ++t) {
             const float *r = b.r + t * width, *v = b.v + t * width;
             float *k = b.k + t * width, *w = b.z + t * width, *y = b.y + t * width;
-            for (Size i = mine.first; i < mine.last; i += LANES) store(w + i, load(layer.decay_base + i));
-            add_columns(decay_low + t * layer.decay.rank, layer.decay.b, layer.decay.rank, width, mine, w);
             float bonus = 0;
             for (Size i = mine.first; i < mine.last; ++i) {
                 const float log_w = -std::exp(w[i]);
@@ -221,13 +215,12 @@ struct Member {
                 }
                 store(y + j, total);
             }
-            if (layer.second_value.a) {
+            if (layer.second_value.a)
                 for (Size i = mine.first; i < mine.last; i += LANES)
                     store(y + i, load(y + i) + load(b.extra + t * width + i));
-                add_columns(value_low + t * layer.second_value.rank, layer.second_value.b, layer.second_value.rank, width,
-                            mine, y);
-            }
         }
+        if (layer.second_value.a)
+            add_low_rank({value_low, layer.second_value.rank}, layer.second_value, 0, nullptr, mine, tokens, b.y);
     }
 
     // x += W_O norm(y), gated where there is a gate. Each thread normalises some tokens, then all threads need them all.
@@ -275,7 +268,7 @@ struct Member {
 };
 
 template <typename W>
-Buffers buffers(const Layer<W>* layers, Size number, Size count, Size width) {
+Buffers buffers_for(const Layer<W>* layers, Size number, Size count, Size width) {
     Size hidden = 0, channel = 0;
     for (Size i = 0; i < number; ++i) {
         const Layer<W>& layer = layers[i];
@@ -286,82 +279,4 @@ Buffers buffers(const Layer<W>* layers, Size number, Size count, Size width) {
     return Buffers(count, width, hidden, channel);
 }
 
-// The layers below GOLD. states: (layers, sequences).
-template <typename W>
-void recurrent_layers(const Layer<W>* layers, const State<W>* states, Size number, Size sequences, Size length,
-                      Size width, int threads, float* x) {
-    Buffers shared = buffers(layers, number, sequences * length, width);
-    Team team(threads);
-    team.run([&](int me) {
-        const Member<W> member{team, me, sequences, length, width, x, shared};
-        for (Size i = 0; i < number; ++i) member.recurrent(layers[i], states + i * sequences);
-    });
-}
-
-// A GOLD layer before its attention: q, not yet rotated. states: (sequences).
-template <typename W>
-void queries(const Layer<W>* layer, const State<W>* states, Size sequences, Size length, Size width, int threads,
-             float* x, float* q) {
-    Buffers shared = buffers(layer, 1, sequences * length, width);
-    Team team(threads);
-    team.run([&](int me) {
-        const Member<W> member{team, me, sequences, length, width, x, shared};
-        member.shift(*layer, states);
-        member.product(layer->receptance, shared.mixed, shared.r);
-        team.barrier();
-        const Range tokens = share(team, me, member.count, 1);
-        for (Size t = tokens.first; t < tokens.last; ++t)
-            normalize(layer->query_norm, shared.r + t * width, width, q + t * width);
-    });
-}
-
-// The rest of a GOLD layer, from y, the output of its attention.
-template <typename W>
-void after_attention(const Layer<W>* layer, const State<W>* states, Size sequences, Size length, Size width,
-                     int threads, float* x, const float* y) {
-    Buffers shared = buffers(layer, 1, sequences * length, width);
-    std::copy_n(y, sequences * length * width, shared.y);
-    Team team(threads);
-    team.run([&](int me) {
-        const Member<W> member{team, me, sequences, length, width, x, shared};
-        member.finish(*layer);
-        member.channel_mix(*layer, states);
-    });
-}
-
-// (count, width) x (rows, width)^T -> (count, rows).
-template <typename W>
-void linear_layer(const W* w, Size rows, Size count, Size width, int threads, const float* x, float* y) {
-    Team team(threads);
-    team.run([&](int me) {
-        linear(x, count, w, width, share(team, me, rows, 4), [&](Size t, Size o, float dot) { y[t * rows + o] = dot; });
-    });
-}
-
 }  // namespace
-
-#define INTERFACE(W, SUFFIX)                                                                                           \
-    void recurrent_layers_##SUFFIX(const void* layers, const void* states, Size number, Size sequences, Size length,   \
-                                   Size width, int threads, float* x) {                                                \
-        recurrent_layers((const Layer<W>*)layers, (const State<W>*)states, number, sequences, length, width, threads,  \
-                         x);                                                                                           \
-    }                                                                                                                  \
-    void queries_##SUFFIX(const void* layer, const void* states, Size sequences, Size length, Size width, int threads, \
-                          float* x, float* q) {                                                                        \
-        queries((const Layer<W>*)layer, (const State<W>*)states, sequences, length, width, threads, x, q);             \
-    }                                                                                                                  \
-    void after_attention_##SUFFIX(const void* layer, const void* states, Size sequences, Size length, Size width,      \
-                                  int threads, float* x, const float* y) {                                             \
-        after_attention((const Layer<W>*)layer, (const State<W>*)states, sequences, length, width, threads, x, y);     \
-    }                                                                                                                  \
-    void linear_##SUFFIX(const void* w, Size rows, Size count, Size width, int threads, const float* x, float* y) {    \
-        linear_layer((const W*)w, rows, count, width, threads, x, y);                                                  \
-    }
-
-extern "C" {
-INTERFACE(float, float32)
-INTERFACE(bfloat16, bfloat16)
-
-Size layer_nbytes() { return sizeof(Layer<float>); }
-Size state_nbytes() { return sizeof(State<float>); }
-}

@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from goldfinch.cache.key_value_cache import KeyValueCache, newest_inputs
 from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
-from goldfinch.inference.cpu_structures import LayerStructure, StateStructure, WeightStructures
+from goldfinch.inference.cpu_decode.structures import (
+    KeptStructure,
+    LayerStructure,
+    StateStructure,
+    WeightStructures,
+)
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
+from goldfinch.layers.rotary import velocities
 from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold, KeyValueSource
 from goldfinch.mixers.finch import Decay
@@ -38,6 +45,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
 ROWS = 4  # the number of rows of a matrix must be a multiple of it
+
+_Pairs = Sequence[tuple[BlockState | None, BlockState]]
+"""Of each sequence: the state of a layer before some tokens, and where to write that after them."""
+_Blocks = tuple[list[Tensor], list[Tensor]]
 
 
 def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
@@ -62,18 +73,22 @@ class FusedDecoder:
         library = _library()
         if library is None:
             raise RuntimeError("fused decoding needs a C++ compiler")
-        dtype = model.dtype
+        dtype, config = model.dtype, model.config
         suffix = str(dtype).removeprefix("torch.")
         self._dtype = dtype
         self._functions = {
             name: getattr(library, f"{name}_{suffix}")
-            for name in ("recurrent_layers", "queries", "after_attention", "linear")
+            for name in ("recurrent_layers", "gold_layers", "queries", "after_attention", "linear")
         }
         self._blocks = [block for block in model.blocks if isinstance(block, Block)]
-        self._first_gold_layer = model.config.first_gold_layer
+        self._first_gold_layer = config.first_gold_layer
         self._layers = (LayerStructure * len(self._blocks))(*map(WeightStructures(model).layer, self._blocks))
+        self._gold = [block.time_mix for block in self._blocks if isinstance(block.time_mix, Gold)]
         self._head = model.head.weight.detach()
-        self._width, self._num_heads = model.config.width, model.config.num_heads
+        self._up = model.token_cat.up.weight.detach() if model.token_cat is not None else None
+        rope, size = config.rope, config.head_size
+        self._velocity = None if rope is None else velocities(size, rope, torch.float32, model.device)
+        self._width, self._num_heads, self._latent_width = config.width, config.num_heads, config.latent_width
         size = self._width // self._num_heads
         self._row_shape = torch.Size((1, self._width))
         self._wkv_shape = torch.Size((1, self._num_heads, size, size))
@@ -121,25 +136,63 @@ class FusedDecoder:
                 matter.
             caches: keys and values of each sequence, the T tokens included.
         """
-        x, q = x.to(torch.float32, copy=True).contiguous(), torch.empty(x.shape)
-        after: list[list[BlockState]] = [[] for _ in caches]
-        for number, block in enumerate(self._blocks[self._first_gold_layer :]):
-            gold = block.time_mix
-            if not isinstance(gold, Gold):
-                raise TypeError(f"layer {self._first_gold_layer + number} is {type(gold).__name__}, not GOLD")
-            pairs = []
-            for sequence, given in enumerate(states):
-                lasts = torch.empty(2, 1, self._width, dtype=self._dtype)
-                new = BlockState(time_mix=GoldState(last=lasts[0]), channel_mix=lasts[1])
-                pairs.append((given[number] if given is not None else None, new))
-                after[sequence].append(new)
-            layer = ctypes.byref(self._layers, ctypes.sizeof(LayerStructure) * (self._first_gold_layer + number))
-            with self._pointers(pairs) as pointers:
-                self._call("queries", layer, pointers, tensors=(x, q))
+        x = x.to(torch.float32, copy=True).contiguous()
+        num_layers = len(self._gold)
+        after = []
+        for _ in caches:
+            lasts = torch.empty(2, num_layers, 1, self._width, dtype=self._dtype)
+            after.append(
+                [
+                    BlockState(time_mix=GoldState(last=last), channel_mix=channel_mix)
+                    for last, channel_mix in zip(*lasts.unbind(), strict=True)
+                ]
+            )
+        pairs = [
+            [
+                (given[layer] if given is not None else None, new[layer])
+                for given, new in zip(states, after, strict=True)
+            ]
+            for layer in range(num_layers)
+        ]
+        kept = [each for each in caches if isinstance(each, KeyValueCache) and each.lacks_only_newest(x.shape[1])]
+        if len(kept) == len(caches):
+            self._upper_with_kept(x, pairs, kept)
+        else:
+            self._upper_with_expanded(x, pairs, caches)
+        return x.to(self._dtype), after
+
+    def _upper_with_kept(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueCache]) -> None:
+        """`upper` in one call, in place, where keys and values of all tokens but these are kept; theirs are added."""
+        length = x.shape[1]
+        x0, latents = (part.float().contiguous() for part in newest_inputs(caches, length))
+        blocks = [cache.reserve_newest(length) for cache in caches]
+        with self._pointers([pair for layer in pairs for pair in layer]) as states, self._kept(blocks, caches) as kept:
+            self._functions["gold_layers"](
+                self._layer(self._first_gold_layer), states, kept,
+                pointer(self._up, (self._width, self._width + self._latent_width), self._dtype),
+                pointer(self._velocity, (self._width // self._num_heads // 2,), torch.float32),
+                *map(ctypes.c_int64, (self._latent_width, len(self._gold), *x.shape)),
+                ctypes.c_int(torch.get_num_threads()),
+                pointer(x0, (len(caches), 1 + length, self._width), torch.float32),
+                pointer(latents, (len(caches), 1 + length, self._latent_width), torch.float32),
+                pointer(x, x.shape, torch.float32),
+            )  # fmt: skip
+        for cache in caches:
+            cache.commit_newest(length)
+
+    def _upper_with_expanded(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueSource]) -> None:
+        """`upper`, in place, with keys and values that each layer asks for and PyTorch may have to compute."""
+        q = torch.empty(x.shape)
+        for number, (gold, of_layer) in enumerate(zip(self._gold, pairs, strict=True), start=self._first_gold_layer):
+            with self._pointers(of_layer) as pointers:
+                self._call("queries", self._layer(number), pointers, tensors=(x, q))
                 rows = q.to(self._dtype).split(1)
                 y = torch.cat([gold.attend(row, cache) for row, cache in zip(rows, caches, strict=True)])
-                self._call("after_attention", layer, pointers, tensors=(x, y.float().contiguous()))
-        return x.to(self._dtype), after
+                self._call("after_attention", self._layer(number), pointers, tensors=(x, y.float().contiguous()))
+
+    def _layer(self, number: int) -> Any:
+        """The address of a layer's structure, and of those behind it."""
+        return ctypes.byref(self._layers, ctypes.sizeof(LayerStructure) * number)
 
     def head(self, x: Tensor) -> Tensor:
         """`Decoder.head`: (T, D) -> (T, V) fp32."""
@@ -160,7 +213,28 @@ class FusedDecoder:
         self._functions[name](layers, states, *sizes, threads, *(pointer(x, shape, torch.float32) for x in tensors))
 
     @contextlib.contextmanager
-    def _pointers(self, pairs: Sequence[tuple[BlockState | None, BlockState]]) -> Iterator[Any]:
+    def _kept(self, blocks: Sequence[Sequence[_Blocks]], caches: Sequence[KeyValueCache]) -> Iterator[Any]:
+        """An array of `KeptStructure`, layers x sequences, from the blocks of each sequence and layer."""
+        addresses, structures = [], []
+        for layer in range(len(self._gold)):
+            for of_sequence, cache in zip(blocks, caches, strict=True):
+                both = []
+                for storages in of_sequence[layer]:
+                    # All blocks but the last are full, and the last has room for the rest.
+                    rows = [cache.block_size] * (len(storages) - 1) + [len(storages[-1])]
+                    if sum(rows) < len(cache):
+                        raise ValueError(f"{sum(rows)} reserved rows are too few for {len(cache)} tokens")
+                    found = [
+                        pointer(x, (n, self._width), self._dtype).value for x, n in zip(storages, rows, strict=True)
+                    ]
+                    both.append((ctypes.c_void_p * len(found))(*found))
+                addresses.append(both)
+                structures.append(KeptStructure(*map(ctypes.addressof, both), cache.block_size, len(cache)))
+        yield (KeptStructure * len(structures))(*structures)
+        del addresses  # alive until here
+
+    @contextlib.contextmanager
+    def _pointers(self, pairs: _Pairs) -> Iterator[Any]:
         """An array of `StateStructure`: states before the tokens, and where to write those after them.
 
         Each is given in the dtype and layout that C++ reads; a copy, only where it was computed in another, lives as
@@ -234,7 +308,7 @@ _LOCK = threading.Lock()
 def _is_supported(model: Decoder) -> bool:
     config = model.config
     widths = (config.width, config.head_size, config.channel_mix_width)
-    ranks = (config.shift_rank, config.decay_rank, config.value_rank)
+    ranks = (config.shift_rank, config.decay_rank, config.value_rank, config.adapter_rank)
     parameters = list(model.parameters())
     lanes = float_lanes(_library())
     return (
@@ -255,7 +329,12 @@ def _library() -> ctypes.CDLL | None:
     """
     library = compiled(SOURCE, NAME)
     if library is not None:
-        for structure, function in ((LayerStructure, library.layer_nbytes), (StateStructure, library.state_nbytes)):
+        pairs = (
+            (LayerStructure, library.layer_nbytes),
+            (StateStructure, library.state_nbytes),
+            (KeptStructure, library.kept_nbytes),
+        )
+        for structure, function in pairs:
             function.restype = ctypes.c_int64
             if function() != ctypes.sizeof(structure):
                 raise RuntimeError(

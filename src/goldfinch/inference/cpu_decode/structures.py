@@ -1,4 +1,4 @@
-"""The structures of cpu_decode.cpp, filled with a model's weights."""
+"""The structures of layers.h and gold_layers.h, filled with a model's weights."""
 
 import ctypes
 from typing import Any
@@ -22,6 +22,12 @@ _P, _S = ctypes.c_void_p, ctypes.c_int64
 _Norm = _structure("_Norm", weight=_P, bias=_P, groups=_S, eps=ctypes.c_double)
 _LowRank = _structure("_LowRank", a=_P, b=_P, rank=_S, outputs=_S)
 _Shift = _structure("_Shift", mu_x=_P, mu=_P, low_rank=_LowRank)
+_Expansion = _structure(
+    "_Expansion",
+    **dict.fromkeys(("mu_e", "mu_k", "mu_v"), _P),
+    **dict.fromkeys(("shift", "key_adapter", "value_adapter"), _LowRank),
+    **dict.fromkeys(("key_norm", "value_norm"), _Norm),
+)
 LayerStructure = _structure(
     "LayerStructure",
     norm=_Norm,
@@ -34,6 +40,7 @@ LayerStructure = _structure(
     one_minus_w=_S,
     heads=_S,
     query_norm=_Norm,
+    expansion=_Expansion,
     output_norm=_Norm,
     output=_P,
     channel_norm=_Norm,
@@ -45,6 +52,10 @@ StateStructure = _structure(
     **dict.fromkeys(("last", "channel_last", "wkv", "last_after", "channel_last_after", "wkv_after"), _P),
 )
 """Six pointers: `FusedDecoder._pointers` fills arrays of them."""
+
+
+KeptStructure = _structure("KeptStructure", keys=_P, values=_P, block_size=_S, length=_S)
+"""Keys and values of one layer and one sequence: two arrays of addresses of blocks."""
 
 
 class WeightStructures:
@@ -82,7 +93,7 @@ class WeightStructures:
         }
         if isinstance(mixer, Gold):
             fields |= {"receptance": self._square(mixer.query), "query_norm": self._norm(mixer.query_norm)}
-            return LayerStructure(**fields)
+            return LayerStructure(**fields, expansion=self._expansion(mixer))
         fields |= {f"use_{use}": number for number, use in enumerate(mixer.ddlerp.uses) if use in "rkvw"}
         fields |= {
             "receptance": self._square(mixer.receptance),
@@ -126,6 +137,18 @@ class WeightStructures:
             b=self._weight(low_rank.b, outputs, rank, self.width),
             rank=rank,
             outputs=outputs,
+        )
+
+    def _expansion(self, gold: Gold) -> ctypes.Structure:
+        return _Expansion(
+            mu_e=self._vector(gold.mu_e),
+            mu_k=self._vector(gold.mu_k),
+            mu_v=self._vector(gold.mu_v),
+            shift=self._low_rank(gold.shift_low_rank, 2),
+            key_adapter=self._low_rank(gold.key_adapter, 1),
+            value_adapter=self._low_rank(gold.value_adapter, 1),
+            key_norm=self._norm(gold.key_norm),
+            value_norm=self._norm(gold.value_norm),
         )
 
     def _shift(self, ddlerp: DataDependentLerp) -> ctypes.Structure:
