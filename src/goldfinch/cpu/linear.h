@@ -53,7 +53,10 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
                 for (int half = 0; half < 4; half += 2) products<2, 4>(x + t * width, w, width, row + half, later);
         }
         for (; t + 2 <= count; t += 2) products<4, 2>(x + t * width, w, width, row, later);
-        for (; t < count; ++t) products<4, 1>(x + t * width, w, width, row, later);
+        // With four rows of bf16 at once, the processor fetches too little ahead.
+        constexpr int ALONE = sizeof(W) == 4 ? 4 : 2;
+        for (; t < count; ++t)
+            for (int part = 0; part < 4; part += ALONE) products<ALONE, 1>(x + t * width, w, width, row + part, later);
     }
 }
 
@@ -65,36 +68,52 @@ struct Rows {
     T* operator[](Size row) const { return numbers + row * stride; }
 };
 
-template <int TOKENS, int VECTORS, typename W>
+// Four tokens and a few columns, whose sums stay in registers.
+template <int VECTORS, typename W>
 INLINE void add_block(Rows<const float> x, const W* w, Size inputs, Size width, Size column, Rows<float> y) {
-    Floats total[TOKENS][VECTORS];
-    for (int t = 0; t < TOKENS; ++t)
+    Floats total[4][VECTORS];
+    for (int t = 0; t < 4; ++t)
         for (int j = 0; j < VECTORS; ++j) total[t][j] = load(y[t] + column + j * LANES);
     for (Size i = 0; i < inputs; ++i) {
         Floats weights[VECTORS];
         for (int j = 0; j < VECTORS; ++j) weights[j] = load(w + i * width + column + j * LANES);
-        for (int t = 0; t < TOKENS; ++t)
+        for (int t = 0; t < 4; ++t)
             for (int j = 0; j < VECTORS; ++j) total[t][j] += x[t][i] * weights[j];
     }
-    for (int t = 0; t < TOKENS; ++t)
+    for (int t = 0; t < 4; ++t)
         for (int j = 0; j < VECTORS; ++j) store(y[t] + column + j * LANES, total[t][j]);
+}
+
+// One token: a few rows of w from end to end, as they lie in memory.
+template <int ROWS, typename W>
+INLINE void add_rows(const float* x, const W* w, Size width, Range columns, float* y) {
+    for (Size column = columns.first; column < columns.last; column += LANES) {
+        Floats total = load(y + column);
+        for (int i = 0; i < ROWS; ++i) {
+            __builtin_prefetch(w + (i + ROWS) * width + column);
+            total += x[i] * load(w + i * width + column);
+        }
+        store(y + column, total);
+    }
 }
 
 // y[t][columns] += x[t] . w[:, columns] for `count` tokens; w is (inputs, width).
 template <typename W>
 void add_columns(Rows<const float> x, Size count, const W* w, Size inputs, Size width, Range columns, Rows<float> y) {
-    constexpr int VECTORS = REGISTERS >= 32 ? 4 : 2;  // times 4 tokens: as many sums as stay in registers
-    const auto tokens = [&](auto vectors, Size column) {
-        Size t = 0;
-        for (; t + 4 <= count; t += 4)
-            add_block<4, vectors.value>({x[t], x.stride}, w, inputs, width, column, {y[t], y.stride});
-        for (; t < count; ++t)
-            add_block<1, vectors.value>({x[t], x.stride}, w, inputs, width, column, {y[t], y.stride});
-    };
-    Size column = columns.first;
-    for (; column + VECTORS * LANES <= columns.last; column += VECTORS * LANES)
-        tokens(std::integral_constant<int, VECTORS>(), column);
-    for (; column < columns.last; column += LANES) tokens(std::integral_constant<int, 1>(), column);
+    constexpr int VECTORS = REGISTERS >= 32 ? 4 : 2;  // times 4 tokens
+    Size t = 0;
+    for (; t + 4 <= count; t += 4) {
+        Size column = columns.first;
+        for (; column + VECTORS * LANES <= columns.last; column += VECTORS * LANES)
+            add_block<VECTORS>({x[t], x.stride}, w, inputs, width, column, {y[t], y.stride});
+        for (; column < columns.last; column += LANES)
+            add_block<1>({x[t], x.stride}, w, inputs, width, column, {y[t], y.stride});
+    }
+    for (; t < count; ++t) {
+        Size i = 0;
+        for (; i + 4 <= inputs; i += 4) add_rows<4>(x[t] + i, w + i * width, width, columns, y[t]);
+        for (; i < inputs; ++i) add_rows<1>(x[t] + i, w + i * width, width, columns, y[t]);
+    }
 }
 
 // Weights of a layer norm, or of one for each of several groups of neighbours.

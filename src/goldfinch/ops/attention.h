@@ -50,20 +50,24 @@ void add(const Queries& queries, const Running& from, const Running& to) {
     }
 }
 
-// to += values of LANES keys, weighted
-template <int VECTORS, typename W>
-INLINE void add_values(const W* const* values, Size offset, const float* shares, float* to) {
+// to += values of LANES keys, weighted. Rows are too far apart for the processor to guess the next ones: PREFETCH fetches
+// those `ahead`.
+template <int VECTORS, bool PREFETCH, typename W>
+INLINE void add_values(const W* const* values, Size offset, Size ahead, const float* shares, float* to) {
     Floats totals[VECTORS];
     for (int j = 0; j < VECTORS; ++j) totals[j] = load(to + j * LANES);
     for (Size i = 0; i < LANES; ++i)
-        for (int j = 0; j < VECTORS; ++j) totals[j] += shares[i] * load(values[i] + offset + j * LANES);
+        for (int j = 0; j < VECTORS; ++j) {
+            if (PREFETCH) __builtin_prefetch(values[i] + offset + j * LANES + ahead);
+            totals[j] += shares[i] * load(values[i] + offset + j * LANES);
+        }
     for (int j = 0; j < VECTORS; ++j) store(to + j * LANES, totals[j]);
 }
 
 // Keys first .. last - 1 of the block, at most TILE.
 template <typename W>
 void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size last, float* scores,
-                 const Running& to) {
+                 const Running& running) {
     const Size size = queries.size, pairs = queries.count * queries.heads;
     for (Size s = first; s < last; s += LANES)
         for (Size head = 0; head < queries.heads; ++head) {
@@ -75,7 +79,10 @@ void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size
                 Floats products[LANES] = {};
                 for (Size n = 0; n < size; n += LANES) {
                     const Floats q = load(queries.q + pair * size + n);
-                    for (Size i = 0; i < LANES; ++i) products[i] += q * load(keys[i] + n);
+                    for (Size i = 0; i < LANES; ++i) {
+                        if (t == 0) __builtin_prefetch(keys[i] + n + LANES * block.key_row);
+                        products[i] += q * load(keys[i] + n);
+                    }
                 }
                 store(scores + pair * TILE + s - first, sums(products));
             }
@@ -86,7 +93,7 @@ void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size
         float* row = scores + pair * TILE;
         for (Size i = std::max<Size>(std::min(visible, last - first), 0); i < TILE; ++i)
             row[i] = -std::numeric_limits<float>::infinity();
-        float highest = to.highest[pair];
+        float highest = running.highest[pair];
         for (Size i = 0; i < TILE; ++i) highest = std::max(highest, row[i]);
         if (highest == -std::numeric_limits<float>::infinity()) {
             std::fill_n(row, TILE, 0.0f);
@@ -99,14 +106,14 @@ void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size
             store(row + i, shares);
             total += shares;
         }
-        if (highest > to.highest[pair]) {
-            const float fading = exponential(Floats{} + (to.highest[pair] - highest))[0];
-            to.weight[pair] *= fading;
+        if (highest > running.highest[pair]) {
+            const float fading = exponential(Floats{} + (running.highest[pair] - highest))[0];
+            running.weight[pair] *= fading;
             for (Size n = pair * size; n < (pair + 1) * size; n += LANES)
-                store(to.weighted + n, load(to.weighted + n) * fading);
-            to.highest[pair] = highest;
+                store(running.weighted + n, load(running.weighted + n) * fading);
+            running.highest[pair] = highest;
         }
-        to.weight[pair] += sum(total);
+        running.weight[pair] += sum(total);
     }
     for (Size s = first; s < last; s += LANES) {
         const W* values[LANES];
@@ -114,13 +121,18 @@ void attend_tile(const Queries& queries, const Block<W>& block, Size first, Size
             const Size key = std::min(s + i, last - 1);  // those after the last have no share
             values[i] = block.values + (block.rows ? block.rows[key] : key) * block.value_row;
         }
-        for (Size pair = 0; pair < pairs; ++pair) {
+        const auto add_to = [&](Size pair, auto prefetch) {
             const float* shares = scores + pair * TILE + s - first;
-            const Size offset = pair % queries.heads * block.value_head;
+            const Size offset = pair % queries.heads * block.value_head, ahead = LANES * block.value_row;
+            float* to = running.weighted + pair * size;
             Size n = 0;
-            for (; n + 4 * LANES <= size; n += 4 * LANES) add_values<4>(values, offset + n, shares, to.weighted + pair * size + n);
-            for (; n < size; n += LANES) add_values<1>(values, offset + n, shares, to.weighted + pair * size + n);
-        }
+            for (; n + 4 * LANES <= size; n += 4 * LANES)
+                add_values<4, prefetch.value>(values, offset + n, ahead, shares, to + n);
+            for (; n < size; n += LANES) add_values<1, prefetch.value>(values, offset + n, ahead, shares, to + n);
+        };
+        // The first query of each head fetches for all.
+        for (Size pair = 0; pair < queries.heads; ++pair) add_to(pair, std::true_type());
+        for (Size pair = queries.heads; pair < pairs; ++pair) add_to(pair, std::false_type());
     }
 }
 
