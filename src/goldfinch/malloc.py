@@ -22,8 +22,8 @@ def tune() -> None:
     """Let temporaries reuse freed memory, for the rest of the process.
 
     By default glibc returns freed tensors of some megabytes to the system, which then zeroes the same pages again for
-    the next tensor: for element-wise operations that is most of their time. On Linux, PyTorch also asks for pages of 2 MiB
-    for tensors above that size, which processors read faster: decoding gained 10 to 30 %.
+    the next tensor: for element-wise operations that is most of their time. On Linux, PyTorch also asks for pages of
+    2 MiB for tensors above that size, which processors read faster: decoding gained 10 to 30 %.
     """
     os.environ.setdefault(HUGE_PAGES_VARIABLE, "1")
     glibc = _glibc()
