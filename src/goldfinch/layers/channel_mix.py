@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from goldfinch.layers.initial_values import mixing_vector
 from goldfinch.layers.token_shift import last_token, token_shift
+from goldfinch.ops.elementwise import lerp, squared_relu
 
 
 class RwkvChannelMix(nn.Module):
@@ -35,10 +36,9 @@ class RwkvChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(B, T, D) and the (B, D) before it -> (B, T, D) and its last input; `document_starts` as in `token_shift`."""
         difference = token_shift(x, last, document_starts) - x
-        r = self.receptance(torch.addcmul(x, difference, self.mu_r))
-        # In place: k is not needed afterwards, and it is the largest tensor of a layer.
-        k = self.key(torch.addcmul(x, difference, self.mu_k)).relu_()
-        return torch.sigmoid(r) * self.value(k * k), last_token(x)
+        r = self.receptance(lerp(x, difference, self.mu_r))
+        k = squared_relu(self.key(lerp(x, difference, self.mu_k)))
+        return torch.sigmoid(r) * self.value(k), last_token(x)
 
 
 class SwiGlu(nn.Module):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from goldfinch.layers.initial_values import mixing_vector
 from goldfinch.layers.low_rank import LowRank
+from goldfinch.ops.elementwise import lerp
 
 
 def token_shift(x: Tensor, last: Tensor | None, document_starts: Tensor | None = None) -> Tensor:
@@ -52,7 +53,6 @@ class DataDependentLerp(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
         """Two of (B, T, D) -> one (B, T, D) per use."""
-        # lerp(a, b, w) = a + (b - a) * w; not `torch.lerp`, which needs one dtype while autocast gives it two.
         difference = before - x
-        weights = self.low_rank(torch.addcmul(x, difference, self.mu_x), *self.mu)
-        return tuple(torch.addcmul(x, difference, weight) for weight in weights)
+        weights = self.low_rank(lerp(x, difference, self.mu_x), *self.mu)
+        return tuple(lerp(x, difference, weight) for weight in weights)

@@ -18,6 +18,7 @@ from goldfinch.layers.token_shift import DataDependentLerp, last_token, token_sh
 from goldfinch.mixers import gold_cpu
 from goldfinch.mixers.time_mix import TimeMix, product_flops
 from goldfinch.ops.attention import KeyValueBlock, blockwise_causal_attention, causal_attention
+from goldfinch.ops.elementwise import lerp
 from goldfinch.state import GoldState
 
 
@@ -170,9 +171,9 @@ class Gold(TimeMix):
             with contextlib.suppress(UnfitTensorError):  # weights of several dtypes are PyTorch's to compute or refuse
                 return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
         difference = before - embeddings
-        chosen_by = torch.addcmul(embeddings, difference, self.mu_e)
+        chosen_by = lerp(embeddings, difference, self.mu_e)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
-        v = torch.addcmul(embeddings, difference, weights_v)
+        v = lerp(embeddings, difference, weights_v)
         return weights_k, self.value_norm(*self.value_adapter(v, v))
 
     def keys(self, keys: Tensor, before: Tensor, weights: Tensor, value_index: Tensor | None = None) -> Tensor:
@@ -189,5 +190,5 @@ class Gold(TimeMix):
                 return gold_cpu.keys(keys, before, weights, value_index, self.key_adapter, self.key_norm)
         if value_index is not None:
             weights = weights.index_select(0, value_index)
-        k = torch.addcmul(keys, before - keys, weights)
+        k = lerp(keys, before - keys, weights)
         return self.key_norm(*self.key_adapter(k, k))

@@ -70,12 +70,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ):
             logits = part @ w.T
             wide = logits.to(total.dtype)
-            log_sums = wide.logsumexp(-1, keepdim=True)
-            total += (log_sums - wide.gather(-1, expected)).masked_fill(~counts, 0).sum()
+            of_targets = wide.gather(-1, expected)
+            # In place, as these are the largest tensors of a step.
+            largest = wide.amax(-1, keepdim=True)
+            exponentials = wide.sub_(largest).exp_()
+            sums = exponentials.sum(-1, keepdim=True)
+            total += (sums.log() + largest - of_targets).masked_fill(~counts, 0).sum()
             if not (needs_hidden or needs_weight):
                 continue
             # d loss / d logits: the probabilities, less 1 at the target; 0 in rows that do not count.
-            gradient = wide.sub_(log_sums.masked_fill(~counts, torch.inf)).exp_()
+            gradient = exponentials.mul_(sums.reciprocal().masked_fill(~counts, 0))
             gradient.scatter_add_(-1, expected, -counts.to(gradient.dtype))
             gradient = gradient.to(logits.dtype)
             if needs_hidden:

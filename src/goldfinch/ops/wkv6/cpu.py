@@ -33,10 +33,16 @@ def available() -> bool:
     return library() is not None
 
 
+def vector_bytes() -> int:
+    """Of a vector in the compiled library; a constant for torch.compile, too."""
+    code = library()
+    return code.vector_bytes() if code is not None else 1
+
+
 def wkv6_cpu(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run the recurrence in C++. Arguments and results as in `goldfinch.ops.wkv6.wkv6`; on the CPU only."""
     size = r.shape[-1]
-    padding = -size % _lanes(r)
+    padding = -size % (vector_bytes() // r.itemsize)
     w = log_w.exp()
     if padding:
         r, k, v, w = (F.pad(x, (0, padding)) for x in (r, k, v, w))
@@ -110,12 +116,6 @@ def _shapes(r: Tensor) -> tuple[Shape, Shape, Shape]:
     """Shapes of r, k, v, w and y; of u; of the state."""
     batch, _, heads, size = r.shape
     return r.shape, (heads, size), (batch, heads, size, size)
-
-
-def _lanes(r: Tensor) -> int:
-    """Numbers of a vector: the head size of what C++ reads is a multiple of it."""
-    code = library()
-    return code.vector_bytes() // r.itemsize if code is not None else 1
 
 
 def _call(name: str, r: Tensor, tensors: Sequence[tuple[Tensor | None, Shape]]) -> None:

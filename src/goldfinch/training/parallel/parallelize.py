@@ -78,6 +78,7 @@ def _compile(forward: Forward) -> Forward:
 
     # Looking for a compiler and building cannot be traced.
     torch.compiler.assume_constant_result(cpu.available)
+    torch.compiler.assume_constant_result(cpu.vector_bytes)
     compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
 
     def run(*args: Any) -> tuple[Tensor, BlockState]:
