@@ -71,7 +71,7 @@ class Bench:
         from goldfinch.benchmark.speed import measure
 
         lm = _with_weights(name, self.dtype)
-        choice = explain_auto_dtype(lm.model.device) if self.dtype == "auto" else ""
+        choice = explain_auto_dtype(lm.model.device) if self.dtype == "auto" else None
         speed = measure(lm, repeats=self.repeats, latents=self.latents)
         if self.json:
             content = {"name": name, "latents": self.latents, "auto_dtype": choice, **speed.to_dict()}
@@ -112,7 +112,7 @@ def _with_weights(name: str, dtype: str) -> "LanguageModel":
     return lm
 
 
-def _print_speed(name: str, speed: "Speed", auto_dtype: str) -> None:
+def _print_speed(name: str, speed: "Speed", auto_dtype: str | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -144,7 +144,7 @@ def _print_speed(name: str, speed: "Speed", auto_dtype: str) -> None:
     console.print(table)
     products, copied = speed.product_flops_per_second / 1e9, speed.copy_bytes_per_second / 1e9
     bound = speed.bound_seconds
-    if auto_dtype:
+    if auto_dtype is not None:
         console.print(auto_dtype, soft_wrap=True)
     for line in (
         "of best: prefill as a share of the first limit below, decode of the second. What is usual is the cache level",
