@@ -1,6 +1,7 @@
 """Training steps: eager, with activation checkpointing, with compiled blocks. `python benchmarks/block_plan.py`
 
-Compiled code is cached between runs; TORCHINDUCTOR_CACHE_DIR=(an empty folder) shows the cost of the first one.
+No speed is printed unless all have the same loss. Compiled code is cached between runs;
+TORCHINDUCTOR_CACHE_DIR=(an empty folder) shows the cost of the first one.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import time
 
 import torch
 from common import report, spread
-from steps import make_step, random_windows
+from steps import check_same_loss, make_step, random_windows
 from torch import Tensor
 
 from goldfinch.model import Decoder
@@ -22,6 +23,7 @@ PLANS = {
     "checkpointing": {"activation_checkpointing": True},
     "compiled": {"compiled": True},
 }
+TOLERANCE, BF16_TOLERANCE = 1e-4, 1e-2  # relative, of the losses: compiled blocks round otherwise
 
 
 def main() -> None:
@@ -32,13 +34,15 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--plans", nargs="+", choices=list(PLANS), default=list(PLANS), help="eager is always measured")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bf16", action="store_true", help="autocast")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     windows = random_windows(args.batch_size, args.sequence_length, args.vocab_size)
-    models = {name: _model(args.preset, args.vocab_size, plan) for name, plan in PLANS.items()}
+    plans = {"eager", *args.plans}
+    models = {name: _model(args.preset, args.vocab_size, plan) for name, plan in PLANS.items() if name in plans}
     steps = {name: make_step(model, windows, OptimizerConfig(), bf16=args.bf16) for name, model in models.items()}
     kept = {}
     first = {}
@@ -53,6 +57,9 @@ def main() -> None:
             started = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - started)
+    # Last, and with the same shapes, so that nothing is compiled for the check before the steps are measured.
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        check_same_loss(models, windows, BF16_TOLERANCE if args.bf16 else TOLERANCE)
     tokens = windows[:, 1:].numel()
     rows = [
         (

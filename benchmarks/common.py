@@ -23,7 +23,9 @@ from goldfinch import malloc
 from goldfinch.benchmark.timing import Timings
 from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.data.tokenizers import WorldTokenizer
+from goldfinch.devices import native_instructions
 from goldfinch.plots import draw
+from goldfinch.processor import processor_name
 
 malloc.tune()  # as the command line does
 
@@ -48,11 +50,12 @@ def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit."""
+    """Machine, instruction set, versions and commit."""
     command = ["git", "describe", "--always", "--dirty"]
     revision = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
+        "instruction set": instruction_set(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -71,13 +74,10 @@ def versions(packages: Iterable[str] = PEER_PACKAGES) -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
-    description = Path(os.sep, "proc", "cpuinfo")
-    if description.exists():
-        for line in description.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+def instruction_set() -> str:
+    """What PyTorch uses, and what multiplies bfloat16: "AVX2, bf16 emulated", "AVX512, bf16 by avx512_bf16"."""
+    native = ", ".join(native_instructions("bfloat16"))
+    return f"{torch.backends.cpu.get_cpu_capability()}, bf16 {f'by {native}' if native else 'emulated'}"
 
 
 def resident() -> int:

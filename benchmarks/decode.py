@@ -4,8 +4,9 @@
 tensor: a step cannot take less than reading all weights but the embedding takes at that rate. The contexts of the
 transformers peer are filled with noise instead of being read; llama.cpp reads, once.
 
-`python benchmarks/decode.py --batch 8` compares 8 contexts that step together with one alone, at the level keys_values:
-with greedy steps of the model alone, and as generation with temperature 0.8 and top-p 0.9.
+`python benchmarks/decode.py --batch 1 4 16` compares 4 and 16 contexts that step together with one alone, at the level
+keys_values: with greedy steps of the model alone, and as generation with temperature 0.8 and top-p 0.9. No speed is
+printed before each of several has the logits that it has alone.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from common import arguments, moby_dick, plot, report, spread, times_faster_than
 from llama import Shape
 from peers import GoldFinch, add_arguments, peers
 
-from goldfinch.benchmark.speed import at_level, copy_probe, decode_seconds, levels
-from goldfinch.benchmark.timing import Timings, interleave, seconds
+from goldfinch.benchmark.speed import at_level, compare, copy_probe, decode_seconds, levels, tolerance
+from goldfinch.benchmark.timing import interleave, seconds
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
 from goldfinch.inference.sampling import Sampling
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 16384, 65536])
     parser.add_argument("--tokens", type=int, default=4, help="decoded per repeat")
     parser.add_argument("--without-slowest", action="store_true", help=f"leave out '{NOTHING_SHARED}'")
-    parser.add_argument("--batch", type=int, default=0, help="compare this many contexts together with one alone")
+    parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="compare N contexts together with one alone")
     options = parser.parse_args()
     if options.batch:
         compare_batch(options)
@@ -46,28 +47,50 @@ def main() -> None:
 
 def compare_batch(options: argparse.Namespace) -> None:
     """Tokens per second of one context and of several that step together."""
+    sizes = sorted({1, *options.batch})
+    if sizes[0] < 1:
+        raise SystemExit("--batch: at least 1 context")
     lm = GoldFinch(options.preset, options.dtype).lm
-    rows = []
+    rows, lines, difference = [], dict[str, dict[int, list[float]]](), 0.0
     ids = moby_dick(max(options.lengths))
     for length in sorted(options.lengths):
         context = at_level(lm.read(ids[:length]), "keys_values")
         cases: dict[tuple[str, int], Callable[[], float]] = {}
-        for size in (1, options.batch):
+        for size in sizes:
+            difference = max(difference, check_batch(context, size))
             cases["step", size] = partial(step_seconds, [context.fork() for _ in range(size)], options.tokens)
             cases["generate", size] = partial(generate_seconds, [context.fork() for _ in range(size)], options.tokens)
         timings = interleave(cases, options.repeats)
-        for what in ("step", "generate"):
-            alone, together = timings[what, 1], timings[what, options.batch]
-            rates = [options.tokens * size / timings[what, size].median for size in (1, options.batch)]
-            rows.append([length, what, *rates, options.batch * ratio(alone, together)])
-    columns = ["tokens", "what", "one alone, tokens/s", f"{options.batch} together, tokens/s", "ratio"]
+        for what, size in ((what, size) for what in ("step", "generate") for size in sizes):
+            rates = [options.tokens * size / taken for taken in timings[what, size].seconds]
+            lines.setdefault(f"{what}, {length:,} tokens", {})[size] = rates
+            times = None if size == 1 else size * timings[what, size].times_faster(timings[what, 1])
+            rows.append([length, what, size, spread(rates), times])
+    columns = ["tokens", "what", "contexts", "tokens/s of all: median (min - max)", "times one alone"]
     title = f"batched decode of {options.preset}, {options.dtype}"
-    report(title, columns, rows, options.json, **versions(), repeats=options.repeats)
+    facts = {"repeats": options.repeats, "max_difference_from_one_alone": f"{difference:.1e}"}
+    report(title, columns, rows, options.json, **versions(), **facts)
+    if options.png is not None:
+        plot(options.png, title, ("contexts", "tokens/s of all"), lines)
 
 
-def ratio(alone: Timings, together: Timings) -> float:
-    """How much faster a step of one context is than a step of all."""
-    return together.times_faster(alone)
+def check_batch(context: Context, size: int) -> float:
+    """Check that contexts that step together get the logits that each gets alone; returns the maximum difference.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    forks = [context.fork() for _ in range(size)]
+    for row, fork in enumerate(forks):
+        fork.read([row])  # so that no two are the same
+    alone = [fork.fork() for fork in forks]
+    ids = torch.arange(size) + 1
+    together = decode_together([fork.sequence for fork in forks], ids)
+    allowed = tolerance(context.model.dtype)
+    return max(
+        compare(one.read([int(token)]).logits, {f"{size} together": logits}, allowed)
+        for one, token, logits in zip(alone, ids, together, strict=True)
+    )
 
 
 def step_seconds(contexts: list[Context], tokens: int) -> float:

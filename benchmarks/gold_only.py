@@ -13,15 +13,18 @@ from functools import partial
 
 import torch
 from common import arguments, peak, plot, report, resident, spread
-from steps import make_step, random_windows
+from steps import check_loss, make_step, random_windows
 
+from goldfinch.benchmark.speed import fill_zero_weights
 from goldfinch.benchmark.timing import interleave, seconds
 from goldfinch.model import Decoder
+from goldfinch.model.initialization import initialize
 from goldfinch.presets import model_config
 from goldfinch.training.config import OptimizerConfig, gold_only
 from goldfinch.training.parallel.parallelize import apply_block_plan
 
 CASES = {"everything": False, "GOLD layers and head": True}
+CHECKED = (2, 32)  # sequences and tokens whose losses are compared
 PEAK_STEPS = 2  # the optimizer state exists after the first
 
 
@@ -40,6 +43,7 @@ def main() -> None:
     if options.only is not None:
         print(json.dumps(peak_of_steps(options)))
         return
+    check_loss(build(options), random_windows(*CHECKED, options.vocab_size))
     peaks = {name: peak_in_new_process(name) for name in CASES}
     taken = interleave({name: partial(seconds, case_step(options, name)) for name in CASES}, options.repeats)
     whole, tokens = taken["everything"], options.batch_size * options.sequence_length
@@ -64,13 +68,19 @@ def main() -> None:
 
 def case_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
     """A training step of one case."""
-    config = model_config(options.preset, options.vocab_size)
-    model = Decoder(config)
-    apply_block_plan(model, activation_checkpointing=options.activation_checkpointing)
+    model = build(options)
     windows = random_windows(options.batch_size, options.sequence_length, options.vocab_size)
-    return make_step(
-        model, windows, OptimizerConfig(learning_rate_multipliers=gold_only(config) if CASES[name] else ())
-    )
+    multipliers = gold_only(model.config) if CASES[name] else ()
+    return make_step(model, windows, OptimizerConfig(learning_rate_multipliers=multipliers))
+
+
+def build(options: argparse.Namespace) -> Decoder:
+    """The model, with no zero weights."""
+    model = Decoder(model_config(options.preset, options.vocab_size))
+    apply_block_plan(model, activation_checkpointing=options.activation_checkpointing)
+    initialize(model, 0)
+    fill_zero_weights(model)
+    return model
 
 
 def peak_in_new_process(name: str) -> int:

@@ -1,7 +1,8 @@
 """A million tokens: peak memory of prefill, and the time to save and open the context. `python benchmarks/million.py`
 
 Peak memory is that of a separate process (peak resident set), less what Python with PyTorch takes before the model is
-loaded. It is compared with weights + cache + one chunk; the last is measured by reading one chunk first.
+loaded. It is compared with weights + cache + one chunk; the last is measured by reading one chunk first. Nothing is
+printed unless the opened context has the logits of the one that was saved.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from common import moby_dick, peak, report, resident
 
 import goldfinch as gf
+from goldfinch.benchmark.speed import compare, tolerance
 from goldfinch.benchmark.timing import seconds
 from goldfinch.checkpoint.model_folder import save_description, save_weights
 from goldfinch.inference.prefill import CHUNK_SIZE
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="goldfinch-L3-D256", help="a preset, or a model folder")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--latents", default="bfloat16")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--ids", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,7 +53,7 @@ def measure(options: argparse.Namespace) -> None:
     """Measure with the model in a folder, and print."""
     ids = torch.from_numpy(np.load(options.ids))
     before = resident()
-    lm = gf.load(options.model)
+    lm = gf.load(options.model, options.dtype)
     weights = sum(parameter.nbytes for parameter in lm.model.parameters())
     for parameter in lm.model.parameters():
         parameter.sum()  # weights are memory-mapped: load them
@@ -83,11 +85,13 @@ def measure(options: argparse.Namespace) -> None:
         opened = lm.open(path, budget=0)
         rows.append(["all checksums, s", seconds(opened.sequence.key_cache.verify)])
         rows.append(["first logits, everything rebuilt, s", seconds(lambda: opened.logits)])
+        compare(context.logits, {"the opened context": opened.logits}, tolerance(lm.model.dtype))
     report(
         f"{options.tokens:,} tokens, {lm.config.num_layers} layers, width {lm.config.width}",
         ["what", "measured"],
         rows,
         options.json,
+        dtype=options.dtype,
     )
 
 

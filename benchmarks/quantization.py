@@ -19,10 +19,11 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=65536, help="maximum, from the start of the text")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    lm = gf.load(options.model)
+    lm = gf.load(options.model, options.dtype)
     ids = lm.encode(options.text.read_text(encoding="utf-8"))[: options.tokens]
     rows = []
     for latents in ("bfloat16", "int8", "int4"):
@@ -30,7 +31,8 @@ def main() -> None:
         context.sequence.probe = QuantizationProbe(lm.model, options.samples)
         context.read(ids)
         measured = context.measure_quantization()
-        assert measured is not None
+        if measured is None:
+            raise SystemExit(f"{options.text} is too short: there is no position to compare predictions at")
         per_token = context.memory_usage().key_cache / len(context)
         rows.append([latents, per_token, measured.mean_kl, measured.max_kl, f"{measured.top1_agreement:.1%}"])
     columns = ["latents", "bytes per token", "mean KL, nats", "max KL, nats", "same top-1 token"]
@@ -39,8 +41,9 @@ def main() -> None:
         columns,
         rows,
         options.json,
+        dtype=options.dtype,
         tokens=len(ids),
-        positions=measured.positions,
+        positions=measured.num_positions,
     )
 
 

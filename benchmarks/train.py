@@ -16,18 +16,16 @@ import torch
 from common import arguments, moby_dick, peak, plot, report, resident, spread, times_faster_than_best, versions
 from llama import Shape, Transformers
 from peers import GoldFinch, add_arguments, installed
+from steps import check_loss
 from torch import Tensor
-from torch.nn import functional as F
 
 from goldfinch.benchmark.speed import product_probe, training_product_flops
 from goldfinch.benchmark.timing import interleave, seconds
-from goldfinch.model import Decoder
 from goldfinch.training.config import OptimizerConfig
 from goldfinch.training.loss import next_token_loss
 from goldfinch.training.optimizer.groups import build_optimizer
 
-CHECKED = (2, 33)  # windows and tokens of the comparison of losses
-TOLERANCE = 1e-5  # relative, of the loss in fp32
+CHECKED = "2x32"  # the batch whose losses are compared
 PEAK_STEPS = 2  # the optimizer state exists after the first
 
 
@@ -65,7 +63,7 @@ def main() -> None:
     peaks = {(shape, name): peak_in_new_process(options, shape, name) for shape in batches for name in names}
     trainers = {name: make(name, options) for name in names}
     ours = trainers["GoldFinch"].model
-    check(ours)
+    check_loss(ours, make_batch(CHECKED))
     products = product_probe(ours.config.width, ours.config.channel_mix_width, low_dtype(options))
     cases: dict[Any, Callable[[], float]] = {"products": products.measure}
     for shape, windows in batches.items():
@@ -146,18 +144,6 @@ def make_batch(shape: str) -> Tensor:
     """(B, T + 1) ids."""
     batch, length = map(int, shape.split("x"))
     return moby_dick(batch * (length + 1)).view(batch, length + 1)
-
-
-@torch.no_grad()
-def check(model: Decoder) -> None:
-    """Check that our loss is the cross entropy of all logits."""
-    batch, length = CHECKED
-    windows = moby_dick(batch * length).view(batch, length)
-    logits, _ = model(windows[:, :-1])
-    expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
-    difference = float((next_token_loss(model, windows) / expected - 1).abs())
-    if not difference <= TOLERANCE:
-        raise RuntimeError(f"the loss differs by {difference:.1e}; no speed is shown")
 
 
 def peak_in_new_process(options: argparse.Namespace, shape: str, name: str) -> int:

@@ -10,9 +10,10 @@ from common import arguments, plot, report, spread
 from torch import Tensor
 
 from goldfinch.benchmark.timing import Timings, interleave, seconds
-from goldfinch.ops.wkv6 import IMPLEMENTATIONS, wkv6
+from goldfinch.ops.wkv6 import wkv6
 
 NAMES = ("cpu", "chunked")
+TOLERANCE = 1e-4  # relative to the largest number
 
 
 def main() -> None:
@@ -65,11 +66,15 @@ def both(inputs: list[Tensor], name: str) -> list[Tensor]:
 
 
 def check(inputs: list[Tensor]) -> None:
-    """Check that both agree."""
-    assert set(NAMES) <= set(IMPLEMENTATIONS)
+    """Check that outputs, states and gradients of both agree.
+
+    Raises:
+        RuntimeError: they disagree.
+    """
     for one, other in zip(both(inputs, "cpu"), both(inputs, "chunked"), strict=True):
-        difference = (one - other).abs().max() / other.abs().max().clamp(min=1e-30)
-        assert difference <= 1e-4, f"cpu and chunked disagree by {difference:.1e}"
+        difference = float(((one - other).abs().max() / other.abs().max().clamp(min=1e-30)).detach())
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"cpu and chunked disagree by {difference:.1e}; no speed is shown")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from hypothesis import settings
 from plans import PLANS
 from torch import Tensor, nn
 
+from goldfinch import devices
 from goldfinch.config import ModelConfig
 from goldfinch.cpu import build
 from goldfinch.data.prepare import prepare
@@ -35,6 +36,29 @@ cpu.library()
 build.compiled(attention.SOURCE, "attention")
 build.compiled(gold_cpu.SOURCE, "GOLD")
 build.compiled(cpu_decode.SOURCE, cpu_decode.NAME)
+
+
+# Numbers and messages are those of a processor without bfloat16 instructions, whatever the tests run on.
+NOT_NATIVE = ("avx2",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_on_every_processor():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "instruction_sets", lambda: list(NOT_NATIVE))
+        patch.setattr(devices, "_reported_slow", {"bfloat16", "float16"})
+        yield
+
+
+@pytest.fixture
+def instructions(monkeypatch):
+    """instructions(*names): this is the whole instruction set of the processor, as far as dtypes depend on it."""
+
+    def have(*names: str) -> None:
+        monkeypatch.setattr(devices, "instruction_sets", lambda: list(names))
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+
+    return have
 
 
 def pytest_addoption(parser):

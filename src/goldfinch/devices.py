@@ -1,15 +1,26 @@
 """Devices and dtypes by the names that users give."""
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
 from goldfinch.errors import UserError
+from goldfinch.processor import instruction_sets
 
 if TYPE_CHECKING:
     import torch  # commands look at names before they load it
 
+_LOGGER = logging.getLogger(__name__)
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+# What multiplies these natively on CPUs, x86 and ARM. PyTorch's own `_is_mkldnn_bf16_supported` asks less: AVX-512
+# alone, with which oneDNN only emulates bfloat16.
+_NATIVE_INSTRUCTIONS = {
+    "bfloat16": ("amx_bf16", "avx512_bf16", "bf16"),
+    "float16": ("amx_fp16", "avx512_fp16", "asimdhp", "fp16_arith"),
+}
+_reported_slow: set[str] = set()
+"""Dtypes that this process has been warned of."""
 
 
 def check_device_name(name: str) -> None:
@@ -57,8 +68,8 @@ def canonical_dtype(name: str) -> str:
     return _SHORT_NAMES.get(name, name)
 
 
-def resolve_dtype(name: "str | torch.dtype") -> "torch.dtype | None":
-    """The dtype that a name stands for; None for "auto".
+def resolve_dtype(name: "str | torch.dtype", device: "torch.device") -> "torch.dtype":
+    """The dtype that a name stands for; "auto" is `auto_dtype` of the device.
 
     Raises:
         UserError: it is not a floating-point dtype that models can have.
@@ -66,10 +77,62 @@ def resolve_dtype(name: "str | torch.dtype") -> "torch.dtype | None":
     name = canonical_dtype(name) if isinstance(name, str) else dtype_name(name)
     check_dtype_name(name)
     if name == "auto":
-        return None
+        return auto_dtype(device)
     import torch
 
     return getattr(torch, name)
+
+
+def auto_dtype(device: "torch.device") -> "torch.dtype":
+    """bfloat16 where the device multiplies it natively, else float32."""
+    import torch
+
+    return torch.bfloat16 if bf16_is_native(device) else torch.float32
+
+
+def explain_auto_dtype(device: "torch.device") -> str:
+    """What `auto_dtype` chooses and why: "bfloat16: this processor multiplies it natively (avx512_bf16)"."""
+    kind = "GPU" if device.type == "cuda" else "processor"
+    if not bf16_is_native(device):
+        return f"float32: this {kind} has no bfloat16 instructions"
+    names = "" if device.type == "cuda" else f" ({', '.join(native_instructions('bfloat16'))})"
+    return f"bfloat16: this {kind} multiplies it natively{names}"
+
+
+def bf16_is_native(device: "torch.device") -> bool:
+    """Whether a device has instructions that multiply bfloat16, and PyTorch uses them."""
+    if device.type != "cuda":
+        return bool(native_instructions("bfloat16"))
+    import torch
+
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def native_instructions(dtype: str) -> list[str]:
+    """The instructions of this processor that multiply bfloat16 or float16, if PyTorch uses them."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():  # nothing else in PyTorch has such kernels
+        return []
+    found = instruction_sets()
+    return [name for name in _NATIVE_INSTRUCTIONS[dtype] if name in found]
+
+
+def warn_if_slow(dtype: "torch.dtype", device: "torch.device") -> None:
+    """Log a warning, once per process, if this processor has no instructions for a 16-bit dtype."""
+    name = dtype_name(dtype)
+    if device.type != "cpu" or name not in _NATIVE_INSTRUCTIONS or name in _reported_slow or native_instructions(name):
+        return
+    _reported_slow.add(name)
+    slower = "about 4 times" if name == "bfloat16" else "several times"  # measured on one with AVX2
+    _LOGGER.warning(
+        "%s is slow here: this processor has no instructions for it, so prompts are read %s slower than in float32. "
+        "Results are right. For speed use float32 (--dtype float32, or auto); a .gfc file keeps the dtype that it was "
+        "written in, until its text is read again",
+        name,
+        slower,
+    )
 
 
 def dtype_name(dtype: "torch.dtype") -> str:

@@ -3,9 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +10,8 @@ import torch
 
 from goldfinch import __version__
 from goldfinch.cpu.build import MARCH_VARIABLE, cache_folder, find_compiler
+from goldfinch.devices import explain_auto_dtype
+from goldfinch.processor import first_line, instruction_sets, processor_name
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer", "tyro", "rich")
 OPTIONAL_PACKAGES = ("pyarrow", "datasets", "fla-core", "triton", "tensorboard", "wandb")
@@ -77,33 +76,18 @@ def _versions() -> Section:
 
 
 def _processor() -> Section:
-    memory = psutil.virtual_memory()
+    memory, found = psutil.virtual_memory(), instruction_sets()
     return {
-        "name": _cpu_info("model name") or platform.processor() or platform.machine(),
+        "name": processor_name(),
         "architecture": platform.machine(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if name in _instruction_sets()],
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in found],
         "pytorch_uses": torch.backends.cpu.get_cpu_capability(),
+        "dtype_auto": explain_auto_dtype(torch.device("cpu")),
         "memory_bytes": memory.total,
         "free_memory_bytes": memory.available,
     }
-
-
-def _cpu_info(field: str) -> str:
-    """A field of /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
-
-
-def _instruction_sets() -> list[str]:
-    if sys.platform == "darwin":
-        names = _first_line(["sysctl", "-n", "machdep.cpu.features"])
-        return names.lower().replace(".", "_").split()
-    return (_cpu_info("flags") or _cpu_info("Features")).split()
 
 
 def _threads() -> Section:
@@ -115,16 +99,7 @@ def _compiler() -> Section:
     compiler = find_compiler()
     if compiler is None:
         return {"command": "none: kernels run in PyTorch, several times slower"}
-    return {"command": compiler, "version": _first_line([compiler, "--version"]) or "does not run"}
-
-
-def _first_line(command: list[str]) -> str:
-    """What a program prints first; empty if it cannot be run."""
-    try:
-        result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.partition("\n")[0]
+    return {"command": compiler, "version": first_line([compiler, "--version"]) or "does not run"}
 
 
 def _caches() -> Section:

@@ -152,7 +152,7 @@ def test_a_model_without_gold_layers_is_told_where_to_get_some():
 @pytest.mark.parametrize("latents", ["bfloat16", "int8"])
 def test_a_context_read_before_tuning_is_used_after_it(latents, base, tuned, config, tmp_path):
     text = "The whale swims past the ship and sinks. " * 20
-    before = gf.load(base)
+    before = gf.load(base, dtype="bfloat16")
     before.read(text, latents).save(tmp_path / "book.gfc")
     model = dataclasses.replace(config, rope=RopeConfig(rescale=4))
     after = gf.load(tuned(), dtype="bfloat16")
@@ -167,7 +167,7 @@ def test_a_context_read_before_tuning_is_used_after_it(latents, base, tuned, con
 
 
 def test_a_context_is_refused_once_anything_below_is_tuned(base, config, settings, silent, tmp_path):
-    gf.load(base).read("The whale").save(tmp_path / "book.gfc")
+    gf.load(base, dtype="bfloat16").read("The whale").save(tmp_path / "book.gfc")
     rates = (*gold_only(config), "blocks.1.time_mix.norm.bias=1")
     run = settings(
         initial=base, model=config, optimizer=OptimizerConfig(learning_rate=1e-2, learning_rate_multipliers=rates)

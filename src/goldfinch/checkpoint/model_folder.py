@@ -252,12 +252,15 @@ def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:
         numbers[tensor.dtype] += tensor.numel()
     ((dtype, _),) = numbers.most_common(1)
     if dtype_name(dtype) not in COMPUTE_DTYPES:
-        raise UserError(f"{path} holds {dtype_name(dtype)} numbers, in which no model computes: give --dtype bfloat16")
+        raise UserError(
+            f"{path} holds {dtype_name(dtype)} numbers, in which no model computes: save it in another dtype, "
+            f'goldfinch.load({str(path.parent)!r}, dtype="bfloat16").save(FOLDER)'
+        )
     others = sorted(name for name, tensor in weights.items() if tensor.dtype != dtype)
     if others:
         stored = ", ".join(sorted({dtype_name(weights[name].dtype) for name in others}))
         _LOGGER.warning(
-            "%s: %d of %d tensors are %s, such as %s; the model computes in %s, like most weights (--dtype changes it)",
+            "%s: %d of %d tensors are %s, such as %s; the model computes in %s, like most weights",
             path, len(others), len(weights), stored, others[0], dtype_name(dtype),
         )  # fmt: skip
     return dtype

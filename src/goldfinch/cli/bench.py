@@ -10,6 +10,7 @@ import tyro
 
 from goldfinch.cli.arguments import named_config, parse
 from goldfinch.cli.units import size
+from goldfinch.devices import check_dtype_name, explain_auto_dtype
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Bench:
     latents: Literal["bfloat16", "float16", "float32", "int8", "int4"] = "bfloat16"
     """Format of the latents."""
     dtype: Annotated[str, tyro.conf.arg(metavar="auto|DTYPE")] = "auto"
-    """Weight dtype for speed: float32, bfloat16 or float16. Default: as stored; float32 for presets."""
+    """Weight dtype for speed: float32, bfloat16 or float16; auto: bfloat16 where the processor multiplies it natively,
+    else float32."""
     repeats: int = 3
     """For speed: number of measurements, after a warm-up."""
     png: Path | None = None
@@ -63,15 +65,19 @@ class Bench:
             raise UserError("--png is for `bench memory`")
         if self.repeats < 1:
             raise UserError(f"--repeats must be at least 1, not {self.repeats}")
+        check_dtype_name(self.dtype)
         named_config(name)  # its error names folders as well as presets
 
         from goldfinch.benchmark.speed import measure
 
-        speed = measure(_with_weights(name, self.dtype), repeats=self.repeats, latents=self.latents)
+        lm = _with_weights(name, self.dtype)
+        choice = explain_auto_dtype(lm.model.device) if self.dtype == "auto" else None
+        speed = measure(lm, repeats=self.repeats, latents=self.latents)
         if self.json:
-            print(json.dumps({"name": name, "latents": self.latents, **speed.to_dict()}, indent=2))
+            content = {"name": name, "latents": self.latents, "auto_dtype": choice, **speed.to_dict()}
+            print(json.dumps(content, indent=2))
         else:
-            _print_speed(name, speed)
+            _print_speed(name, speed, choice)
 
     def _memory(self, name: str) -> None:
         config = named_config(name)
@@ -101,12 +107,12 @@ def _with_weights(name: str, dtype: str) -> "LanguageModel":
 
     if Path(name).is_dir():
         return load(name, dtype)
-    lm = build(name, "float32" if dtype == "auto" else dtype)
+    lm = build(name, dtype)
     fill_zero_weights(lm.model)
     return lm
 
 
-def _print_speed(name: str, speed: "Speed") -> None:
+def _print_speed(name: str, speed: "Speed", auto_dtype: str | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -138,6 +144,8 @@ def _print_speed(name: str, speed: "Speed") -> None:
     console.print(table)
     products, copied = speed.product_flops_per_second / 1e9, speed.copy_bytes_per_second / 1e9
     bound = speed.bound_seconds
+    if auto_dtype is not None:
+        console.print(auto_dtype, soft_wrap=True)
     for line in (
         "of best: prefill as a share of the first limit below, decode of the second. What is usual is the cache level",
         "keys_values, which is kept as long as it fits the cache budget; the others save memory (docs/memory.md).",

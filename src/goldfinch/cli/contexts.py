@@ -36,7 +36,8 @@ class ContextOptions:
     """Memory for expanded keys and values, such as 2GiB, 500MB or 0; auto is half of the free memory. Lower values are
     slower; the output is the same."""
     dtype: Dtype = "auto"
-    """Weight dtype: float32, bfloat16 or float16. Default: as stored, or the one recorded in the .gfc file."""
+    """Weight dtype: float32, bfloat16 or float16; auto: the one recorded in the .gfc file; for a model, bfloat16 where
+    the processor or GPU multiplies it natively, else float32."""
     device: Device = "auto"
     """cpu, cuda or cuda:N; auto is a GPU if there is one."""
     rope: Rope = None

@@ -48,8 +48,8 @@ class Read:
     text: Annotated[TextFileOptions, tyro.conf.arg(name="")] = TextFileOptions()
     """Which files are read, and how."""
     dtype: Dtype = "auto"
-    """Weight dtype: float32, bfloat16 or float16; auto: as stored. Processors without bf16 instructions read several
-    times faster in float32."""
+    """Weight dtype: float32, bfloat16 or float16; auto: bfloat16 where the processor or GPU multiplies it natively,
+    else float32; with --append, the one recorded in the file."""
     device: Device = "auto"
     """cpu, cuda or cuda:N; auto is a GPU if there is one."""
     rope: Rope = None

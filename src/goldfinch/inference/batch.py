@@ -20,7 +20,13 @@ class Batch:
         return len(self._running)
 
     def add(self, generation: GenerationState) -> str:
-        """Let a generation join. Its first token is sampled at once; returns the text that it completes."""
+        """Let a generation join. Its first token is sampled at once; returns the text that it completes.
+
+        Raises:
+            ValueError: it is of another model, or of the same in another dtype.
+        """
+        if self._running and generation.sequence.model is not self._running[0].sequence.model:
+            raise ValueError("a batch steps one model, and this generation is of another, or in another dtype")
         piece = generation.begin()
         if generation.finish_reason is None:
             self._running.append(generation)

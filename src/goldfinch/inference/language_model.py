@@ -5,7 +5,6 @@ from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +14,18 @@ from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_m
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
-from goldfinch.devices import dtype_name, resolve_device, resolve_dtype
+from goldfinch.devices import dtype_name, resolve_device, resolve_dtype, warn_if_slow
 from goldfinch.errors import UserError
 from goldfinch.files import FileVersion, resolved
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
+from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.context_file.format import open_context
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
 from goldfinch.inference.sampling import MAX_SEED, Sampling, as_stop, sampling_settings
 from goldfinch.inference.score import Score
 from goldfinch.inference.speculation import DraftPolicy
-from goldfinch.inference.token_ids import require_tokenizer, token_id_rows, token_ids
+from goldfinch.inference.token_ids import is_batch, require_tokenizer, token_id_rows, token_ids
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
@@ -48,6 +48,8 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         folder: Path | None = None,
         chat_template: ChatTemplate | None = None,
+        *,
+        dtype_is_auto: bool = False,
     ) -> None:
         if not isinstance(model, Decoder):
             raise UserError(f"model must be a Decoder, not {shortened(model)}; gf.load and gf.build make one")
@@ -61,6 +63,8 @@ class LanguageModel:
         """Where it was loaded from."""
         self.chat_template = chat_template or ChatTemplate()
         """How `chat` writes messages: the model folder's own template, or that of RWKV's chat models."""
+        self._dtype_is_auto = dtype_is_auto  # then files of another dtype are opened in theirs
+        self._in_other_dtypes: dict[str, LanguageModel] = {}
 
     def __repr__(self) -> str:
         config = self.config
@@ -153,6 +157,9 @@ class LanguageModel:
         Header and states are checked now, and all of a file up to 64 MiB; in larger ones, the checksum of each block is
         compared when the block is first used (`goldfinch cache verify` compares all).
 
+        A file depends on the dtype that it was written in. A model that was loaded with dtype="auto" is loaded again in
+        that dtype if it has another, once for all files.
+
         Args:
             path: the file.
             budget: as in `context`.
@@ -160,11 +167,22 @@ class LanguageModel:
         Raises:
             UserError: the file is missing, corrupt, of another version, of another model or of another tokenizer.
         """
-        context = self.context(budget=budget)
         path = file_path("path", path)
+        context = self._in_dtype_of(path).context(budget=budget)
         context.opened = resolved(path), FileVersion.of(path)  # before it is read
         context.documents = open_context(path, context.sequence, self.tokenizer)
         return context
+
+    def _in_dtype_of(self, path: Path) -> "LanguageModel":
+        """This model in the dtype of a context file, if it may be chosen."""
+        if not self._dtype_is_auto or self.folder is None:
+            return self
+        dtype = read_description(path).dtype
+        if dtype == dtype_name(self.model.dtype):
+            return self
+        if dtype not in self._in_other_dtypes:
+            self._in_other_dtypes[dtype] = load(self.folder, dtype, self.model.device, self.config.rope)
+        return self._in_other_dtypes[dtype]
 
     @overload
     def generate(self, prompt: str | Tensor, **options: Any) -> Generation: ...
@@ -190,7 +208,7 @@ class LanguageModel:
         Raises:
             UserError: as `read`, or a setting is out of range.
         """
-        if not _is_batch(prompt):
+        if not is_batch(prompt):
             return self.read(prompt).generate(**options)
         return self._generate_batch(list(prompt), **options)
 
@@ -294,7 +312,7 @@ class LanguageModel:
         return dataclasses.replace(generation, text=text)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model folder that `gf.load` and every command take, atomically.
+        """Write the model folder that `gf.load` and every command take, atomically, in the dtype that the model has.
 
         Args:
             folder: config.json, model.safetensors, tokenizer.json and, if it is not the default, the chat template.
@@ -308,15 +326,6 @@ class LanguageModel:
         boolean("overwrite", overwrite)
         chat_template = self.chat_template if self.chat_template != ChatTemplate() else None
         save_model_folder(folder, self.config, weights, self.tokenizer, chat_template, overwrite=overwrite)
-
-
-def _is_batch(prompt: Any) -> bool:
-    """Whether it is several prompts rather than one text or one sequence of ids."""
-    if isinstance(prompt, Tensor | np.ndarray):
-        return prompt.ndim == 2
-    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
-        return False
-    return len(prompt) == 0 or isinstance(prompt[0], str | Sequence | Tensor | np.ndarray)
 
 
 def load(
@@ -333,7 +342,8 @@ def load(
 
     Args:
         path: the folder.
-        dtype: of the weights: "float32", "bfloat16", ...; "auto" for the one they are stored in.
+        dtype: of the weights, whatever they are stored in: "float32", "bfloat16", ...; "auto" for bfloat16 where the
+            processor or GPU multiplies it natively, else float32.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
         rope: rotary positions in place of the model's own, such as RopeConfig(rescale=4) for texts four times as long
             as it was trained on; None for its own. Saved contexts stay valid: GOLD rotates keys when it expands them.
@@ -342,9 +352,12 @@ def load(
         UserError: the folder or a file in it is missing or corrupt, the dtype or device is unknown, or `rope` is given
             for a model without positions.
     """
-    folder = file_path("path", path)
-    model = load_model(folder, resolve_dtype(dtype), resolve_device(device), rope).eval()
-    return LanguageModel(model, read_tokenizer(folder, model.config), folder, ChatTemplate.load(folder))
+    folder, where = file_path("path", path), resolve_device(device)
+    resolved_dtype = resolve_dtype(dtype, where)
+    model = load_model(folder, resolved_dtype, where, rope).eval()
+    warn_if_slow(resolved_dtype, where)
+    tokenizer, chat_template = read_tokenizer(folder, model.config), ChatTemplate.load(folder)
+    return LanguageModel(model, tokenizer, folder, chat_template, dtype_is_auto=dtype == "auto")
 
 
 def build(
@@ -361,7 +374,7 @@ def build(
 
     Args:
         preset: KIND-SIZE, such as "goldfinch-L12-D768" (`goldfinch info` lists them).
-        dtype: of the weights.
+        dtype: of the weights; "auto" as in `load`.
         seed: of the initialisation.
         device: where the weights go.
         vocab_size: V; with the World tokenizer's 65536 the model gets that tokenizer.
@@ -371,7 +384,9 @@ def build(
     """
     config = model_config(string("preset", preset), integer("vocab_size", vocab_size, minimum=1))
     seed = integer("seed", seed, maximum=MAX_SEED)
-    model = Decoder.on_meta(config)
-    model = model.to(resolve_dtype(dtype) or torch.float32).to_empty(device=resolve_device(device)).eval()
+    where = resolve_device(device)
+    resolved_dtype = resolve_dtype(dtype, where)
+    model = Decoder.on_meta(config).to(resolved_dtype).to_empty(device=where).eval()
     initialize(model, seed)
+    warn_if_slow(resolved_dtype, where)
     return LanguageModel(model, WorldTokenizer() if vocab_size == WORLD_VOCABULARY else None)

@@ -57,6 +57,15 @@ def token_id_rows(ids: object, vocab_size: int) -> Tensor:
     return check_token_ids(ids, vocab_size)
 
 
+def is_batch(prompt: object) -> bool:
+    """Whether it is several prompts rather than one text or one sequence of ids."""
+    if isinstance(prompt, Tensor | np.ndarray):
+        return prompt.ndim == 2
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
+        return False
+    return len(prompt) == 0 or isinstance(prompt[0], str | Sequence | Tensor | np.ndarray)
+
+
 def _integers(ids: object) -> Tensor:
     """Integers of any type and container as a tensor; nothing else is taken for ids."""
     if isinstance(ids, os.PathLike):

@@ -150,8 +150,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its schedule."""
     dtype: str = "auto"
-    """Dtype of matrix products: bfloat16 (autocast, with float32 weights) or float32; auto: bfloat16 where the hardware
-    supports it. A run records which one it used."""
+    """Dtype of matrix products: bfloat16 (autocast, with float32 weights) or float32; auto: bfloat16 where the
+    processor or GPU multiplies it natively. A run records which one it used."""
     activation_checkpointing: bool = False
     """Keep only each block's inputs, and run the block again for its gradients: a twentieth of the activations, steps
     a sixth to a fifth slower, the same results to the bit."""

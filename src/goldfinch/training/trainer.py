@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from goldfinch.argument_checks import shortened
-from goldfinch.devices import dtype_name
+from goldfinch.devices import dtype_name, resolve_dtype
 from goldfinch.errors import UserError
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.training.config import TrainConfig
@@ -90,7 +90,7 @@ class Trainer:
         self._run = config.output
         with processes.fail_together():
             self._device = processes.device(config.device)
-            self._dtype = resolve_dtype(config, self._device)
+            self._dtype = resolve_dtype(config.dtype, self._device)
             # Recorded as resolved: a run resumes in the dtype that it began with, whatever machine it moves to.
             config = dataclasses.replace(config, dtype=dtype_name(self._dtype))
             self._config = config
@@ -351,10 +351,3 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16)
-
-
-def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: float32, or bfloat16 under autocast."""
-    bf16_is_native = torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and bf16_is_native)
-    return torch.bfloat16 if bf16 else torch.float32
