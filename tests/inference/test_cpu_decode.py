@@ -9,9 +9,8 @@ import torch
 import goldfinch as gf
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.cpu import build
-from goldfinch.inference import cpu_decode
 from goldfinch.inference.context import Context
-from goldfinch.inference.cpu_decode import MAX_TOKENS, fused_decoder
+from goldfinch.inference.cpu_decode import MAX_TOKENS, MAX_TOKENS_IF_FASTER, decoder, fused_decoder
 from goldfinch.mixers import SharedKeys
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -22,7 +21,7 @@ PLANS = {
     "ablations": ("finch_c2_no_v2", "finch_c2_no_one_minus_w", "gold"),
     "Finch below GOLD": ("finch", "gold"),
 }
-pytestmark = pytest.mark.skipif(build.compiled(cpu_decode.SOURCE, cpu_decode.NAME) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiled(decoder.SOURCE, decoder.NAME) is None, reason="no C++ compiler")
 
 
 def model_of(plan, dtype=torch.float32, **sizes):
@@ -162,13 +161,13 @@ def test_whoever_hooks_into_a_model_or_replaces_a_part_of_it_is_heard():
 def test_what_it_cannot_do_is_left_to_pytorch(plan, sizes, dtype):
     with torch.inference_mode():
         assert fused_decoder(model_of(plan, dtype, **sizes), 1) is None
-        assert fused_decoder(model_of(("finch",)), MAX_TOKENS + 1) is None
+        assert fused_decoder(model_of(("finch",)), MAX_TOKENS_IF_FASTER + 1) is None
     assert fused_decoder(model_of(("finch",)), 1) is None  # gradients are wanted
 
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(run_with_sanitizers):
-    run_with_sanitizers(cpu_decode.SOURCE, Path(__file__).with_name("cpu_decode_program.cpp"))
+    run_with_sanitizers(decoder.SOURCE, Path(__file__).with_name("cpu_decode_program.cpp"))
 
 
 def test_small_presets_are_written_with_it():
@@ -208,9 +207,9 @@ def test_gold_layers_of_a_batch_attend_to_the_keys_of_their_own_sequence():
 
 def test_structures_that_do_not_match_the_compiled_code_are_refused(monkeypatch):
     monkeypatch.setattr(
-        cpu_decode,
+        decoder,
         "StateStructure",
         type("StateStructure", (ctypes.Structure,), {"_fields_": [("last", ctypes.c_int)]}),
     )
     with pytest.raises(RuntimeError, match="StateStructure has 4 bytes in Python and 48"):
-        cpu_decode._library()
+        decoder.library()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from goldfinch.cpu import build
+from goldfinch.cpu import autotune, build
 from goldfinch.ops.wkv6 import IMPLEMENTATIONS, cpu, wkv6
 
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler")
@@ -180,6 +180,7 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
     compiler, message, monkeypatch, tmp_path, caplog
 ):
     build.compiled.cache_clear()
+    autotune.is_faster.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "COMPILERS", ())
     monkeypatch.delenv("CXX", raising=False)
@@ -191,6 +192,7 @@ def test_without_a_working_compiler_pytorch_takes_over_and_says_so_once(
         wkv6(**values)
     finally:
         build.compiled.cache_clear()
+        autotune.is_faster.cache_clear()
     assert torch.equal(y, wkv6(**values, implementation="chunked")[0])
     (warning,) = caplog.messages
     assert message in warning

@@ -16,6 +16,7 @@ from goldfinch.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from goldfinch.benchmark.kernels import KernelSpeed
     from goldfinch.benchmark.memory import MemoryUse
     from goldfinch.benchmark.speed import Speed
     from goldfinch.inference.language_model import LanguageModel
@@ -34,9 +35,12 @@ class Bench:
     to read all weights once, the lower bound of a step. Measurements are interleaved to average out background load,
     after a check that prefill and decode give the logits of the whole forward. Needs 0.5 GiB besides the weights
     (random for presets). Comparisons with other programs are in `benchmarks/`.
+
+    `goldfinch bench kernels`: each C++ kernel beside what PyTorch does in its place, in milliseconds, and which of the
+    two is used on this machine. No model is needed.
     """
 
-    what: tyro.conf.Positional[Literal["memory", "speed"]]
+    what: tyro.conf.Positional[Literal["memory", "speed", "kernels"]]
     """What to measure."""
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PRESET|FOLDER")]] = ""
     """A preset such as goldfinch-L12-D768, or a model folder. Default: goldfinch-L24-D2048 (memory), goldfinch-L6-D256
@@ -55,10 +59,29 @@ class Bench:
 
     def run(self) -> None:
         """Measure, and print a table or a JSON object."""
-        if self.what == "memory":
+        if self.what == "kernels":
+            self._kernels()
+        elif self.what == "memory":
             self._memory(self.model or "goldfinch-L24-D2048")
         else:
             self._speed(self.model or "goldfinch-L6-D256")
+
+    def _kernels(self) -> None:
+        if self.model:
+            raise UserError(f"`bench kernels` needs no model, so leave out {self.model}")
+
+        import torch
+
+        from goldfinch.benchmark.kernels import measure_kernels, vector_bits
+
+        found, bits = list(measure_kernels()), vector_bits()
+        if self.json:
+            kernels = [dataclasses.asdict(kernel) for kernel in found]
+            print(json.dumps({"vector_bits": bits, "threads": torch.get_num_threads(), "kernels": kernels}, indent=2))
+        elif bits is None:
+            print("No C++ compiler was found: everything runs in PyTorch (goldfinch doctor).")
+        else:
+            _print_kernels(found, f"C++ kernels: vectors of {bits} bits, threads: {torch.get_num_threads()}")
 
     def _speed(self, name: str) -> None:
         if self.png is not None:
@@ -155,6 +178,30 @@ def _print_speed(name: str, speed: "Speed", auto_dtype: str | None) -> None:
         f"All results agree with the whole forward to {speed.max_difference:.1e} of the largest logit.",
     ):
         console.print(line, soft_wrap=True)
+
+
+def _print_kernels(found: "list[KernelSpeed]", title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("", "C++, ms", "PyTorch, ms", "times as fast", "used"):
+        table.add_column(heading, justify="left" if heading in ("", "used") else "right", no_wrap=True)
+    for kernel in found:
+        ours, pytorch = kernel.measurement.kernel_seconds, kernel.measurement.pytorch_seconds
+        used = "C++" if kernel.is_used else "PyTorch"
+        table.add_row(kernel.name, f"{1e3 * ours:.3f}", f"{1e3 * pytorch:.3f}", f"{pytorch / ours:.1f}", used)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("What is used was measured when the kernels were compiled; $XDG_CACHE_HOME or ~/.cache keeps it.")
 
 
 Uses = list["MemoryUse"]

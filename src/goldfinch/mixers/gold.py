@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
+from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.cpu.pointers import UnfitTensorError
 from goldfinch.layers.initial_values import mixing_vector, output_norm_weight
 from goldfinch.layers.low_rank import LowRank
@@ -166,10 +167,14 @@ class Gold(TimeMix):
         Returns:
             The weights that mix each token's key with the one before it, and its value, each (..., D).
         """
-        if gold_cpu.possible(embeddings, self.shift_low_rank, self.value_adapter):
+        adapters = self.shift_low_rank, self.value_adapter
+        if gold_cpu.possible(embeddings, *adapters) and is_faster(KERNELS[embeddings.dtype]):
             mu = self.mu_e, self.mu_k, self.mu_v
             with contextlib.suppress(UnfitTensorError):  # weights of several dtypes are PyTorch's to compute or refuse
-                return gold_cpu.mix(embeddings, before, mu, self.shift_low_rank, self.value_adapter, self.value_norm)
+                return gold_cpu.mix(embeddings, before, mu, *adapters, self.value_norm)
+        return self._mix_in_pytorch(embeddings, before)
+
+    def _mix_in_pytorch(self, embeddings: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         difference = before - embeddings
         chosen_by = lerp(embeddings, difference, self.mu_e)
         weights_k, weights_v = self.shift_low_rank(chosen_by, self.mu_k, self.mu_v)
@@ -185,10 +190,40 @@ class Gold(TimeMix):
             weights: of `mix`, (..., S, D), or fewer where several tokens have the same.
             value_index: (S,) int64, which of the weights are each token's; None if each has its own.
         """
-        if gold_cpu.possible(keys, self.key_adapter):
+        if gold_cpu.possible(keys, self.key_adapter) and is_faster(KERNELS[keys.dtype]):
             with contextlib.suppress(UnfitTensorError):
                 return gold_cpu.keys(keys, before, weights, value_index, self.key_adapter, self.key_norm)
+        return self._keys_in_pytorch(keys, before, weights, value_index)
+
+    def _keys_in_pytorch(self, keys: Tensor, before: Tensor, weights: Tensor, value_index: Tensor | None) -> Tensor:
         if value_index is not None:
             weights = weights.index_select(0, value_index)
         k = lerp(keys, before - keys, weights)
         return self.key_norm(*self.key_adapter(k, k))
+
+
+def _kernel(dtype: torch.dtype) -> Kernel:
+    def prepare() -> tuple[Work, Work]:
+        gold = Gold(ModelConfig(vocab_size=1, width=512, time_mixes=("gold",)))
+        for parameter in gold.parameters():
+            nn.init.uniform_(parameter, -0.05, 0.05)
+        gold, (e, before) = gold.to(dtype), torch.randn(2, 256, 512).to(dtype).unbind()
+        mu, adapters = (gold.mu_e, gold.mu_k, gold.mu_v), (gold.shift_low_rank, gold.value_adapter)
+
+        def ours() -> None:
+            with torch.no_grad():
+                weights, _ = gold_cpu.mix(e, before, mu, *adapters, gold.value_norm)
+                gold_cpu.keys(e, before, weights, None, gold.key_adapter, gold.key_norm)
+
+        def pytorch() -> None:
+            with torch.no_grad():
+                weights, _ = gold._mix_in_pytorch(e, before)
+                gold._keys_in_pytorch(e, before, weights, None)
+
+        return ours, pytorch
+
+    return Kernel(f"keys and values, {str(dtype).removeprefix('torch.')}", gold_cpu.SOURCE, "GOLD", prepare)
+
+
+KERNELS = {dtype: _kernel(dtype) for dtype in (torch.float32, torch.bfloat16)}
+"""What GOLD expands of 256 tokens."""

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
 
@@ -75,8 +77,12 @@ def blockwise_causal_attention(
     Returns:
         (B, H, T, N) in q's dtype; computed in fp32, in fp64 where q is fp64.
     """
-    if positions is None and _cpu_attend(q) is not None:
+    if positions is None and _cpu_attend(q) is not None and is_faster(KERNELS[q.dtype]):
         return _few_queries(q, blocks, total)
+    return _in_pytorch(q, blocks, total, positions)
+
+
+def _in_pytorch(q: Tensor, blocks: Iterable[KeyValueBlock], total: int, positions: Tensor | None = None) -> Tensor:
     first_query = total - q.shape[-2]
     ends = torch.arange(first_query, total, device=q.device) if positions is None else positions[:, None]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -172,3 +178,23 @@ def _few_queries(q: Tensor, blocks: Iterable[KeyValueBlock], total: int) -> Tens
         )  # fmt: skip
         start += count
     return (weighted / weight[..., None]).transpose(0, 1)[None].to(q.dtype)
+
+
+def _kernel(dtype: torch.dtype) -> Kernel:
+    def prepare() -> tuple[Work, Work]:
+        # As in decoding: one query, kept keys and values of 4 heads.
+        q, *blocks = torch.randn(1, 4, 1, 64), *(torch.randn(1, 1024, 4, 64).transpose(1, 2) for _ in range(4))
+        q, *blocks = (part.to(dtype) for part in (q, *blocks))
+        pairs = [KeyValueBlock(k, v) for k, v in zip(blocks[::2], blocks[1::2], strict=True)]
+
+        def run(attend: Callable[[Tensor, Iterable[KeyValueBlock], int], Tensor]) -> None:
+            with torch.no_grad():
+                attend(q, pairs, 2048)
+
+        return partial(run, _few_queries), partial(run, _in_pytorch)
+
+    return Kernel(f"attention, {str(dtype).removeprefix('torch.')}", SOURCE, "attention", prepare)
+
+
+KERNELS = {dtype: _kernel(dtype) for dtype in (torch.float32, torch.bfloat16)}
+"""Attention of a new token to 2,048."""

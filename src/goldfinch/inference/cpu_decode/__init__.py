@@ -5,50 +5,34 @@ the one before; here all layers below GOLD are one call. The modules in `goldfin
 run wherever it cannot.
 """
 
-import contextlib
-import ctypes
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from goldfinch.cache.key_value_cache import KeyValueCache, newest_inputs
-from goldfinch.cpu.build import compiled, float_lanes
-from goldfinch.cpu.pointers import pointer
-from goldfinch.inference.cpu_decode.structures import (
-    KeptStructure,
-    LayerStructure,
-    StateStructure,
-    WeightStructures,
-)
+from goldfinch.config import ModelConfig
+from goldfinch.cpu.autotune import Kernel, Work, is_faster
+from goldfinch.cpu.build import float_lanes
+from goldfinch.inference.cpu_decode.decoder import NAME, SOURCE, FusedDecoder, library, linear
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
-from goldfinch.layers.rotary import velocities
 from goldfinch.layers.token_shift import DataDependentLerp
-from goldfinch.mixers import Finch, FinchC2, Gold, KeyValueSource
+from goldfinch.mixers import Finch, FinchC2, Gold
 from goldfinch.mixers.finch import Decay
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
 from goldfinch.model.token_cat import TokenCat
-from goldfinch.state import BlockState, GoldState, RecurrentState
 
-SOURCE = Path(__file__).with_name("cpu_decode.cpp")
-NAME = "fused decoding"
 MAX_TOKENS = 16
-"""Tokens of all sequences together; with more, PyTorch's matrix products are faster."""
+"""Tokens of all sequences together; with more, PyTorch's matrix products are usually faster."""
+MAX_TOKENS_IF_FASTER = 32
+"""The same where PyTorch is slow at products of a few rows, as in fp32 on some processors."""
 DTYPES = (torch.float32, torch.bfloat16)
 # A model is run in C++ only if it consists of exactly these: a subclass may compute something else.
 KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
-ROWS = 4  # the number of rows of a matrix must be a multiple of it
-
-_Pairs = Sequence[tuple[BlockState | None, BlockState]]
-"""Of each sequence: the state of a layer before some tokens, and where to write that after them."""
-_Blocks = tuple[list[Tensor], list[Tensor]]
 
 
 def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
@@ -57,218 +41,15 @@ def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
     That is on other devices, for other layer kinds or dtypes, with hooks or replaced modules, when gradients are
     enabled, for too many tokens, and without a compiler.
     """
-    if num_tokens > MAX_TOKENS or torch.is_grad_enabled() or model.device.type != "cpu":
+    if num_tokens > MAX_TOKENS_IF_FASTER or torch.is_grad_enabled() or model.device.type != "cpu":
         return None
     entry = _ENTRIES.get(model)
     if entry is None or not entry.is_current():
         with _LOCK:
             entry = _ENTRIES[model] = _Entry(model)
+    if entry.decoder is None or (num_tokens > MAX_TOKENS and not is_faster(PRODUCTS[model.dtype])):
+        return None
     return entry.decoder
-
-
-class FusedDecoder:
-    """The layers of one model in C++, for as long as its parameters stay where they are in memory."""
-
-    def __init__(self, model: Decoder) -> None:
-        library = _library()
-        if library is None:
-            raise RuntimeError("fused decoding needs a C++ compiler")
-        dtype, config = model.dtype, model.config
-        suffix = str(dtype).removeprefix("torch.")
-        self._dtype = dtype
-        self._functions = {
-            name: getattr(library, f"{name}_{suffix}")
-            for name in ("recurrent_layers", "gold_layers", "queries", "after_attention", "linear")
-        }
-        self._blocks = [block for block in model.blocks if isinstance(block, Block)]
-        self._first_gold_layer = config.first_gold_layer
-        self._layers = (LayerStructure * len(self._blocks))(*map(WeightStructures(model).layer, self._blocks))
-        self._gold = [block.time_mix for block in self._blocks if isinstance(block.time_mix, Gold)]
-        self._head = model.head.weight.detach()
-        self._up = model.token_cat.up.weight.detach() if model.token_cat is not None else None
-        rope, size = config.rope, config.head_size
-        self._velocity = None if rope is None else velocities(size, rope, torch.float32, model.device)
-        self._width, self._num_heads, self._latent_width = config.width, config.num_heads, config.latent_width
-        size = self._width // self._num_heads
-        self._row_shape = torch.Size((1, self._width))
-        self._wkv_shape = torch.Size((1, self._num_heads, size, size))
-
-    def lower(self, x0: Tensor, states: Sequence[Sequence[BlockState] | None]) -> tuple[Tensor, list[list[BlockState]]]:
-        """`Decoder.lower`: (B, T, D) -> (B, T, D), and the states of each sequence after it.
-
-        Args:
-            x0: embeddings after ln0.
-            states: of the layers, for each of the B sequences; None at the start of a text. They are not changed.
-        """
-        num_layers, size = self._first_gold_layer, self._width // self._num_heads
-        after = []
-        for _ in states:
-            # Each sequence has its own tensors, so that one that leaves the batch keeps no other's alive.
-            lasts = torch.empty(2, num_layers, 1, self._width, dtype=self._dtype)
-            wkv = torch.empty(num_layers, 1, self._num_heads, size, size)
-            after.append(
-                [
-                    BlockState(time_mix=RecurrentState(last=last, wkv=s), channel_mix=channel)
-                    for last, channel, s in zip(*lasts.unbind(), wkv, strict=True)
-                ]
-            )
-        x = x0.to(torch.float32, copy=True).contiguous()
-        pairs = [
-            (given[layer] if given is not None else None, new[layer])
-            for layer in range(num_layers)
-            for given, new in zip(states, after, strict=True)
-        ]
-        with self._pointers(pairs) as pointers:
-            self._call("recurrent_layers", self._layers, pointers, num_layers, tensors=(x,))
-        return x.to(self._dtype), after
-
-    def upper(
-        self,
-        x: Tensor,
-        states: Sequence[Sequence[BlockState | None] | None],
-        caches: Sequence[KeyValueSource],
-    ) -> tuple[Tensor, list[list[BlockState]]]:
-        """`Decoder.upper`: the GOLD layers, (B, T, D) -> (B, T, D), and the states of each sequence after them.
-
-        Args:
-            x: outputs of the layers below for the newest T tokens of each sequence.
-            states: of the GOLD layers, for each sequence; None where what a token shift reaches back to does not
-                matter.
-            caches: keys and values of each sequence, the T tokens included.
-        """
-        x = x.to(torch.float32, copy=True).contiguous()
-        num_layers = len(self._gold)
-        after = []
-        for _ in caches:
-            lasts = torch.empty(2, num_layers, 1, self._width, dtype=self._dtype)
-            after.append(
-                [
-                    BlockState(time_mix=GoldState(last=last), channel_mix=channel_mix)
-                    for last, channel_mix in zip(*lasts.unbind(), strict=True)
-                ]
-            )
-        pairs = [
-            [
-                (given[layer] if given is not None else None, new[layer])
-                for given, new in zip(states, after, strict=True)
-            ]
-            for layer in range(num_layers)
-        ]
-        kept = [each for each in caches if isinstance(each, KeyValueCache) and each.lacks_only_newest(x.shape[1])]
-        if len(kept) == len(caches):
-            self._upper_with_kept(x, pairs, kept)
-        else:
-            self._upper_with_expanded(x, pairs, caches)
-        return x.to(self._dtype), after
-
-    def _upper_with_kept(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueCache]) -> None:
-        """`upper` in one call, in place, where keys and values of all tokens but these are kept; theirs are added."""
-        length = x.shape[1]
-        x0, latents = (part.float().contiguous() for part in newest_inputs(caches, length))
-        blocks = [cache.reserve_newest(length) for cache in caches]
-        with self._pointers([pair for layer in pairs for pair in layer]) as states, self._kept(blocks, caches) as kept:
-            self._functions["gold_layers"](
-                self._layer(self._first_gold_layer), states, kept,
-                pointer(self._up, (self._width, self._width + self._latent_width), self._dtype),
-                pointer(self._velocity, (self._width // self._num_heads // 2,), torch.float32),
-                *map(ctypes.c_int64, (self._latent_width, len(self._gold), *x.shape)),
-                ctypes.c_int(torch.get_num_threads()),
-                pointer(x0, (len(caches), 1 + length, self._width), torch.float32),
-                pointer(latents, (len(caches), 1 + length, self._latent_width), torch.float32),
-                pointer(x, x.shape, torch.float32),
-            )  # fmt: skip
-        for cache in caches:
-            cache.commit_newest(length)
-
-    def _upper_with_expanded(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueSource]) -> None:
-        """`upper`, in place, with keys and values that each layer asks for and PyTorch may have to compute."""
-        q = torch.empty(x.shape)
-        for number, (gold, of_layer) in enumerate(zip(self._gold, pairs, strict=True), start=self._first_gold_layer):
-            with self._pointers(of_layer) as pointers:
-                self._call("queries", self._layer(number), pointers, tensors=(x, q))
-                rows = q.to(self._dtype).split(1)
-                y = torch.cat([gold.attend(row, cache) for row, cache in zip(rows, caches, strict=True)])
-                self._call("after_attention", self._layer(number), pointers, tensors=(x, y.float().contiguous()))
-
-    def _layer(self, number: int) -> Any:
-        """The address of a layer's structure, and of those behind it."""
-        return ctypes.byref(self._layers, ctypes.sizeof(LayerStructure) * number)
-
-    def head(self, x: Tensor) -> Tensor:
-        """`Decoder.head`: (T, D) -> (T, V) fp32."""
-        if len(self._head) % ROWS:
-            return nn.functional.linear(x, self._head).float()
-        x, logits = x.float().contiguous(), torch.empty(len(x), len(self._head))
-        sizes = (ctypes.c_int64(extent) for extent in (*logits.T.shape, self._width))
-        threads = ctypes.c_int(torch.get_num_threads())
-        weight = pointer(self._head, self._head.shape, self._dtype)
-        x_and_logits = (pointer(part, shape, torch.float32) for part, shape in ((x, x.shape), (logits, logits.shape)))
-        self._functions["linear"](weight, *sizes, threads, *x_and_logits)
-        return logits
-
-    def _call(self, name: str, layers: Any, states: Any, *number: int, tensors: tuple[Tensor, ...]) -> None:
-        sizes = (ctypes.c_int64(extent) for extent in (*number, *tensors[0].shape))
-        threads = ctypes.c_int(torch.get_num_threads())
-        shape = tensors[0].shape
-        self._functions[name](layers, states, *sizes, threads, *(pointer(x, shape, torch.float32) for x in tensors))
-
-    @contextlib.contextmanager
-    def _kept(self, blocks: Sequence[Sequence[_Blocks]], caches: Sequence[KeyValueCache]) -> Iterator[Any]:
-        """An array of `KeptStructure`, layers x sequences, from the blocks of each sequence and layer."""
-        addresses, structures = [], []
-        for layer in range(len(self._gold)):
-            for of_sequence, cache in zip(blocks, caches, strict=True):
-                both = []
-                for storages in of_sequence[layer]:
-                    # All blocks but the last are full, and the last has room for the rest.
-                    rows = [cache.block_size] * (len(storages) - 1) + [len(storages[-1])]
-                    if sum(rows) < len(cache):
-                        raise ValueError(f"{sum(rows)} reserved rows are too few for {len(cache)} tokens")
-                    found = [
-                        pointer(x, (n, self._width), self._dtype).value for x, n in zip(storages, rows, strict=True)
-                    ]
-                    both.append((ctypes.c_void_p * len(found))(*found))
-                addresses.append(both)
-                structures.append(KeptStructure(*map(ctypes.addressof, both), cache.block_size, len(cache)))
-        yield (KeptStructure * len(structures))(*structures)
-        del addresses  # alive until here
-
-    @contextlib.contextmanager
-    def _pointers(self, pairs: _Pairs) -> Iterator[Any]:
-        """An array of `StateStructure`: states before the tokens, and where to write those after them.
-
-        Each is given in the dtype and layout that C++ reads; a copy, only where it was computed in another, lives as
-        long as the `with` block.
-        """
-        kept: list[Tensor] = []
-        addresses: list[int | None] = []
-        for before, after in pairs:
-            for state in (before, after):
-                addresses += [None if part is None else self._address(*part, kept) for part in self._parts(state)]
-        yield (ctypes.c_void_p * len(addresses))(*addresses)
-
-    def _parts(self, state: BlockState | None) -> tuple[tuple[Tensor, torch.Size, torch.dtype] | None, ...]:
-        """What one half of a `StateStructure` points to, with the shape and dtype that C++ takes it for."""
-        if state is None:
-            return None, None, None
-        mix, channel_mix = state.time_mix, state.channel_mix
-        if not isinstance(mix, RecurrentState | GoldState):
-            raise TypeError(f"{type(mix).__name__} is not the state of a recurrent or GOLD layer")
-        return (
-            (mix.last, self._row_shape, self._dtype),
-            None if channel_mix is None else (channel_mix, self._row_shape, self._dtype),
-            (mix.wkv, self._wkv_shape, torch.float32) if isinstance(mix, RecurrentState) else None,
-        )
-
-    @staticmethod
-    def _address(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, kept: list[Tensor]) -> int:
-        """Where the numbers of a state begin, once it is known to be what C++ reads."""
-        if tensor.shape != shape or not tensor.is_cpu:
-            raise ValueError(f"a state of shape {tuple(tensor.shape)} on {tensor.device} must be {tuple(shape)} on cpu")
-        if tensor.dtype is not dtype or not tensor.is_contiguous():
-            tensor = tensor.to(dtype).contiguous()
-            kept.append(tensor)
-        return tensor.data_ptr()
 
 
 class _Entry:
@@ -310,7 +91,7 @@ def _is_supported(model: Decoder) -> bool:
     widths = (config.width, config.head_size, config.channel_mix_width)
     ranks = (config.shift_rank, config.decay_rank, config.value_rank, config.adapter_rank)
     parameters = list(model.parameters())
-    lanes = float_lanes(_library())
+    lanes = float_lanes(library())
     return (
         lanes is not None
         and not any(size % lanes for size in (*widths, *ranks))
@@ -318,27 +99,41 @@ def _is_supported(model: Decoder) -> bool:
         and parameters[0].dtype in DTYPES
         and all(parameter.dtype == parameters[0].dtype and parameter.is_contiguous() for parameter in parameters)
         and all(parameter.device.type == "cpu" for parameter in parameters)
+        and is_faster(STEPS[parameters[0].dtype])
     )
 
 
-def _library() -> ctypes.CDLL | None:
-    """The compiled code; None without a compiler.
+def _step_kernel(dtype: torch.dtype) -> Kernel:
+    def prepare() -> tuple[Work, Work]:
+        model = Decoder(ModelConfig(vocab_size=4096, width=256, time_mixes=("finch_c2", "finch_c2")))
+        for parameter in model.parameters():
+            nn.init.uniform_(parameter, -0.05, 0.05)
+        model, x0 = model.to(dtype), torch.randn(1, 1, 256).to(dtype)
+        fused = FusedDecoder(model)
 
-    Raises:
-        RuntimeError: its structures are not those below.
-    """
-    library = compiled(SOURCE, NAME)
-    if library is not None:
-        pairs = (
-            (LayerStructure, library.layer_nbytes),
-            (StateStructure, library.state_nbytes),
-            (KeptStructure, library.kept_nbytes),
-        )
-        for structure, function in pairs:
-            function.restype = ctypes.c_int64
-            if function() != ctypes.sizeof(structure):
-                raise RuntimeError(
-                    f"{structure.__name__} has {ctypes.sizeof(structure)} bytes in Python and {function()} in "
-                    f"{SOURCE.name}: their fields differ"
-                )
-    return library
+        def ours() -> None:
+            with torch.no_grad():
+                fused.head(fused.lower(x0, [None])[0][0])
+
+        def pytorch() -> None:
+            with torch.no_grad():
+                model.head(model.lower(x0, None)[0][0])
+
+        return ours, pytorch
+
+    return Kernel(f"decoding, {str(dtype).removeprefix('torch.')}", SOURCE, NAME, prepare)
+
+
+def _product_kernel(dtype: torch.dtype) -> Kernel:
+    def prepare() -> tuple[Work, Work]:
+        x, weight = torch.randn(MAX_TOKENS_IF_FASTER, 768).to(dtype), torch.randn(2688, 768).to(dtype)
+        return partial(linear, x, weight), partial(nn.functional.linear, x, weight)
+
+    name = f"products of {MAX_TOKENS_IF_FASTER} tokens, {str(dtype).removeprefix('torch.')}"
+    return Kernel(name, SOURCE, NAME, prepare)
+
+
+STEPS = {dtype: _step_kernel(dtype) for dtype in DTYPES}
+"""A token through two layers and a head."""
+PRODUCTS = {dtype: _product_kernel(dtype) for dtype in DTYPES}
+"""A product of 32 rows, of the size of a channel mix."""

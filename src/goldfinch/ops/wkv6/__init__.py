@@ -1,11 +1,13 @@
 """The WKV6 recurrence behind one function; a faster implementation joins by a line in `IMPLEMENTATIONS`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.ops.wkv6 import cpu, fla
 from goldfinch.ops.wkv6.chunked import wkv6_chunked
 from goldfinch.ops.wkv6.recurrent import wkv6_recurrent
@@ -97,6 +99,31 @@ def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:
     on_gpu = r.device.type == "cuda" and dtype == torch.float32 and r.shape[-1] >= fla.SMALLEST_HEAD
     if on_gpu and fla.library() is not None:
         return "fla"
-    if r.device.type == "cpu" and r.shape[-1] <= cpu.MAX_HEAD_SIZE and cpu.available():
+    if r.device.type == "cpu" and r.shape[-1] <= cpu.MAX_HEAD_SIZE and cpu_is_fastest(torch.is_grad_enabled()):
         return "cpu"
     return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"
+
+
+def cpu_is_fastest(with_gradients: bool) -> bool:
+    """Whether "cpu" is faster than "chunked" on this machine. torch.compile takes it as a constant."""
+    return is_faster(KERNELS[with_gradients])
+
+
+def _kernel(with_gradients: bool) -> Kernel:
+    def prepare() -> tuple[Work, Work]:
+        inputs = [*torch.randn(3, 1, 256, 4, 64).unbind(), -torch.rand(1, 256, 4, 64), None, torch.randn(1, 4, 64, 64)]
+
+        def run(compute: Callable[..., tuple[Tensor, Tensor]]) -> None:
+            leaves = [None if x is None else x.detach().requires_grad_(with_gradients) for x in inputs]
+            with torch.set_grad_enabled(with_gradients):
+                y, state = compute(*leaves)
+                if with_gradients:
+                    (y.sum() + state.sum()).backward()
+
+        return partial(run, cpu.wkv6_cpu), partial(run, wkv6_chunked)
+
+    return Kernel("WKV6, with gradients" if with_gradients else "WKV6", cpu.SOURCE, "WKV6", prepare)
+
+
+KERNELS = {with_gradients: _kernel(with_gradients) for with_gradients in (False, True)}
+"""The recurrence over 256 tokens, by whether gradients are wanted."""

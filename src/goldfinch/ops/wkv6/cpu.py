@@ -28,13 +28,8 @@ def library() -> ctypes.CDLL | None:
     return compiled(SOURCE, "WKV6")
 
 
-def available() -> bool:
-    """Whether there is a compiled library. Separate from `library` for torch.compile, which takes it as a constant."""
-    return library() is not None
-
-
 def vector_bytes() -> int:
-    """Of a vector in the compiled library; a constant for torch.compile, too."""
+    """Of a vector in the compiled library. Separate from `library` for torch.compile, which takes it as a constant."""
     code = library()
     return code.vector_bytes() if code is not None else 1
 

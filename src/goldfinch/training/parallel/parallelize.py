@@ -18,7 +18,7 @@ from goldfinch.errors import UserError
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
-from goldfinch.ops.wkv6 import cpu
+from goldfinch.ops.wkv6 import cpu, cpu_is_fastest
 from goldfinch.state import BlockState
 
 BACKEND = "inductor"
@@ -77,7 +77,7 @@ def _compile(forward: Forward) -> Forward:
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
     # Looking for a compiler and building cannot be traced.
-    torch.compiler.assume_constant_result(cpu.available)
+    torch.compiler.assume_constant_result(cpu_is_fastest)
     torch.compiler.assume_constant_result(cpu.vector_bytes)
     compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
 
