@@ -118,7 +118,7 @@ def make(name: str, options: argparse.Namespace) -> Trainer:
         return Trainer(
             model,
             build_optimizer(model, config),
-            lambda windows: next_token_loss(model, windows) / windows[:, 1:].numel(),
+            lambda windows: next_token_loss(model, windows, scale=1 / windows[:, 1:].numel()),
         )
     llama = Transformers(Shape.of(options.preset, "float32")).model
     optimizer = torch.optim.AdamW(

@@ -32,6 +32,21 @@ def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets), (hidden, weight))
 
 
+@pytest.mark.parametrize("at_once", [31 * 5, 1 << 24])
+def test_a_scale_is_a_factor_of_loss_and_gradients_and_a_retained_graph_gives_them_again(at_once, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", at_once)
+    hidden, weight, targets = inputs(torch.float64)
+    expected = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum") / 7
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    actual = linear_cross_entropy(hidden, weight, targets, scale=1 / 7)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    for factor in (1, 1, 3):
+        got = torch.autograd.grad(factor * actual, (hidden, weight), retain_graph=True)
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, factor * other, rtol=0, atol=1e-12)
+            one.zero_()  # whoever has a gradient may overwrite it
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_what_is_frozen_gets_no_gradient(frozen):
     hidden, weight, targets = inputs(torch.float32)

@@ -45,13 +45,14 @@ def accumulate(
     counted = [None] * len(parts) if answers is None else answers.split(size)
     for number, (part, part_answers) in enumerate(zip(parts, counted, strict=True), start=1):
         synchronize_gradients(model, number == len(parts))
-        with autocast:
-            loss = next_token_loss(model, part, reset_after, part_answers) / max(1.0, targets)
         # Processes average their gradients; what is needed is the sum.
-        (loss * processes.world_size).backward()
+        scale = processes.world_size / max(1.0, targets)
+        with autocast:
+            loss = next_token_loss(model, part, reset_after, part_answers, scale)
+        loss.backward()
         losses.append(loss.detach())
     # Not in the loop: each item() waits for the GPU.
-    return sum(loss.item() for loss in losses)
+    return sum(loss.item() for loss in losses) / processes.world_size
 
 
 def clip_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> float:

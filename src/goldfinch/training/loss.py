@@ -17,7 +17,11 @@ from goldfinch.training.parallel.processes import Processes
 
 
 def next_token_loss(
-    model: Decoder, windows: Tensor, reset_after: int | None = None, answers: Tensor | None = None
+    model: Decoder,
+    windows: Tensor,
+    reset_after: int | None = None,
+    answers: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """Sum of the cross entropy of each next token, in nats, in fp32, without ever holding all logits.
 
@@ -28,11 +32,12 @@ def next_token_loss(
             empty state, and a target that starts one, which only the document before could predict, is left out (see
             `count_targets`). None: a window is one text.
         answers: (B, T + 1) bool, the tokens that count as targets; None: all.
+        scale: what the sum is multiplied by.
     """
     hidden = _hidden(model, windows, reset_after)
     counted = _counted(windows, reset_after, answers)
     counted = counted if counted is None else counted.flatten()
-    return linear_cross_entropy(hidden, model.head.weight, windows[:, 1:].flatten(), counted)
+    return linear_cross_entropy(hidden, model.head.weight, windows[:, 1:].flatten(), counted, scale)
 
 
 def _counted(windows: Tensor, reset_after: int | None, answers: Tensor | None) -> Tensor | None:
