@@ -24,7 +24,7 @@ from goldfinch.benchmark.speed import (
 from goldfinch.benchmark.timing import Timings, interleave
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.inference.prefill import read_lower
-from goldfinch.ops.wkv6 import cpu
+from goldfinch.ops import wkv6
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def lm(small_config, small_model):
 @pytest.fixture
 def without_recurrence(monkeypatch):
     """PyTorch's counter then sees the matrix products alone, and all of them."""
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(wkv6, "cpu_is_fastest", lambda with_gradients: False)
     monkeypatch.setattr("goldfinch.ops.attention.compiled", lambda *_: None)
     monkeypatch.setattr("goldfinch.inference.prefill.fused_decoder", lambda *_: None)
 

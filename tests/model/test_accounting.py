@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from goldfinch.costs import preset_costs
 from goldfinch.errors import UserError
 from goldfinch.model.accounting import account
-from goldfinch.ops.wkv6 import cpu
+from goldfinch.ops import wkv6
 from goldfinch.presets import KINDS, model_config, preset_names
 
 PUBLISHED_PARAMETERS = {
@@ -98,7 +98,7 @@ def test_a_recurrent_model_has_no_cache_and_a_transformer_has_ratio_1():
 @pytest.fixture(autouse=True)
 def recurrence_in_pytorch(monkeypatch):
     """PyTorch's counter does not see what C++ does."""
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(wkv6, "cpu_is_fastest", lambda with_gradients: False)
 
 
 def counted_by_pytorch(model, tokens):

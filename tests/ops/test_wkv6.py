@@ -160,6 +160,12 @@ def test_cpu_code_is_exact_at_usual_sizes_and_however_many_threads_share_a_head(
         assert_agree(actual, expected, tolerance)
 
 
+def test_the_cpu_form_without_a_compiler_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    with pytest.raises(RuntimeError, match="with a compiler"):
+        wkv6(**inputs(5, torch.float32), implementation="cpu")
+
+
 @needs_compiler
 def test_the_cpu_operator_is_one_that_torch_can_trace():
     values = list(inputs(5, torch.float32, size=16).values())

@@ -115,7 +115,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if gradients is None:
             hidden, weight, targets, counted = ctx.saved_tensors
             _, *gradients = _loss_and_gradients(hidden, weight, targets, counted, ctx.scale, ctx.needed)
-        is_one = gradient.device.type == "cpu" and bool(gradient == 1)  # elsewhere looking would wait for the device
+        # Elsewhere looking would wait for the device, and a tensor without content has nothing to look at.
+        is_one = type(gradient) is Tensor and gradient.device.type == "cpu" and bool(gradient == 1)
         if not is_one:
             gradients = [None if part is None else part.mul_(gradient) for part in gradients]
         return *gradients, None, None, None, None

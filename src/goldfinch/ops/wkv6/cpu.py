@@ -31,7 +31,7 @@ def library() -> ctypes.CDLL | None:
 def vector_bytes() -> int:
     """Of a vector in the compiled library. Separate from `library` for torch.compile, which takes it as a constant."""
     code = library()
-    return code.vector_bytes() if code is not None else 1
+    return code.vector_bytes() if code is not None else 64
 
 
 def wkv6_cpu(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
