@@ -1,8 +1,8 @@
 """A few tokens of one or several sequences through a model's layers on a CPU, in C++ (cpu_decode.cpp).
 
 Decoding reads every weight once per step. PyTorch does that in some hundred small operations, each of which waits for
-the one before; here the layers below GOLD are one call, and the GOLD layers another. The modules in `goldfinch.mixers` define what it computes, and
-run wherever it cannot.
+the one before; here the layers below GOLD are one call, and the GOLD layers another. The modules in `goldfinch.mixers`
+define what is computed, and run wherever C++ cannot.
 """
 
 import threading
