@@ -15,21 +15,26 @@ extern "C" int omp_get_num_threads() __attribute__((weak));
 
 namespace {
 
+// work() on each of several threads; with OpenMP there may be fewer than requested.
 template <typename Work>
-void run(std::int64_t tasks, int threads, const Work& work) {
-    std::atomic<std::int64_t> next{0};
-    const auto take = [&] {
-        for (std::int64_t task = next++; task < tasks; task = next++) work(task);
-    };
-    threads = std::min<std::int64_t>(threads, tasks);
+void on_threads(int threads, const Work& work) {
     if (threads > 1 && GOMP_parallel) {
-        GOMP_parallel([](void* data) { (*static_cast<decltype(take)*>(data))(); }, (void*)&take, threads, 0);
+        GOMP_parallel([](void* data) { (*static_cast<const Work*>(data))(); }, (void*)&work, threads, 0);
         return;
     }
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(take);
-    take();
+    for (int i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
     for (auto& other : others) other.join();
+}
+
+// work(task) for each of `tasks` tasks, by whichever thread is free.
+template <typename Work>
+void run(std::int64_t tasks, int threads, const Work& work) {
+    std::atomic<std::int64_t> next{0};
+    on_threads(std::min<std::int64_t>(threads, tasks), [&] {
+        for (std::int64_t task = next++; task < tasks; task = next++) work(task);
+    });
 }
 
 // Threads that run the same code together, each with its share of every loop.
@@ -57,19 +62,10 @@ class Team {
     template <typename Work>
     void run(const Work& work) {
         std::atomic<int> next{0};
-        const auto member = [&] {
-            // There may be fewer threads than requested.
+        on_threads(size_, [&] {
             if (GOMP_parallel && size_ > 1) size_ = omp_get_num_threads();
             work(next++);
-        };
-        if (size_ > 1 && GOMP_parallel) {
-            GOMP_parallel([](void* data) { (*static_cast<decltype(member)*>(data))(); }, (void*)&member, size_, 0);
-            return;
-        }
-        std::vector<std::thread> others;
-        for (int i = 1; i < size_; ++i) others.emplace_back(member);
-        member();
-        for (auto& other : others) other.join();
+        });
     }
 
   private:

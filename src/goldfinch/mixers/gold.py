@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from goldfinch.config import ModelConfig
 from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.cpu.pointers import UnfitTensorError
+from goldfinch.devices import dtype_name
 from goldfinch.layers.initial_values import mixing_vector, output_norm_weight
 from goldfinch.layers.low_rank import LowRank
 from goldfinch.layers.norm import layer_norm
@@ -222,7 +223,7 @@ def _kernel(dtype: torch.dtype) -> Kernel:
 
         return ours, pytorch
 
-    return Kernel(f"keys and values, {str(dtype).removeprefix('torch.')}", gold_cpu.SOURCE, "GOLD", prepare)
+    return Kernel(f"keys and values, {dtype_name(dtype)}", gold_cpu.SOURCE, "GOLD", prepare)
 
 
 KERNELS = {dtype: _kernel(dtype) for dtype in (torch.float32, torch.bfloat16)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
+from goldfinch.devices import dtype_name
 from goldfinch.layers.low_rank import LowRank
 
 SOURCE = Path(__file__).with_name("gold.cpp")
@@ -92,7 +93,7 @@ def _norm(norm: nn.LayerNorm, width: int, dtype: torch.dtype) -> list[Any]:
 def _function(name: str, rows: Tensor) -> Callable[..., Any]:
     code = compiled(SOURCE, "GOLD")
     assert code is not None
-    return getattr(code, f"{name}_{str(rows.dtype).removeprefix('torch.')}")
+    return getattr(code, f"{name}_{dtype_name(rows.dtype)}")
 
 
 def _sizes(*sizes: int) -> list[ctypes.c_int64]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.cpu.build import compiled, float_lanes
 from goldfinch.cpu.pointers import pointer
+from goldfinch.devices import dtype_name
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MAX_QUERIES = 16
@@ -120,7 +121,7 @@ def _cpu_attend(q: Tensor) -> Callable[..., None] | None:
     lanes = float_lanes(code)
     if lanes is None or size % lanes:
         return None
-    return getattr(code, f"attend_{str(q.dtype).removeprefix('torch.')}")
+    return getattr(code, f"attend_{dtype_name(q.dtype)}")
 
 
 def _readable(block: KeyValueBlock, q: Tensor) -> KeyValueBlock:
@@ -193,7 +194,7 @@ def _kernel(dtype: torch.dtype) -> Kernel:
 
         return partial(run, _few_queries), partial(run, _in_pytorch)
 
-    return Kernel(f"attention, {str(dtype).removeprefix('torch.')}", SOURCE, "attention", prepare)
+    return Kernel(f"attention, {dtype_name(dtype)}", SOURCE, "attention", prepare)
 
 
 KERNELS = {dtype: _kernel(dtype) for dtype in (torch.float32, torch.bfloat16)}

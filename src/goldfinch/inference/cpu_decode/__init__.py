@@ -15,6 +15,7 @@ from torch import nn
 from goldfinch.config import ModelConfig
 from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.cpu.build import float_lanes
+from goldfinch.devices import dtype_name
 from goldfinch.inference.cpu_decode.decoder import NAME, SOURCE, FusedDecoder, library, linear
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
@@ -121,7 +122,7 @@ def _step_kernel(dtype: torch.dtype) -> Kernel:
 
         return ours, pytorch
 
-    return Kernel(f"decoding, {str(dtype).removeprefix('torch.')}", SOURCE, NAME, prepare)
+    return Kernel(f"decoding, {dtype_name(dtype)}", SOURCE, NAME, prepare)
 
 
 def _product_kernel(dtype: torch.dtype) -> Kernel:
@@ -129,7 +130,7 @@ def _product_kernel(dtype: torch.dtype) -> Kernel:
         x, weight = torch.randn(MAX_TOKENS_IF_FASTER, 768).to(dtype), torch.randn(2688, 768).to(dtype)
         return partial(linear, x, weight), partial(nn.functional.linear, x, weight)
 
-    name = f"products of {MAX_TOKENS_IF_FASTER} tokens, {str(dtype).removeprefix('torch.')}"
+    name = f"products of {MAX_TOKENS_IF_FASTER} tokens, {dtype_name(dtype)}"
     return Kernel(name, SOURCE, NAME, prepare)
 
 

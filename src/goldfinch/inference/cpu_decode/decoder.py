@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from goldfinch.cache.key_value_cache import KeyValueCache, newest_inputs
 from goldfinch.cpu.build import compiled
 from goldfinch.cpu.pointers import pointer
+from goldfinch.devices import dtype_name
 from goldfinch.inference.cpu_decode.structures import (
     KeptStructure,
     LayerStructure,
@@ -41,7 +42,7 @@ class FusedDecoder:
         if code is None:
             raise RuntimeError("fused decoding needs a C++ compiler")
         dtype, config = model.dtype, model.config
-        suffix = str(dtype).removeprefix("torch.")
+        suffix = dtype_name(dtype)
         self._dtype = dtype
         self._functions = {
             name: getattr(code, f"{name}_{suffix}")
@@ -262,7 +263,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         raise RuntimeError("fused decoding needs a C++ compiler")
     x, result = x.float().contiguous(), torch.empty(len(x), len(weight))
     sizes = (ctypes.c_int64(extent) for extent in (*result.T.shape, x.shape[1]))
-    function = getattr(code, f"linear_{str(weight.dtype).removeprefix('torch.')}")
+    function = getattr(code, f"linear_{dtype_name(weight.dtype)}")
     function(
         pointer(weight, (len(weight), x.shape[1]), weight.dtype), *sizes, ctypes.c_int(torch.get_num_threads()),
         pointer(x, x.shape, torch.float32), pointer(result, result.shape, torch.float32),
