@@ -99,6 +99,6 @@ def test_keys_and_values_of_gold(run):
 @pytest.mark.parametrize("count", [1, 2, 11])
 def test_products(run, count):
     torch.manual_seed(0)
-    x, weight = torch.randn(count, 37), torch.randn(20, 37)
-    found = run("PRODUCTS", decoder.SOURCE, [20, count, 37], [x, weight])
+    x, weight = torch.randn(count, 37), torch.randn(22, 37)
+    found = run("PRODUCTS", decoder.SOURCE, [22, count, 37], [x, weight])
     assert_close(found, [F.linear(x.double(), weight.double())], 1e-5)

@@ -176,6 +176,19 @@ def test_small_presets_are_written_with_it():
         assert fused_decoder(lm.model, 1) is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("vocab_size", [300, 301, 302, 303])
+def test_a_vocabulary_may_have_any_size(vocab_size, threads, dtype, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    weight = torch.randn(vocab_size, 96).to(dtype)
+    for count in (1, 2, 5, 8, 32):
+        x = torch.randn(count, 96).to(dtype)
+        expected = x.double() @ weight.double().T
+        assert (decoder.linear(x, weight) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

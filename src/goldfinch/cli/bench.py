@@ -59,6 +59,8 @@ class Bench:
 
     def run(self) -> None:
         """Measure, and print a table or a JSON object."""
+        if self.png is not None and self.what != "memory":
+            raise UserError("--png is for `bench memory`")
         if self.what == "kernels":
             self._kernels()
         elif self.what == "memory":
@@ -84,8 +86,6 @@ class Bench:
             _print_kernels(found, f"C++ kernels: vectors of {bits} bits, threads: {torch.get_num_threads()}")
 
     def _speed(self, name: str) -> None:
-        if self.png is not None:
-            raise UserError("--png is for `bench memory`")
         if self.repeats < 1:
             raise UserError(f"--repeats must be at least 1, not {self.repeats}")
         check_dtype_name(self.dtype)
@@ -201,7 +201,7 @@ def _print_kernels(found: "list[KernelSpeed]", title: str) -> None:
         table.add_row(kernel.name, f"{1e3 * ours:.3f}", f"{1e3 * pytorch:.3f}", f"{pytorch / ours:.1f}", used)
     console = Console(highlight=False)
     console.print(table)
-    console.print("What is used was measured when the kernels were compiled; $XDG_CACHE_HOME or ~/.cache keeps it.")
+    console.print("What is used was decided when a kernel first ran here; $XDG_CACHE_HOME or ~/.cache keeps it.")
 
 
 Uses = list["MemoryUse"]

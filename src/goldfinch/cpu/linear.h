@@ -37,12 +37,13 @@ INLINE void products(const float* x, const W* w, Size width, Size row, const Don
     }
 }
 
-// The same for `count` tokens, (count, width), and a range of rows, whose bounds are multiples of 4.
+// The same for `count` tokens, (count, width), and a range of rows.
 template <typename W, typename Done>
 void linear(const float* x, Size count, const W* w, Size width, Range rows, const Done& done) {
-    for (Size row = rows.first; row < rows.last; row += 4) {
-        Size t = 0;
-        const auto later = [&](Size token, Size o, float dot) { done(t + token, o, dot); };
+    Size t = 0, row = rows.first;
+    const auto later = [&](Size token, Size o, float dot) { done(t + token, o, dot); };
+    for (; row + 4 <= rows.last; row += 4) {
+        t = 0;
         // Blocks of as many sums as stay in registers. What is read again for other tokens is still in the nearest cache.
         if constexpr (REGISTERS >= 32) {
             for (; t + 8 <= count; t += 8)
@@ -58,6 +59,8 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
         for (; t < count; ++t)
             for (int part = 0; part < 4; part += ALONE) products<ALONE, 1>(x + t * width, w, width, row + part, later);
     }
+    for (; row < rows.last; ++row)
+        for (t = 0; t < count; ++t) products<1, 1>(x + t * width, w, width, row, later);
 }
 
 // Rows of numbers that lie `stride` apart.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from goldfinch.cache.key_value_cache import KeyValueCache, newest_inputs
 from goldfinch.cpu.build import compiled
@@ -27,7 +27,6 @@ from goldfinch.state import BlockState, GoldState, RecurrentState
 
 SOURCE = Path(__file__).with_name("cpu_decode.cpp")
 NAME = "fused decoding"
-ROWS = 4  # the number of rows of a matrix must be a multiple of it
 
 _Pairs = Sequence[tuple[BlockState | None, BlockState]]
 """Of each sequence: the state of a layer before some tokens, and where to write that after them."""
@@ -164,8 +163,6 @@ class FusedDecoder:
 
     def head(self, x: Tensor) -> Tensor:
         """`Decoder.head`: (T, D) -> (T, V) fp32."""
-        if len(self._head) % ROWS:
-            return nn.functional.linear(x, self._head).float()
         return linear(x, self._head)
 
     def _call(self, name: str, layers: Any, states: Any, *number: int, tensors: tuple[Tensor, ...]) -> None:
@@ -257,7 +254,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """(T, D) x (V, D)^T -> (T, V) fp32, V a multiple of `ROWS`, the weight fp32 or bf16."""
+    """(T, D) x (V, D)^T -> (T, V) fp32, the weight fp32 or bf16."""
     code = library()
     if code is None:
         raise RuntimeError("fused decoding needs a C++ compiler")
