@@ -53,10 +53,10 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
         for (int i = 0; i < 4; ++i) blocks.push_back(numbers.take(block_size * width));
         kept.push_back({&blocks[4 * s], &blocks[4 * s + 2], block_size, block_size + length});
     }
-    const Size inputs = sequences * (1 + length);
+    const Size missing = (length + 1) / 2, inputs = sequences * (1 + missing);
     const std::vector<float> x0(inputs * width, 0.5f), latents(inputs * latent_width, 0.5f), velocity(width / heads / 2, 1);
     for (const float* turning : {velocity.data(), static_cast<const float*>(nullptr)}) {
-        const KeyInputs<W> in{matrix(width, width + latent_width), x0.data(), latents.data(), latent_width, turning};
+        const KeyInputs<W> in{matrix(width, width + latent_width), x0.data(), latents.data(), missing, latent_width, turning};
         gold_layers(&gold, states.data(), kept.data(), in, 1, sequences, length, width, threads, x.data());
     }
     linear_layer(layer.channel_key, channel, count, width, threads, x.data(), logits.data());

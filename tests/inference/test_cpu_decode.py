@@ -111,6 +111,27 @@ def test_logits_of_each_token_are_those_of_pytorch_alone(monkeypatch):
     torch.testing.assert_close(written, after_each(), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("rope", [None, RopeConfig()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_keys_and_values_are_kept_gold_layers_are_one_call_also_after_rejected_drafts(rope, dtype, monkeypatch):
+    model, truth = model_of(PLANS["GoldFinch"], dtype, rope=rope), model_of(PLANS["GoldFinch"], rope=rope)
+    truth.load_state_dict(model.state_dict())
+    ids = torch.arange(40) * 7 % 300
+    sequence = Context(model, None).read(ids[:20]).sequence
+    sequence.compute_logits()
+
+    def not_needed(*_):
+        raise AssertionError("a layer asks for keys and values one by one")
+
+    monkeypatch.setattr(decoder.FusedDecoder, "_upper_with_expanded", not_needed)
+    with torch.inference_mode():
+        sequence.verify_draft(ids[20:25])
+        sequence.accept(2)
+        logits = sequence.verify_draft(ids[22:26])
+        expected = truth(ids[None, :26])[0][0, 22:]
+    assert (logits - expected).abs().max() <= (2e-5 if dtype == torch.float32 else 3e-2) * expected.abs().max()
+
+
 def test_weights_may_be_trained_or_exchanged_in_between():
     model = model_of(PLANS["GoldFinch"])
     x = torch.randn(1, 1, 96)

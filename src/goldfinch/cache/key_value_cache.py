@@ -151,15 +151,14 @@ class KeyValueCache:
         if done >= 1:
             self.progress = None
 
-    def lacks_only_newest(self, count: int) -> bool:
-        """Whether the keys and values of all tokens but the last `count` are kept, and those are to be."""
-        past = len(self) - count
-        return (
-            past > 0
-            and len(self._keys_values) == self._model.config.num_gold_layers
-            and all(len(keys) == past for keys, _ in self._keys_values.values())
-            and self.level == "keys_values"
-        )
+    @property
+    def num_missing(self) -> int | None:
+        """How many of the newest tokens have no keys and values yet; None unless those of all others are kept."""
+        kept = {len(column) for pair in self._keys_values.values() for column in pair}
+        if len(self._keys_values) < self._model.config.num_gold_layers or len(kept) > 1 or self.level != "keys_values":
+            return None
+        (past,) = kept
+        return len(self) - past if past else None
 
     def reserve_newest(self, count: int) -> list[tuple[list[Tensor], list[Tensor]]]:
         """Make room for the keys and values of the last `count` tokens, which `commit_newest` then counts.
@@ -229,7 +228,7 @@ def expand_newest(caches: Sequence[KeyValueCache]) -> None:
     Args:
         caches: of the same model.
     """
-    ready = [cache for cache in caches if cache.lacks_only_newest(1)]
+    ready = [cache for cache in caches if cache.num_missing == 1]
     if len(ready) < 2:
         return
     token_cat = ready[0]._token_cat

@@ -73,9 +73,9 @@ void linear_layer(const W* w, Size rows, Size count, Size width, int threads, co
         after_attention((const Layer<W>*)layer, (const State<W>*)states, sequences, length, width, threads, x, y);     \
     }                                                                                                                  \
     void gold_layers_##SUFFIX(const void* layers, const void* states, const void* kept, const void* up,                \
-                              const float* velocity, Size latent_width, Size number, Size sequences, Size length,      \
-                              Size width, int threads, const float* x0, const float* latents, float* x) {              \
-        const KeyInputs<W> in{(const W*)up, x0, latents, latent_width, velocity};                                      \
+                              const float* velocity, Size missing, Size latent_width, Size number, Size sequences,     \
+                              Size length, Size width, int threads, const float* x0, const float* latents, float* x) { \
+        const KeyInputs<W> in{(const W*)up, x0, latents, missing, latent_width, velocity};                             \
         gold_layers((const Layer<W>*)layers, (const State<W>*)states, (const Kept<W>*)kept, in, number, sequences,     \
                     length, width, threads, x);                                                                        \
     }                                                                                                                  \

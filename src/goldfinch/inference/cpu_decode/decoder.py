@@ -121,31 +121,34 @@ class FusedDecoder:
             ]
             for layer in range(num_layers)
         ]
-        kept = [each for each in caches if isinstance(each, KeyValueCache) and each.lacks_only_newest(x.shape[1])]
-        if len(kept) == len(caches):
-            self._upper_with_kept(x, pairs, kept)
+        kept = [each for each in caches if isinstance(each, KeyValueCache)]
+        missing = {each.num_missing for each in kept} if len(kept) == len(caches) else {None}
+        num_missing = missing.pop()
+        if not missing and num_missing is not None and 1 <= num_missing <= x.shape[1]:
+            self._upper_with_kept(x, pairs, kept, num_missing)
         else:
             self._upper_with_expanded(x, pairs, caches)
         return x.to(self._dtype), after
 
-    def _upper_with_kept(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueCache]) -> None:
-        """`upper` in one call, in place, where keys and values of all tokens but these are kept; theirs are added."""
-        length = x.shape[1]
-        x0, latents = (part.float().contiguous() for part in newest_inputs(caches, length))
-        blocks = [cache.reserve_newest(length) for cache in caches]
+    def _upper_with_kept(
+        self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueCache], num_missing: int
+    ) -> None:
+        """`upper` in one call, in place, where keys and values of all but the newest are kept; theirs are added."""
+        x0, latents = (part.float().contiguous() for part in newest_inputs(caches, num_missing))
+        blocks = [cache.reserve_newest(num_missing) for cache in caches]
         with self._pointers([pair for layer in pairs for pair in layer]) as states, self._kept(blocks, caches) as kept:
             self._functions["gold_layers"](
                 self._layer(self._first_gold_layer), states, kept,
                 pointer(self._up, (self._width, self._width + self._latent_width), self._dtype),
                 pointer(self._velocity, (self._width // self._num_heads // 2,), torch.float32),
-                *map(ctypes.c_int64, (self._latent_width, len(self._gold), *x.shape)),
+                *map(ctypes.c_int64, (num_missing, self._latent_width, len(self._gold), *x.shape)),
                 ctypes.c_int(torch.get_num_threads()),
-                pointer(x0, (len(caches), 1 + length, self._width), torch.float32),
-                pointer(latents, (len(caches), 1 + length, self._latent_width), torch.float32),
+                pointer(x0, (len(caches), 1 + num_missing, self._width), torch.float32),
+                pointer(latents, (len(caches), 1 + num_missing, self._latent_width), torch.float32),
                 pointer(x, x.shape, torch.float32),
             )  # fmt: skip
         for cache in caches:
-            cache.commit_newest(length)
+            cache.commit_newest(num_missing)
 
     def _upper_with_expanded(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueSource]) -> None:
         """`upper`, in place, with keys and values that each layer asks for and PyTorch may have to compute."""

@@ -1,5 +1,4 @@
-// The GOLD layers, where the keys and values of all earlier tokens are kept: those of the newest tokens are computed here and
-// put behind them.
+// The GOLD layers, where keys and values are kept: those of the newest tokens are computed here and put behind the others.
 
 #pragma once
 
@@ -12,16 +11,17 @@ namespace {
 template <typename W>
 struct Kept {
     W *const *keys, *const *values;
-    Size block_size, length;  // tokens, with the newest, whose rows are not filled yet
+    Size block_size, length;  // tokens, with the missing ones, whose rows are not filled yet
 };
 
-// What GOLD layers get of the newest tokens of all sequences and, in front of those of each sequence, the token before.
+// What keys and values of the `missing` newest tokens of each sequence are computed from: theirs, behind that of the token
+// before. After a rejected draft fewer are missing than there are queries.
 template <typename W>
 struct KeyInputs {
     const W* up;           // W_KU, (D, D + R)
-    const float *x0;       // embeddings after ln0, (sequences, 1 + length, D)
-    const float *latents;  // (sequences, 1 + length, R)
-    Size latent_width;
+    const float *x0;       // embeddings after ln0, (sequences, 1 + missing, D)
+    const float *latents;  // (sequences, 1 + missing, R)
+    Size missing, latent_width;
     const float* velocity;  // radians per position of each pair of a head's channels, (N / 2); null without rotary positions
 };
 
@@ -68,9 +68,9 @@ struct GoldMember : Member<W> {
     GoldMember(const Member<W>& member, const KeyInputs<W>& in, GoldBuffers& shared)
         : Member<W>(member), in(in), shared(shared) {}
 
-    // e and kD of the newest tokens and the ones before them (P14-16).
+    // e and kD of the missing tokens and the ones before them (P14-16).
     void prepare() const {
-        const Size joined_width = width + in.latent_width, all = sequences * (1 + length);
+        const Size joined_width = width + in.latent_width, all = sequences * (1 + in.missing);
         const Range tokens = share(team, me, all, 1);
         for (Size t = tokens.first; t < tokens.last; ++t) {
             float *joined = shared.joined.data() + t * joined_width, *e = shared.e.data() + t * width;
@@ -88,12 +88,13 @@ struct GoldMember : Member<W> {
         team.barrier();
     }
 
-    // Keys and values of the newest tokens for all layers, which do not depend on each other (P17-21).
+    // Keys and values of the missing tokens for all layers, which do not depend on each other (P17-21).
     void expand(const Layer<W>* layers, const Kept<W>* kept, Size number) const {
-        const Size groups = (length + GROUP - 1) / GROUP, tasks = number * sequences * groups;
+        const Size groups = (in.missing + GROUP - 1) / GROUP, tasks = number * sequences * groups;
         for (Size task = me; task < tasks; task += team.size()) {
             const Size sequence = task / groups % sequences, first = task % groups * GROUP;
-            const Size some = std::min(GROUP, length - first), before = (sequence * (1 + length) + first) * width;
+            const Size some = std::min(GROUP, in.missing - first);
+            const Size before = (sequence * (1 + in.missing) + first) * width;
             const Layer<W>& layer = layers[task / groups / sequences];
             const Kept<W>& to = kept[task / groups];
             const float *e = shared.e.data() + before, *kd = shared.kd.data() + before;
@@ -104,7 +105,7 @@ struct GoldMember : Member<W> {
                 layer.expansion, {kd + width, width}, {kd, width}, weights.from(), [](Size t) { return t; }, some, width,
                 Rows<float>(keys));
             for (Size t = 0; t < some; ++t) {
-                const Size position = to.length - length + first + t;
+                const Size position = to.length - in.missing + first + t;
                 if (in.velocity) rotate(keys[t], position, in.velocity, layer.heads, width / layer.heads);
                 copy(keys[t], to.keys, to.block_size, position);
                 copy(values[t], to.values, to.block_size, position);
@@ -177,7 +178,7 @@ void gold_layers(const Layer<W>* layers, const State<W>* states, const Kept<W>* 
                  Size number, Size sequences, Size length, Size width, int threads, float* x) {
     Buffers buffers = buffers_for(layers, number, sequences * length, width);
     const Size heads = layers->heads;
-    GoldBuffers shared(sequences * (1 + length), width, in.latent_width, sequences, length * heads, width / heads,
+    GoldBuffers shared(sequences * (1 + in.missing), width, in.latent_width, sequences, length * heads, width / heads,
                        threads);
     Team team(threads);
     team.run([&](int me) {
