@@ -13,7 +13,7 @@ from goldfinch.cache.key_cache import KeyCache
 from goldfinch.cache.key_value_cache import KeyValueCache
 from goldfinch.cache.latents import FloatLatents, LatentFormat
 from goldfinch.inference.context_file.quantization import QuantizationProbe, QuantizationReport
-from goldfinch.inference.cpu_decode import MAX_TOKENS
+from goldfinch.inference.cpu_decode import MAX_TOKENS, checked_once
 from goldfinch.inference.memory_usage import MemoryUsage
 from goldfinch.inference.one_thread import OneThread, one_thread
 from goldfinch.inference.prefill import CHUNK_SIZE, LowerState, chunks, next_token_logits, read_lower, read_upper
@@ -246,10 +246,11 @@ class TokenSequence:
         if self.probe is not None and (len(ids) > 1 or start.num_pending):
             raise ValueError("measure the quantization before drafting tokens: all latents that were read are kept")
         pending = self.key_cache.ids(start.length - start.num_pending, start.length)
-        x, (after,) = read_lower(self.model, torch.cat([pending, ids])[None], [state])
-        self._store(ids, x[:, start.num_pending :], state)
-        hidden, gold_states = self._run_upper(torch.cat([state.tail, x], dim=1), len(ids))
-        logits = next_token_logits(self.model, hidden)
+        with checked_once(self.model):
+            x, (after,) = read_lower(self.model, torch.cat([pending, ids])[None], [state])
+            self._store(ids, x[:, start.num_pending :], state)
+            hidden, gold_states = self._run_upper(torch.cat([state.tail, x], dim=1), len(ids))
+            logits = next_token_logits(self.model, hidden)
         self._draft = DraftStep(start, after, gold_states, logits)
         self.accept(len(ids))
         return logits
@@ -380,17 +381,18 @@ def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
     model = sequences[0].model
     past = [sequence._predict() for sequence in sequences]  # brings all states up to date
     states = [sequence._state for sequence in sequences]
-    x, after = read_lower(model, ids[:, None], states)
-    for row, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
-        sequence._store(ids[row : row + 1], x[row : row + 1], state)
-    caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
-    if caches:
-        gold = [prediction.gold_states for prediction in past]
-        hidden, gold_states = read_upper(model, x, 1, gold, caches)
-        hidden = hidden[:, 0]
-    else:
-        hidden, gold_states = model.output_norm(x[:, -1]), [[] for _ in sequences]
-    logits = next_token_logits(model, hidden)
+    with checked_once(model):
+        x, after = read_lower(model, ids[:, None], states)
+        for row, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
+            sequence._store(ids[row : row + 1], x[row : row + 1], state)
+        caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
+        if caches:
+            gold = [prediction.gold_states for prediction in past]
+            hidden, gold_states = read_upper(model, x, 1, gold, caches)
+            hidden = hidden[:, 0]
+        else:
+            hidden, gold_states = model.output_norm(x[:, -1]), [[] for _ in sequences]
+        logits = next_token_logits(model, hidden)
     for sequence, state, states_, row in zip(sequences, after, gold_states, logits, strict=True):
         sequence._prediction = Prediction(len(sequence), states_, row)
         sequence._draft = None

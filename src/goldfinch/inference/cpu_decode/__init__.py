@@ -5,12 +5,16 @@ the one before; here the layers below GOLD are one call, and the GOLD layers ano
 define what is computed, and run wherever C++ cannot.
 """
 
+import contextlib
 import threading
 import weakref
+from collections.abc import Iterator
 from functools import partial
+from operator import eq, is_
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from goldfinch.config import ModelConfig
 from goldfinch.cpu.autotune import Kernel, Work, is_faster
@@ -44,47 +48,68 @@ def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
     """
     if num_tokens > MAX_TOKENS_IF_FASTER or torch.is_grad_enabled() or model.device.type != "cpu":
         return None
+    checked, entry = getattr(_CHECKED, "last", (None, None))
+    if entry is None or checked is not model:
+        entry = _current_entry(model)
+    if entry.decoder is None or (num_tokens > MAX_TOKENS and not is_faster(PRODUCTS[model.dtype])):
+        return None
+    return entry.decoder
+
+
+@contextlib.contextmanager
+def checked_once(model: Decoder) -> Iterator[None]:
+    """Check once, for all layers that this thread runs in the block, that the model still has the same parts.
+
+    Looking at each module and parameter takes a few percent of a step.
+    """
+    entry = None if torch.is_grad_enabled() or model.device.type != "cpu" else _current_entry(model)
+    _CHECKED.last = model, entry
+    try:
+        yield
+    finally:
+        _CHECKED.last = None, None
+
+
+def _current_entry(model: Decoder) -> "_Entry":
     entry = _ENTRIES.get(model)
     if entry is None or not entry.is_current():
         with _LOCK:
             entry = _ENTRIES[model] = _Entry(model)
-    if entry.decoder is None or (num_tokens > MAX_TOKENS and not is_faster(PRODUCTS[model.dtype])):
-        return None
-    return entry.decoder
+    return entry
 
 
 class _Entry:
     """A model's decoder, and the modules, parameters and hooks that it was made from."""
 
     def __init__(self, model: Decoder) -> None:
-        self._children = [
-            (module._modules, name, child) for module in model.modules() for name, child in module._modules.items()
+        modules = list(model.modules())
+        owners: list[dict[str, Any]] = [
+            *(module._modules for module in modules),
+            *(module._parameters for module in modules),
         ]
-        named = [(module._parameters, name) for module in model.modules() for name in module._parameters]
-        self._parameters = [(owner, name, owner[name]) for owner, name in named]
-        self._hooks = [module._forward_hooks for module in model.modules()]
-        self._hooks += [module._forward_pre_hooks for module in model.modules()]
+        named = [(owner, name, part) for owner in owners for name, part in owner.items()]
+        self._owners, self._names, self._parts = zip(*named, strict=True)
+        self._parameters = [part for part in self._parts if isinstance(part, nn.Parameter)]
+        self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         # Kept alive, so that no memory behind the pointers is freed and reused.
-        self._tensors = [parameter.detach() for _, _, parameter in self._parameters if parameter is not None]
-        self._addresses = self._current_addresses()
+        self._tensors = [parameter.detach() for parameter in self._parameters]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._has_hooks = any(self._hooks)
         self.decoder = FusedDecoder(model) if _is_supported(model) and not self._has_hooks else None
-
-    def _current_addresses(self) -> list[int]:
-        return [parameter.data_ptr() for _, _, parameter in self._parameters if parameter is not None]
 
     def is_current(self) -> bool:
         """Whether modules, parameters and hooks are still the same; the values of the weights may change."""
         return (
-            all(children.get(name) is child for children, name, child in self._children)
-            and all(owner.get(name) is parameter for owner, name, parameter in self._parameters)
-            and self._current_addresses() == self._addresses
+            all(map(is_, map(dict.get, self._owners, self._names), self._parts))
+            and all(map(eq, map(Tensor.data_ptr, self._parameters), self._addresses))
             and any(self._hooks) == self._has_hooks
         )
 
 
 _ENTRIES: weakref.WeakKeyDictionary[Decoder, _Entry] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
+_CHECKED = threading.local()
+"""`last`: the model that a block of `checked_once` is about, and its entry."""
 
 
 def _is_supported(model: Decoder) -> bool:
