@@ -31,19 +31,25 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
     std::vector<State<W>> states;
     for (Size s = 0; s < sequences; ++s)
         states.push_back({nullptr, nullptr, nullptr, numbers.take(width), numbers.take(width), floats.take(state_size)});
+    // Two blocks of kept keys and values, of which the newest tokens fill the second.
+    const Size latent_width = 7, block_size = 33, vocab_size = 5;
+    const std::vector<float> velocity(width / heads / 2, 1);
+    Outside<W> outside{matrix(vocab_size, width), vocab_size, norm(1), matrix(latent_width, width),
+                       matrix(width, width + latent_width), latent_width, velocity.data(), norm(1)};
+    const std::vector<Size> ids(2 * count, vocab_size - 1);
+    W *below = numbers.take(count * width), *above = numbers.take(count * width);
     std::vector<float> x(count * width, 0.5f), q(count * width), logits(count * channel);
-    recurrent_layers(&layer, states.data(), 1, sequences, length, width, threads, x.data());
+    for (W* latents : {numbers.take(count * latent_width), static_cast<W*>(nullptr)})
+        recurrent_layers(outside, &layer, states.data(), ids.data(), 1, sequences, length, width, threads, below, latents);
     for (State<W>& state : states)
         state = {state.last_after, state.channel_last_after, state.wkv_after, numbers.take(width), numbers.take(width),
                  floats.take(state_size)};
-    recurrent_layers(&layer, states.data(), 1, sequences, length, width, threads, x.data());
+    recurrent_layers<W>(outside, &layer, states.data(), ids.data(), 1, sequences, length, width, threads, below, nullptr);
     Layer<W> gold = layer;
     gold.shift.low_rank = low_rank(16, 1);
     queries(&gold, states.data(), sequences, length, width, threads, x.data(), q.data());
     after_attention(&gold, states.data(), sequences, length, width, threads, x.data(), q.data());
 
-    // Two blocks of kept keys and values, of which the newest tokens fill the second.
-    const Size latent_width = 7, block_size = 33;
     gold.expansion = {numbers.take(width), numbers.take(width), numbers.take(width), low_rank(16, 2), low_rank(16, 1),
                       low_rank(16, 1), norm(1), norm(1)};
     std::vector<W*> blocks;
@@ -53,11 +59,11 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
         for (int i = 0; i < 4; ++i) blocks.push_back(numbers.take(block_size * width));
         kept.push_back({&blocks[4 * s], &blocks[4 * s + 2], block_size, block_size + length});
     }
-    const Size missing = (length + 1) / 2, inputs = sequences * (1 + missing);
-    const std::vector<float> x0(inputs * width, 0.5f), latents(inputs * latent_width, 0.5f), velocity(width / heads / 2, 1);
+    const Size missing = (length + 1) / 2;
     for (const float* turning : {velocity.data(), static_cast<const float*>(nullptr)}) {
-        const KeyInputs<W> in{matrix(width, width + latent_width), x0.data(), latents.data(), missing, latent_width, turning};
-        gold_layers(&gold, states.data(), kept.data(), in, 1, sequences, length, width, threads, x.data());
+        outside.velocity = turning;
+        const KeyInputs<W> in{outside, ids.data(), numbers.take(sequences * (1 + missing) * latent_width), missing};
+        gold_layers(&gold, states.data(), kept.data(), in, 1, sequences, length, width, threads, below, above);
     }
     linear_layer(layer.channel_key, channel, count, width, threads, x.data(), logits.data());
 }

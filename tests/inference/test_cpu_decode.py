@@ -65,13 +65,22 @@ def test_outputs_and_states_are_those_of_the_modules(plan, threads, dtype, monke
         for count in (1, 2, 7, MAX_TOKENS, 1):
             layers = fused_decoder(model, count)
             assert layers is not None
-            x = torch.randn(1, count, 96).to(dtype)
-            x_out, (after,) = layers.lower(x, [states])
-            actual = x_out, after
+            ids = torch.randint(300, (1, count))
+            x, latents, (after,) = layers.lower(ids, [states])
             given = None if states is None else [to(state, torch.float32) for state in states]
-            expected = truth.lower(x.float(), given)
-            assert_close(actual, (expected[0].to(dtype), [to(s, dtype) for s in expected[1]]), tolerance)
-            states = actual[1]
+            expected, expected_states = truth.lower(truth.embed(ids), given)
+            assert_close((x, after), (expected.to(dtype), [to(s, dtype) for s in expected_states]), tolerance)
+            assert (latents is None) == (model.token_cat is None)
+            if latents is not None:
+                torch.testing.assert_close(latents, model.token_cat.compress(x), atol=tolerance, rtol=tolerance)
+            states = after
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    model = model_of(PLANS["GoldFinch"])
+    for bad in (300, -1):
+        with torch.inference_mode(), pytest.raises(IndexError, match="not in the vocabulary"):
+            fused_decoder(model, 2).lower(torch.tensor([[1, bad]]), [None])
 
 
 def to(state, dtype):
@@ -91,9 +100,9 @@ def test_gold_layers_and_the_head_are_those_of_the_modules(rope):
             layers = fused_decoder(model, count)
             x = torch.randn(1, count, 96)
             x_out, (after,) = layers.upper(x, [states], [keys])
-            actual, expected = (x_out, after), model.upper(x, states, keys)
-            assert_close(actual, expected, 2e-5)
-            states = actual[1]
+            expected, expected_states = model.upper(x, states, keys)
+            assert_close((x_out, after), (model.output_norm(expected), expected_states), 2e-5)
+            states = after
             torch.testing.assert_close(layers.head(x[0]), model.head(x[0]), atol=1e-5, rtol=1e-5)
 
 
@@ -134,25 +143,25 @@ def test_where_keys_and_values_are_kept_gold_layers_are_one_call_also_after_reje
 
 def test_weights_may_be_trained_or_exchanged_in_between():
     model = model_of(PLANS["GoldFinch"])
-    x = torch.randn(1, 1, 96)
+    ids = torch.tensor([[7]])
     for change in (lambda: model.blocks[0].time_mix.key.weight.data.mul_(2), lambda: model.bfloat16().float()):
         with torch.inference_mode():
-            fused_decoder(model, 1).lower(x, [None])
+            fused_decoder(model, 1).lower(ids, [None])
         change()
         with torch.inference_mode():
-            x_out, (after,) = fused_decoder(model, 1).lower(x, [None])
-            assert_close((x_out, after), model.lower(x, None), 2e-5)
+            x, _, (after,) = fused_decoder(model, 1).lower(ids, [None])
+            assert_close((x, after), model.lower(model.embed(ids), None), 2e-5)
 
 
 def test_states_of_another_type_or_layout_are_read_as_what_they_are():
     model = model_of(PLANS["GoldFinch"])
     with torch.inference_mode():
         _, states = model.lower(torch.randn(1, 3, 96), None)
-        x, strange = torch.randn(1, 1, 96), [to(state, torch.bfloat16) for state in states]
+        ids, strange = torch.tensor([[7]]), [to(state, torch.bfloat16) for state in states]
         for state in strange:
             state.time_mix.wkv = state.time_mix.wkv.transpose(2, 3).contiguous().transpose(2, 3)
-        expected, (states,) = fused_decoder(model, 1).lower(x, [[to(state, torch.float32) for state in strange]])
-        actual, (same,) = fused_decoder(model, 1).lower(x, [strange])
+        expected, _, (states,) = fused_decoder(model, 1).lower(ids, [[to(state, torch.float32) for state in strange]])
+        actual, _, (same,) = fused_decoder(model, 1).lower(ids, [strange])
         assert_close((actual, same), (expected, states), 0)
 
 
@@ -220,10 +229,10 @@ def test_a_batch_gives_each_sequence_the_same_numbers_as_alone(plan, threads, dt
     with torch.inference_mode():
         states, alone = [None] * 3, [None] * 3
         for length in (2, 1, 5):
-            x = torch.randn(3, length, 96).to(dtype)
-            together, states = fused_decoder(model, 3 * length).lower(x, states)
+            ids = torch.randint(300, (3, length))
+            together, _, states = fused_decoder(model, 3 * length).lower(ids, states)
             for row in range(3):
-                expected, (alone[row],) = fused_decoder(model, length).lower(x[row : row + 1], [alone[row]])
+                expected, _, (alone[row],) = fused_decoder(model, length).lower(ids[row : row + 1], [alone[row]])
                 assert_close((together[row : row + 1], states[row]), (expected, alone[row]), 0)
 
 

@@ -99,7 +99,7 @@ def _meta_states(config: ModelConfig) -> tuple[list[BlockState], Tensor]:
     """The state of a sequence on the meta device: states of all layers, and the last outputs below GOLD."""
     model = Decoder.on_meta(config).to(torch.bfloat16)
     ids = torch.zeros(1, tail_length(model) + 1, dtype=torch.int64, device="meta")
-    recent = read_lower(model, ids, [None])[1][0].tail if config.num_gold_layers else torch.empty(0)
+    recent = read_lower(model, ids, [None]).states[0].tail if config.num_gold_layers else torch.empty(0)
     return model.hidden(ids[:, :1])[1].blocks, recent
 
 

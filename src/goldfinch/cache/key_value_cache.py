@@ -233,7 +233,8 @@ def expand_newest(caches: Sequence[KeyValueCache]) -> None:
     if len(ready) < 2:
         return
     token_cat = ready[0]._token_cat
-    x0, latents = newest_inputs(ready, 1)
+    ids, latents = newest_rows(ready, 1)
+    x0 = ready[0]._model.embed(ids)
     before, newest = rms_normalize(x0).unbind(1)
     embedding_part = token_cat.embedding_part(x0.flatten(0, 1))
     key_before, key = token_cat.keys(embedding_part, latents.flatten(0, 1)).unflatten(0, (len(ready), 2)).unbind(1)
@@ -246,7 +247,7 @@ def expand_newest(caches: Sequence[KeyValueCache]) -> None:
             kept_values.append(values[row : row + 1])
 
 
-def newest_inputs(caches: Sequence[KeyValueCache], count: int) -> tuple[Tensor, Tensor]:
+def newest_rows(caches: Sequence[KeyValueCache], count: int) -> tuple[Tensor, Tensor]:
     """What keys and values of the last `count` tokens of several sequences are computed from.
 
     Args:
@@ -254,12 +255,12 @@ def newest_inputs(caches: Sequence[KeyValueCache], count: int) -> tuple[Tensor, 
         count: T.
 
     Returns:
-        Of the token before these and of these, embeddings after ln0, (B, 1 + T, D), and latents, (B, 1 + T, R).
+        Of the token before these and of these, ids, (B, 1 + T) int64, and latents, (B, 1 + T, R).
     """
-    model, dtype = caches[0]._model, caches[0]._dtype
+    dtype = caches[0]._dtype
     ends = [(cache._key_cache, len(cache) - count - 1, len(cache)) for cache in caches]
-    x0 = model.embed(torch.stack([key_cache.ids(start, stop) for key_cache, start, stop in ends]))
-    return x0, torch.stack([key_cache.latents(start, stop, dtype) for key_cache, start, stop in ends])
+    ids = torch.stack([key_cache.ids(start, stop) for key_cache, start, stop in ends])
+    return ids, torch.stack([key_cache.latents(start, stop, dtype) for key_cache, start, stop in ends])
 
 
 def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:

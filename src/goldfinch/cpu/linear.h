@@ -63,6 +63,17 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
         for (t = 0; t < count; ++t) products<1, 1>(x + t * width, w, width, row, later);
 }
 
+// Into how many tasks for a team the product with a matrix of `rows` rows is cut: a few for each thread, as one may be held
+// up, but of 16 rows or more, as each fetches some rows beyond its end.
+INLINE Size tasks_of(const Team& team, Size rows) { return std::max<Size>(1, std::min<Size>(4 * team.size(), rows / 16)); }
+
+// One of these tasks.
+template <typename W, typename Done>
+void linear_task(const Team& team, Size task, const float* x, Size count, const W* w, Size width, Size rows,
+                 const Done& done) {
+    linear(x, count, w, width, share(task, tasks_of(team, rows), rows, 4), done);
+}
+
 // Rows of numbers that lie `stride` apart.
 template <typename T>
 struct Rows {

@@ -49,6 +49,7 @@ class Team {
         const unsigned round = round_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
             arrived_.store(0, std::memory_order_relaxed);
+            next_.store(0, std::memory_order_relaxed);
             round_.store(round + 1, std::memory_order_release);
             return;
         }
@@ -56,6 +57,13 @@ class Team {
         // processor that the last one needs.
         for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
             spins > PATIENCE ? std::this_thread::yield() : relax();
+    }
+
+    // work(task) for each of `tasks` tasks, by whichever member is free: another program may hold one of them up. All
+    // members call it, and only once between two barriers.
+    template <typename Work>
+    void each(std::int64_t tasks, const Work& work) {
+        for (std::int64_t task = next_++; task < tasks; task = next_++) work(task);
     }
 
     // The work of every member: work(member), members counted from 0.
@@ -81,17 +89,23 @@ class Team {
     static constexpr int PATIENCE = 1 << 12;
     std::atomic<int> size_, arrived_{0};
     std::atomic<unsigned> round_{0};
+    std::atomic<std::int64_t> next_{0};
 };
 
 struct Range {
     std::int64_t first, last;
 };
 
-// One member's part of `count` things, of which `unit` at a time stay together.
-inline Range share(const Team& team, int member, std::int64_t count, std::int64_t unit) {
+// One of several parts of `count` things, of which `unit` at a time stay together.
+inline Range share(std::int64_t part, std::int64_t parts, std::int64_t count, std::int64_t unit) {
     const std::int64_t units = (count + unit - 1) / unit;
-    const auto border = [&](std::int64_t i) { return std::min(units * i / team.size() * unit, count); };
-    return {border(member), border(member + 1)};
+    const auto border = [&](std::int64_t i) { return std::min(units * i / parts * unit, count); };
+    return {border(part), border(part + 1)};
+}
+
+// One member's part of them.
+inline Range share(const Team& team, int member, std::int64_t count, std::int64_t unit) {
+    return share(member, team.size(), count, unit);
 }
 
 }  // namespace

@@ -79,6 +79,13 @@ INLINE void store(bfloat16* to, Floats x) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
+INLINE void store(float* to, float x) { *to = x; }
+INLINE void store(bfloat16* to, float x) {
+    bfloat16 all[LANES];
+    store(all, Floats{} + x);
+    *to = all[0];
+}
+
 // A vector of lanes of two: those of the second are numbered from LANES on.
 template <int... LANE>
 INLINE Floats shuffle(Floats a, Floats b) {

@@ -5,7 +5,7 @@ Everything here takes one or several sequences; B of them go through the weights
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -59,29 +59,42 @@ def chunks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def read_lower(model: Decoder, ids: Tensor, states: Sequence[LowerState | None]) -> tuple[Tensor, list[LowerState]]:
+class LowerOutput(NamedTuple):
+    """What the layers below GOLD make of T tokens of each of B sequences."""
+
+    x: Tensor
+    """(B, T, D): the output of these layers."""
+    latents: Tensor | None
+    """(B, T, R); None in models without GOLD layers."""
+    states: list[LowerState]
+    """The state of each sequence after them."""
+
+
+def read_lower(model: Decoder, ids: Tensor, states: Sequence[LowerState | None]) -> LowerOutput:
     """Run tokens through the layers below GOLD: constant work per token.
 
     Args:
         model: any layer plan; without GOLD layers these are all layers.
         ids: (B, T) int64, T >= 1.
         states: of the B sequences before these tokens, left unchanged; None at the start of a text.
-
-    Returns:
-        (B, T, D), the output of these layers, and the state of each sequence after it.
     """
-    x0 = model.embed(ids)
     before = [None if state is None else state.blocks for state in states]
     fused = fused_decoder(model, ids.numel())
-    x, after = fused.lower(x0, before) if fused is not None else _lower(model, x0, before)
+    if fused is not None:
+        x, latents, after = fused.lower(ids, before)
+    else:
+        x, after = _lower(model, model.embed(ids), before)
+        latents = model.token_cat.compress(x) if model.token_cat is not None else None
     num_kept = tail_length(model) + 1
     result = []
     for row, (state, blocks) in enumerate(zip(states, after, strict=True)):
         new = x[row : row + 1]
-        tail = new if state is None else torch.cat([state.tail, new], dim=1)
-        # A copy, so that the state keeps no activations alive.
-        result.append(LowerState(blocks=blocks, tail=tail[:, -num_kept:].clone()))
-    return x, result
+        last = [new[:, -num_kept:]]
+        if state is not None and new.shape[1] < num_kept:
+            last.insert(0, state.tail[:, max(0, state.tail.shape[1] + new.shape[1] - num_kept) :])
+        # `cat` copies, so that the state keeps no activations alive.
+        result.append(LowerState(blocks=blocks, tail=torch.cat(last, dim=1)))
+    return LowerOutput(x, latents, result)
 
 
 def _lower(
@@ -144,14 +157,14 @@ def read_upper(
     caches = list(cache) if isinstance(cache, Sequence) else [cache]
     fused = fused_decoder(model, x[..., 0].numel()) if len(caches) == batch else None
     if fused is not None and all(each.query_positions is None for each in caches):
-        x, after = fused.upper(x, before, caches)
+        hidden, after = fused.upper(x, before, caches)
     else:
         if len(caches) == batch and x.shape[1] == 1:
             expand_newest([each for each in caches if isinstance(each, KeyValueCache)])
         shared = caches[0] if len(caches) == 1 else caches
         x, stacked = model.upper(x, stack_states(before), shared)
-        after = unstack_states(stacked, batch)
-    return model.output_norm(x[:, -num_wanted:]), after
+        hidden, after = model.output_norm(x[:, -num_wanted:]), unstack_states(stacked, batch)
+    return hidden[:, -num_wanted:], after
 
 
 def next_token_logits(model: Decoder, hidden: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class TokenSequence:
         """The state after the last token, for which pending tokens are run through the layers; None without tokens."""
         if self._num_pending:
             ids, self._num_pending = self.key_cache.ids(len(self) - self._num_pending, len(self)), 0
-            _, (self._state,) = read_lower(self.model, ids[None], [self._state])
+            (self._state,) = read_lower(self.model, ids[None], [self._state]).states
         return self._state
 
     def _set_state(self, state: LowerState | None) -> None:
@@ -153,13 +153,12 @@ class TokenSequence:
 
     def _run_lower(self, ids: Tensor, before: LowerState | None) -> tuple[Tensor, LowerState]:
         """Run (T,) ids through the layers below GOLD and store them: (1, T, D), and the state after them."""
-        x, (state,) = read_lower(self.model, ids[None], [before])
-        self._store(ids, x, before)
+        x, latents, (state,) = read_lower(self.model, ids[None], [before])
+        self._store(ids, x, None if latents is None else latents[0], before)
         return x, state
 
-    def _store(self, ids: Tensor, x: Tensor, before: LowerState | None) -> None:
-        """Put (T,) ids and the latents of x, (1, T, D), into the key cache."""
-        latents = self.model.token_cat.compress(x)[0] if self.model.token_cat is not None else None
+    def _store(self, ids: Tensor, x: Tensor, latents: Tensor | None, before: LowerState | None) -> None:
+        """Put (T,) ids and their latents, (T, R), into the key cache; x: (1, T, D)."""
         self.key_cache.append(ids, latents)
         if self.probe is not None and latents is not None:
             self.probe.observe(ids, latents, x, before)
@@ -247,8 +246,9 @@ class TokenSequence:
             raise ValueError("measure the quantization before drafting tokens: all latents that were read are kept")
         pending = self.key_cache.ids(start.length - start.num_pending, start.length)
         with checked_once(self.model):
-            x, (after,) = read_lower(self.model, torch.cat([pending, ids])[None], [state])
-            self._store(ids, x[:, start.num_pending :], state)
+            x, latents, (after,) = read_lower(self.model, torch.cat([pending, ids])[None], [state])
+            new = slice(start.num_pending, None)
+            self._store(ids, x[:, new], None if latents is None else latents[0, new], state)
             hidden, gold_states = self._run_upper(torch.cat([state.tail, x], dim=1), len(ids))
             logits = next_token_logits(self.model, hidden)
         self._draft = DraftStep(start, after, gold_states, logits)
@@ -296,7 +296,7 @@ class TokenSequence:
             return 0
         start, state = self.snapshots.nearest(length)
         for first, last in chunks(start, length, self.chunk_size):
-            _, (state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [state])
+            (state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [state]).states
             if progress is not None:
                 progress(last - first)
         self._forget(length)
@@ -382,9 +382,9 @@ def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
     past = [sequence._predict() for sequence in sequences]  # brings all states up to date
     states = [sequence._state for sequence in sequences]
     with checked_once(model):
-        x, after = read_lower(model, ids[:, None], states)
+        x, latents, after = read_lower(model, ids[:, None], states)
         for row, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
-            sequence._store(ids[row : row + 1], x[row : row + 1], state)
+            sequence._store(ids[row : row + 1], x[row : row + 1], None if latents is None else latents[row], state)
         caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
         if caches:
             gold = [prediction.gold_states for prediction in past]

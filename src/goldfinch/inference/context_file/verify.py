@@ -70,11 +70,11 @@ def verify_latents(
         if each.start != position:
             position, state = each.start, context.sequence.snapshots.states.get(each.start)
         for start, stop in _pieces(context, position, each.last):
-            x, (state,) = read_lower(model, key_cache.ids(start, stop)[None], [state])
+            _, latents, (state,) = read_lower(model, key_cache.ids(start, stop)[None], [state])
             first = max(start, each.first)
-            if first < stop:
-                latents = model.token_cat.compress(x[:, first - start :])[0].to(wide)
-                difference = _scaled_difference(latents, key_cache.latents(first, stop, wide), tolerance)
+            if first < stop and latents is not None:
+                again = latents[0, first - start :].to(wide)
+                difference = _scaled_difference(again, key_cache.latents(first, stop, wide), tolerance)
                 _check(difference, first, source)
                 largest = max(largest, difference.max().item())
             if progress is not None:

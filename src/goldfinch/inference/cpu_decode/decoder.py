@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goldfinch.cache.key_value_cache import KeyValueCache, newest_inputs
+from goldfinch.cache.key_value_cache import KeyValueCache, newest_rows
 from goldfinch.cpu.build import compiled
 from goldfinch.cpu.pointers import pointer
 from goldfinch.devices import dtype_name
 from goldfinch.inference.cpu_decode.structures import (
     KeptStructure,
     LayerStructure,
+    OutsideStructure,
     StateStructure,
     WeightStructures,
 )
@@ -43,29 +44,45 @@ class FusedDecoder:
         dtype, config = model.dtype, model.config
         suffix = dtype_name(dtype)
         self._dtype = dtype
-        self._functions = {
-            name: getattr(code, f"{name}_{suffix}")
-            for name in ("recurrent_layers", "gold_layers", "queries", "after_attention")
+        results = {
+            "recurrent_layers": ctypes.c_bool,
+            "gold_layers": ctypes.c_bool,
+            "queries": None,
+            "after_attention": None,
         }
+        self._functions = {name: getattr(code, f"{name}_{suffix}") for name in results}
+        for name, result in results.items():
+            self._functions[name].restype = result
         self._blocks = [block for block in model.blocks if isinstance(block, Block)]
         self._first_gold_layer = config.first_gold_layer
-        self._layers = (LayerStructure * len(self._blocks))(*map(WeightStructures(model).layer, self._blocks))
+        structures = WeightStructures(model)
+        self._layers = (LayerStructure * len(self._blocks))(*map(structures.layer, self._blocks))
         self._gold = [block.time_mix for block in self._blocks if isinstance(block.time_mix, Gold)]
         self._head = model.head.weight.detach()
-        self._up = model.token_cat.up.weight.detach() if model.token_cat is not None else None
+        self._output_norm = model.output_norm
         rope, size = config.rope, config.head_size
         self._velocity = None if rope is None else velocities(size, rope, torch.float32, model.device)
-        self._width, self._num_heads, self._latent_width = config.width, config.num_heads, config.latent_width
-        size = self._width // self._num_heads
+        self._outside = structures.outside(model, self._velocity)
+        self._width, self._num_heads = config.width, config.num_heads
+        self._latent_width = config.latent_width if model.token_cat is not None else None
         self._row_shape = torch.Size((1, self._width))
         self._wkv_shape = torch.Size((1, self._num_heads, size, size))
 
-    def lower(self, x0: Tensor, states: Sequence[Sequence[BlockState] | None]) -> tuple[Tensor, list[list[BlockState]]]:
-        """`Decoder.lower`: (B, T, D) -> (B, T, D), and the states of each sequence after it.
+    def lower(
+        self, ids: Tensor, states: Sequence[Sequence[BlockState] | None]
+    ) -> tuple[Tensor, Tensor | None, list[list[BlockState]]]:
+        """`Decoder.embed`, `Decoder.lower` and `TokenCat.compress`.
 
         Args:
-            x0: embeddings after ln0.
+            ids: (B, T) int64.
             states: of the layers, for each of the B sequences; None at the start of a text. They are not changed.
+
+        Returns:
+            (B, T, D), the output of the layers; their latents, (B, T, R), None in models without GOLD layers; and the
+            states of each sequence after them.
+
+        Raises:
+            IndexError: an id is not in the vocabulary.
         """
         num_layers, size = self._first_gold_layer, self._width // self._num_heads
         after = []
@@ -79,15 +96,24 @@ class FusedDecoder:
                     for last, channel, s in zip(*lasts.unbind(), wkv, strict=True)
                 ]
             )
-        x = x0.to(torch.float32, copy=True).contiguous()
+        ids = ids.contiguous()
+        x = torch.empty(*ids.shape, self._width, dtype=self._dtype)
+        latents = None
+        if self._latent_width is not None:
+            latents = torch.empty(*ids.shape, self._latent_width, dtype=self._dtype)
         pairs = [
             (given[layer] if given is not None else None, new[layer])
             for layer in range(num_layers)
             for given, new in zip(states, after, strict=True)
         ]
         with self._pointers(pairs) as pointers:
-            self._call("recurrent_layers", self._layers, pointers, num_layers, tensors=(x,))
-        return x.to(self._dtype), after
+            self._call(
+                "recurrent_layers", ctypes.byref(self._outside), self._layers, pointers,
+                pointer(ids, ids.shape, torch.int64), num_layers, *x.shape, torch.get_num_threads(),
+                pointer(x, x.shape, self._dtype),
+                pointer(latents, (*ids.shape, self._latent_width or 0), self._dtype),
+            )  # fmt: skip
+        return x, latents, after
 
     def upper(
         self,
@@ -95,7 +121,7 @@ class FusedDecoder:
         states: Sequence[Sequence[BlockState | None] | None],
         caches: Sequence[KeyValueSource],
     ) -> tuple[Tensor, list[list[BlockState]]]:
-        """`Decoder.upper`: the GOLD layers, (B, T, D) -> (B, T, D), and the states of each sequence after them.
+        """`Decoder.upper` and `Decoder.output_norm`: (B, T, D) -> (B, T, D), and the states of each sequence.
 
         Args:
             x: outputs of the layers below for the newest T tokens of each sequence.
@@ -103,7 +129,6 @@ class FusedDecoder:
                 matter.
             caches: keys and values of each sequence, the T tokens included.
         """
-        x = x.to(torch.float32, copy=True).contiguous()
         num_layers = len(self._gold)
         after = []
         for _ in caches:
@@ -125,40 +150,44 @@ class FusedDecoder:
         missing = {each.num_missing for each in kept} if len(kept) == len(caches) else {None}
         num_missing = missing.pop()
         if not missing and num_missing is not None and 1 <= num_missing <= x.shape[1]:
-            self._upper_with_kept(x, pairs, kept, num_missing)
-        else:
-            self._upper_with_expanded(x, pairs, caches)
-        return x.to(self._dtype), after
+            return self._upper_with_kept(x, pairs, kept, num_missing), after
+        return self._upper_with_expanded(x, pairs, caches), after
 
     def _upper_with_kept(
         self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueCache], num_missing: int
-    ) -> None:
-        """`upper` in one call, in place, where keys and values of all but the newest are kept; theirs are added."""
-        x0, latents = (part.float().contiguous() for part in newest_inputs(caches, num_missing))
+    ) -> Tensor:
+        """`upper` in one call, where keys and values of all but the newest tokens are kept; theirs are added."""
+        x, y = x.contiguous(), torch.empty(x.shape, dtype=self._dtype)
+        ids, latents = newest_rows(caches, num_missing)
         blocks = [cache.reserve_newest(num_missing) for cache in caches]
+        inputs = len(caches), 1 + num_missing
         with self._pointers([pair for layer in pairs for pair in layer]) as states, self._kept(blocks, caches) as kept:
-            self._functions["gold_layers"](
-                self._layer(self._first_gold_layer), states, kept,
-                pointer(self._up, (self._width, self._width + self._latent_width), self._dtype),
-                pointer(self._velocity, (self._width // self._num_heads // 2,), torch.float32),
-                *map(ctypes.c_int64, (num_missing, self._latent_width, len(self._gold), *x.shape)),
-                ctypes.c_int(torch.get_num_threads()),
-                pointer(x0, (len(caches), 1 + num_missing, self._width), torch.float32),
-                pointer(latents, (len(caches), 1 + num_missing, self._latent_width), torch.float32),
-                pointer(x, x.shape, torch.float32),
+            self._call(
+                "gold_layers", ctypes.byref(self._outside), self._layer(self._first_gold_layer), states, kept,
+                pointer(ids, inputs, torch.int64), pointer(latents, (*inputs, self._latent_width or 0), self._dtype),
+                num_missing, len(self._gold), *x.shape, torch.get_num_threads(),
+                pointer(x, x.shape, self._dtype), pointer(y, x.shape, self._dtype),
             )  # fmt: skip
         for cache in caches:
             cache.commit_newest(num_missing)
+        return y
 
-    def _upper_with_expanded(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueSource]) -> None:
-        """`upper`, in place, with keys and values that each layer asks for and PyTorch may have to compute."""
-        q = torch.empty(x.shape)
+    def _upper_with_expanded(self, x: Tensor, pairs: Sequence[_Pairs], caches: Sequence[KeyValueSource]) -> Tensor:
+        """`upper` with keys and values that each layer asks for and PyTorch may have to compute."""
+        x = x.to(torch.float32, copy=True).contiguous()
+        shape, threads = x.shape, torch.get_num_threads()
+        q = torch.empty(shape)
         for number, (gold, of_layer) in enumerate(zip(self._gold, pairs, strict=True), start=self._first_gold_layer):
-            with self._pointers(of_layer) as pointers:
-                self._call("queries", self._layer(number), pointers, tensors=(x, q))
+            layer = self._layer(number)
+            with self._pointers(of_layer) as states:
+                to_x, to_q = (pointer(each, shape, torch.float32) for each in (x, q))
+                self._call("queries", layer, states, *shape, threads, to_x, to_q)
                 rows = q.to(self._dtype).split(1)
                 y = torch.cat([gold.attend(row, cache) for row, cache in zip(rows, caches, strict=True)])
-                self._call("after_attention", self._layer(number), pointers, tensors=(x, y.float().contiguous()))
+                y = y.float().contiguous()
+                to_y = pointer(y, shape, torch.float32)
+                self._call("after_attention", layer, states, *shape, threads, to_x, to_y)
+        return self._output_norm(x.to(self._dtype))
 
     def _layer(self, number: int) -> Any:
         """The address of a layer's structure, and of those behind it."""
@@ -168,11 +197,10 @@ class FusedDecoder:
         """`Decoder.head`: (T, D) -> (T, V) fp32."""
         return linear(x, self._head)
 
-    def _call(self, name: str, layers: Any, states: Any, *number: int, tensors: tuple[Tensor, ...]) -> None:
-        sizes = (ctypes.c_int64(extent) for extent in (*number, *tensors[0].shape))
-        threads = ctypes.c_int(torch.get_num_threads())
-        shape = tensors[0].shape
-        self._functions[name](layers, states, *sizes, threads, *(pointer(x, shape, torch.float32) for x in tensors))
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Call a C++ function, whose whole numbers are all of 64 bits."""
+        if self._functions[name](*(ctypes.c_int64(each) if type(each) is int else each for each in arguments)) is False:
+            raise IndexError("a token id is not in the vocabulary")
 
     @contextlib.contextmanager
     def _kept(self, blocks: Sequence[Sequence[_Blocks]], caches: Sequence[KeyValueCache]) -> Iterator[Any]:
@@ -242,6 +270,7 @@ def library() -> ctypes.CDLL | None:
     code = compiled(SOURCE, NAME)
     if code is not None:
         pairs = (
+            (OutsideStructure, code.outside_nbytes),
             (LayerStructure, code.layer_nbytes),
             (StateStructure, code.state_nbytes),
             (KeptStructure, code.kept_nbytes),
@@ -265,7 +294,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     sizes = (ctypes.c_int64(extent) for extent in (*result.T.shape, x.shape[1]))
     function = getattr(code, f"linear_{dtype_name(weight.dtype)}")
     function(
-        pointer(weight, (len(weight), x.shape[1]), weight.dtype), *sizes, ctypes.c_int(torch.get_num_threads()),
+        pointer(weight, (len(weight), x.shape[1]), weight.dtype), *sizes, ctypes.c_int64(torch.get_num_threads()),
         pointer(x, x.shape, torch.float32), pointer(result, result.shape, torch.float32),
     )  # fmt: skip
     return result

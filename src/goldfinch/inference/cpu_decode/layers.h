@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <memory>
+
 #include "mixers/gold.h"
 
 namespace {
@@ -37,7 +39,38 @@ struct Layer {
     Norm<W> channel_norm;
     const W *channel_mu_r, *channel_mu_k, *channel_receptance, *channel_key, *channel_value;
     Size channel_width;
+
+    // Where the mix for a use is kept: that for the second value behind that for the first.
+    Size slot(Size use) const {
+        if (!second_value.a || use <= use_v || use > use_extra) return use;
+        return use == use_extra ? use_v + 1 : use + 1;
+    }
 };
+
+// What is not in a layer. Absent parts are null pointers.
+template <typename W>
+struct Outside {
+    const W* embedding;  // (V, D)
+    Size vocab_size;
+    Norm<W> embedding_norm;
+    const W *down, *up;  // W_KD, (R, D), and W_KU, (D, D + R), in models with GOLD layers
+    Size latent_width;
+    const float* velocity;  // radians per position of each pair of a head's channels, (N / 2); null without rotary positions
+    Norm<W> output_norm;
+};
+
+// The embedding of a token after ln0.
+template <typename W>
+void embed(const Outside<W>& outside, Size id, Size width, float* to) {
+    for (Size i = 0; i < width; i += LANES) store(to + i, load(outside.embedding + id * width + i));
+    normalize(outside.embedding_norm, to, width, to);
+}
+
+// Whether all ids are in the vocabulary.
+template <typename W>
+bool all_known(const Outside<W>& outside, const Size* ids, Size count) {
+    return std::all_of(ids, ids + count, [&](Size id) { return 0 <= id && id < outside.vocab_size; });
+}
 
 // The state of one layer and one sequence before these tokens, and where to write the state after them.
 template <typename W>
@@ -48,22 +81,28 @@ struct State {
     float* wkv_after;
 };
 
-float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+INLINE Floats sigmoid(Floats x) { return 1 / (1 + exponential(-x)); }
 
-// Intermediate results that all threads of the team share, for `count` tokens.
+// Intermediate results of `count` tokens. What is cheap to compute, each thread computes for itself: waiting for the
+// others would take longer.
 class Buffers {
   public:
-    Buffers(Size count, Size width, Size hidden, Size channel)
-        : numbers(count * (13 * width + hidden + channel) + LANES), at(numbers.data()) {
-        for (float** rows : {&h, &z, &r, &k, &v, &extra, &y, &gate}) *rows = take(count * width);
-        mixed = take(5 * count * width);
+    Buffers(Size count, Size width, Size hidden, Size channel, int threads)
+        : numbers(new float[count * ((12 + 4 * threads) * width + hidden + channel) + LANES]), at(numbers.get()),
+          size(count * width) {
+        for (float** rows : {&r, &k, &v, &extra, &y, &gate, &w}) *rows = take(size);
+        mixed = take(5 * size);
         low = take(count * hidden);
         inner = take(count * channel);
+        own_ = take(4 * threads * size);
     }
-    float *h, *z, *r, *k, *v, *extra, *y, *gate;  // (count, width)
-    float* mixed;                                 // (uses, count, width)
-    float* low;                                   // (count, ranks)
-    float* inner;                                 // (count, channel width)
+    float *r, *k, *v, *extra, *y, *gate, *w;  // (count, width); the rows of `extra` follow those of v
+    float* mixed;                             // (uses, count, width)
+    float* low;                               // (count, ranks)
+    float* inner;                             // (count, channel width)
+
+    // One of 4 times (count, width) of one thread.
+    float* own(int member, int which) const { return own_ + (4 * member + which) * size; }
 
   private:
     float* take(Size count) {
@@ -71,8 +110,10 @@ class Buffers {
         at += count;
         return taken;
     }
-    std::vector<float> numbers;
+    std::unique_ptr<float[]> numbers;
     float* at;
+    Size size;
+    float* own_;
 };
 
 // What each thread of the team does for a layer.
@@ -84,6 +125,7 @@ struct Member {
     float* x;                       // (sequences * length, width), the residual stream
     Buffers& b;
     Size count = sequences * length;
+    float *h = b.own(me, 0), *z = b.own(me, 1), *for_r = b.own(me, 2), *for_k = b.own(me, 3);  // (count, width), its own
 
     Range columns() const { return share(team, me, width, LANES); }
 
@@ -92,25 +134,24 @@ struct Member {
         const Shift<W>& shift = layer.shift;
         const LowRank<W>& low_rank = shift.low_rank;
         const Size ranks = low_rank.rank * low_rank.outputs;
-        const Range tokens = share(team, me, count, 1);
-        for (Size t = tokens.first; t < tokens.last; ++t) normalize(layer.norm, x + t * width, width, b.h + t * width);
-        team.barrier();
-        for (Size t = tokens.first; t < tokens.last; ++t)
+        for (Size t = 0; t < count; ++t) {
+            normalize(layer.norm, x + t * width, width, h + t * width);
             for (Size i = 0; i < width; i += LANES)
-                store(b.z + t * width + i, mix(b.h, t, i, states[t / length].last, load(shift.mu_x + i)));
-        team.barrier();
-        hidden(b.z, low_rank, b.low);
+                store(z + t * width + i, mix(h, t, i, states[t / length].last, load(shift.mu_x + i)));
+        }
+        hidden(z, low_rank, b.low);
         team.barrier();
         const Range mine = columns();
-        for (Size use = 0; use < low_rank.outputs; ++use)
-            add_low_rank({b.low + use * low_rank.rank, ranks}, low_rank, use, shift.mu + use * width, mine,
-                         {0, count}, b.mixed + use * count * width);
-        for (Size use = 0; use < low_rank.outputs; ++use)
-            for (Size t = 0; t < count; ++t) {
-                float* weights = b.mixed + (use * count + t) * width;
-                for (Size i = mine.first; i < mine.last; i += LANES)
-                    store(weights + i, mix(b.h, t, i, states[t / length].last, load(weights + i)));
-            }
+        for (Size use = 0; use < low_rank.outputs; ++use) {
+            float* mixed = b.mixed + layer.slot(use) * count * width;
+            add_low_rank({b.low + use * low_rank.rank, ranks}, low_rank, use, shift.mu + use * width, mine, {0, count},
+                         mixed);
+            for (Size t = 0; t < count; ++t)
+                for (Size i = mine.first; i < mine.last; i += LANES) {
+                    float* weights = mixed + t * width + i;
+                    store(weights, mix(h, t, i, states[t / length].last, load(weights)));
+                }
+        }
         for (Size s = mine_of_sequences().first; s < mine_of_sequences().last; ++s) store_last(s, states[s].last_after);
         team.barrier();
     }
@@ -119,7 +160,7 @@ struct Member {
 
     // The last row of h of a sequence: what the next token shift reaches back to.
     void store_last(Size sequence, W* to) const {
-        const float* from = b.h + ((sequence + 1) * length - 1) * width;
+        const float* from = h + ((sequence + 1) * length - 1) * width;
         for (Size i = 0; i < width; i += LANES) store(to + i, load(from + i));
     }
 
@@ -152,29 +193,38 @@ struct Member {
                     {to + tokens.first * width, width});
     }
 
-    void product(const W* w, const float* from, float* to) const {
-        linear(from, count, w, width, share(team, me, width, 4),
-               [&](Size t, Size o, float dot) { to[t * width + o] = dot; });
+    // The product with one matrix of (D, D), of which task 0 .. tasks_of(team, width) - 1 is to be done.
+    void product(Size task, const W* w, const float* from, float* to, Size rows) const {
+        linear_task(team, task, from, rows, w, width, width, [&](Size t, Size o, float dot) { to[t * width + o] = dot; });
     }
 
-    const float* use(Size which) const { return b.mixed + which * count * width; }
+    // b.r, the queries of a GOLD layer before their norm.
+    void query(const Layer<W>& layer) const {
+        team.each(tasks_of(team, width), [&](Size task) { product(task, layer.receptance, b.mixed, b.r, count); });
+        team.barrier();
+    }
 
     void recurrent(const Layer<W>& layer, const State<W>* states) const {
+        const auto mixed = [&](Size use) { return b.mixed + layer.slot(use) * count * width; };
         shift(layer, states);
-        product(layer.receptance, use(layer.use_r), b.r);
-        product(layer.key, use(layer.use_k), b.k);
-        product(layer.value, use(layer.use_v), b.v);
         float *decay_low = b.low, *value_low = b.low + count * layer.decay.rank;
-        hidden(use(layer.use_w), layer.decay, decay_low);
-        if (layer.gate) product(layer.gate, use(layer.use_extra), b.extra);
-        if (layer.second_value.a) {
-            product(layer.value, use(layer.use_extra), b.extra);
-            hidden(use(layer.use_extra), layer.second_value, value_low);
-        }
+        hidden(mixed(layer.use_w), layer.decay, decay_low);
+        if (layer.second_value.a) hidden(mixed(layer.use_extra), layer.second_value, value_low);
+        const Size tasks = tasks_of(team, width);
+        team.each((layer.gate ? 4 : 3) * tasks, [&](Size all) {
+            const Size task = all % tasks;
+            switch (all / tasks) {
+                case 0: return product(task, layer.receptance, mixed(layer.use_r), b.r, count);
+                case 1: return product(task, layer.key, mixed(layer.use_k), b.k, count);
+                // The second value is the same product: the rows it mixes lie behind those of the first.
+                case 2: return product(task, layer.value, mixed(layer.use_v), b.v, layer.second_value.a ? 2 * count : count);
+                default: return product(task, layer.gate, mixed(layer.use_extra), b.extra, count);
+            }
+        });
         team.barrier();
-        const Range mine = share(team, me, sequences * layer.heads, 1);
-        for (Size task = mine.first; task < mine.last; ++task)
+        team.each(sequences * layer.heads, [&](Size task) {
             recur(layer, states[task / layer.heads], task / layer.heads, task % layer.heads, decay_low, value_low);
+        });
         team.barrier();
         finish(layer);
         channel_mix(layer, states);
@@ -191,10 +241,10 @@ struct Member {
         else
             std::fill_n(s, size * size, 0.0f);
         const Range tokens{sequence * length, (sequence + 1) * length};
-        add_low_rank({decay_low, layer.decay.rank}, layer.decay, 0, layer.decay_base, mine, tokens, b.z);
+        add_low_rank({decay_low, layer.decay.rank}, layer.decay, 0, layer.decay_base, mine, tokens, b.w);
         for (Size t = tokens.first; t < tokens.last; ++t) {
             const float *r = b.r + t * width, *v = b.v + t * width;
-            float *k = b.k + t * width, *w = b.z + t * width, *y = b.y + t * width;
+            float *k = b.k + t * width, *w = b.w + t * width, *y = b.y + t * width;
             float bonus = 0;
             for (Size i = mine.first; i < mine.last; ++i) {
                 const float log_w = -std::exp(w[i]);
@@ -223,52 +273,57 @@ struct Member {
             add_low_rank({value_low, layer.second_value.rank}, layer.second_value, 0, nullptr, mine, tokens, b.y);
     }
 
-    // x += W_O norm(y), gated where there is a gate. Each thread normalises some tokens, then all threads need them all.
+    // x += W_O norm(y), gated where there is a gate.
     void finish(const Layer<W>& layer) const {
-        const Range tokens = share(team, me, count, 1);
-        for (Size t = tokens.first; t < tokens.last; ++t) {
-            float* to = b.h + t * width;
+        for (Size t = 0; t < count; ++t) {
+            float* to = h + t * width;
             normalize(layer.output_norm, b.y + t * width, width, to);
             if (layer.gate)
-                for (Size i = 0; i < width; ++i) to[i] *= b.extra[t * width + i] * sigmoid(b.extra[t * width + i]);
+                for (Size i = 0; i < width; i += LANES) {
+                    const Floats gate = load(b.extra + t * width + i);
+                    store(to + i, load(to + i) * gate * sigmoid(gate));
+                }
         }
-        team.barrier();
-        linear(b.h, count, layer.output, width, share(team, me, width, 4),
-               [&](Size t, Size o, float dot) { x[t * width + o] += dot; });
+        team.each(tasks_of(team, width), [&](Size task) {
+            linear_task(team, task, h, count, layer.output, width, width,
+                        [&](Size t, Size o, float dot) { x[t * width + o] += dot; });
+        });
         team.barrier();
     }
 
     void channel_mix(const Layer<W>& layer, const State<W>* states) const {
-        const Range tokens = share(team, me, count, 1);
-        for (Size t = tokens.first; t < tokens.last; ++t)
-            normalize(layer.channel_norm, x + t * width, width, b.h + t * width);
-        team.barrier();
-        float *for_r = b.mixed, *for_k = b.mixed + count * width;
-        const Range mine = columns();
-        for (Size t = 0; t < count; ++t)
-            for (Size i = mine.first; i < mine.last; i += LANES) {
-                store(for_r + t * width + i, mix(b.h, t, i, states[t / length].channel_last, load(layer.channel_mu_r + i)));
-                store(for_k + t * width + i, mix(b.h, t, i, states[t / length].channel_last, load(layer.channel_mu_k + i)));
+        for (Size t = 0; t < count; ++t) {
+            const W* last = states[t / length].channel_last;
+            normalize(layer.channel_norm, x + t * width, width, h + t * width);
+            for (Size i = 0; i < width; i += LANES) {
+                store(for_r + t * width + i, mix(h, t, i, last, load(layer.channel_mu_r + i)));
+                store(for_k + t * width + i, mix(h, t, i, last, load(layer.channel_mu_k + i)));
             }
+        }
         for (Size s = mine_of_sequences().first; s < mine_of_sequences().last; ++s)
             store_last(s, states[s].channel_last_after);
-        team.barrier();
-        const Size inner = layer.channel_width;
-        linear(for_r, count, layer.channel_receptance, width, share(team, me, width, 4),
-               [&](Size t, Size o, float dot) { b.gate[t * width + o] = sigmoid(dot); });
-        linear(for_k, count, layer.channel_key, width, share(team, me, inner, 4), [&](Size t, Size o, float dot) {
-            const float positive = std::max(dot, 0.0f);
-            b.inner[t * inner + o] = positive * positive;
+        const Size inner = layer.channel_width, before = tasks_of(team, width);
+        team.each(before + tasks_of(team, inner), [&](Size task) {
+            if (task < before)
+                linear_task(team, task, for_r, count, layer.channel_receptance, width, width,
+                            [&](Size t, Size o, float dot) { b.gate[t * width + o] = sigmoid(Floats{} + dot)[0]; });
+            else
+                linear_task(team, task - before, for_k, count, layer.channel_key, width, inner, [&](Size t, Size o, float dot) {
+                    const float positive = std::max(dot, 0.0f);
+                    b.inner[t * inner + o] = positive * positive;
+                });
         });
         team.barrier();
-        linear(b.inner, count, layer.channel_value, inner, share(team, me, width, 4),
-               [&](Size t, Size o, float dot) { x[t * width + o] += b.gate[t * width + o] * dot; });
+        team.each(before, [&](Size task) {
+            linear_task(team, task, b.inner, count, layer.channel_value, inner, width,
+                        [&](Size t, Size o, float dot) { x[t * width + o] += b.gate[t * width + o] * dot; });
+        });
         team.barrier();
     }
 };
 
 template <typename W>
-Buffers buffers_for(const Layer<W>* layers, Size number, Size count, Size width) {
+Buffers buffers_for(const Layer<W>* layers, Size number, Size count, Size width, int threads) {
     Size hidden = 0, channel = 0;
     for (Size i = 0; i < number; ++i) {
         const Layer<W>& layer = layers[i];
@@ -276,7 +331,7 @@ Buffers buffers_for(const Layer<W>* layers, Size number, Size count, Size width)
         hidden = std::max({hidden, ranks, layer.decay.rank + layer.second_value.rank});
         channel = std::max(channel, layer.channel_width);
     }
-    return Buffers(count, width, hidden, channel);
+    return Buffers(count, width, hidden, channel, threads);
 }
 
 }  // namespace

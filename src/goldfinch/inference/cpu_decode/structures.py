@@ -3,6 +3,7 @@
 import ctypes
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from goldfinch.cpu.pointers import pointer
@@ -47,6 +48,18 @@ LayerStructure = _structure(
     **dict.fromkeys(("channel_mu_r", "channel_mu_k", "channel_receptance", "channel_key", "channel_value"), _P),
     channel_width=_S,
 )
+OutsideStructure = _structure(
+    "OutsideStructure",
+    embedding=_P,
+    vocab_size=_S,
+    embedding_norm=_Norm,
+    down=_P,
+    up=_P,
+    latent_width=_S,
+    velocity=_P,
+    output_norm=_Norm,
+)
+"""What is not in a layer."""
 StateStructure = _structure(
     "StateStructure",
     **dict.fromkeys(("last", "channel_last", "wkv", "last_after", "channel_last_after", "wkv_after"), _P),
@@ -66,6 +79,25 @@ class WeightStructures:
         self.dtype = model.dtype
         self.width, self.num_heads = config.width, config.num_heads
         self.channel_width = config.channel_mix_width
+
+    def outside(self, model: Decoder, velocity: Tensor | None) -> ctypes.Structure:
+        """An `OutsideStructure`, valid as long as the weights and `velocity`, (N / 2,) fp32, stay where they are."""
+        config, token_cat = model.config, model.token_cat
+        fields: dict[str, Any] = {
+            "embedding": self._weight(model.embedding.weight, config.vocab_size, self.width),
+            "vocab_size": config.vocab_size,
+            "embedding_norm": self._norm(model.embedding_norm),
+            "velocity": pointer(velocity, (config.head_size // 2,), torch.float32),
+            "output_norm": self._norm(model.output_norm),
+        }
+        if token_cat is not None:
+            latent_width = config.latent_width
+            fields |= {
+                "down": self._weight(token_cat.down.weight, latent_width, self.width),
+                "up": self._weight(token_cat.up.weight, self.width, self.width + latent_width),
+                "latent_width": latent_width,
+            }
+        return OutsideStructure(**fields)
 
     def layer(self, block: Block) -> ctypes.Structure:
         """A `LayerStructure`, valid as long as the weights stay where they are in memory.
