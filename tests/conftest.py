@@ -227,3 +227,21 @@ def data(tmp_path_factory):
     (folder / "text.txt").write_text(text)
     prepare([folder / "text.txt"], folder / "data", ByteTokenizer(), validation_fraction=0.1)
     return folder / "data"
+
+
+@pytest.fixture
+def same_bits():
+    """Whether two dicts hold the same tensors: names, dtypes, shapes, and every bit, NaN or not."""
+
+    def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+        return left.keys() == right.keys() and all(
+            left[name].dtype == right[name].dtype
+            and left[name].shape == right[name].shape
+            and torch.equal(
+                left[name].contiguous().flatten().view(torch.uint8),
+                right[name].contiguous().flatten().view(torch.uint8),
+            )
+            for name in left
+        )
+
+    return same

@@ -63,21 +63,3 @@ def save_pth(tmp_path):
         return path
 
     return save
-
-
-@pytest.fixture
-def same_bits():
-    """Whether two dicts hold the same tensors: names, dtypes, shapes, and every bit, NaN or not."""
-
-    def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-        return left.keys() == right.keys() and all(
-            left[name].dtype == right[name].dtype
-            and left[name].shape == right[name].shape
-            and torch.equal(
-                left[name].contiguous().flatten().view(torch.uint8),
-                right[name].contiguous().flatten().view(torch.uint8),
-            )
-            for name in left
-        )
-
-    return same

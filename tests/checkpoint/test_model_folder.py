@@ -78,8 +78,8 @@ def test_half_written_weights_are_refused(share, folder):
 def test_one_error_lists_all_that_does_not_fit(folder):
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    del tensors["head.weight"]
-    tensors |= {"extra": torch.ones(1), "output_norm.bias": torch.ones(3)}
+    del tensors["lm_head.weight"]
+    tensors |= {"extra": torch.ones(1), "model.output_norm.bias": torch.ones(3)}
     save_file(tensors, path)
     with pytest.raises(UserError) as caught:
         load_model(folder)
@@ -105,13 +105,21 @@ def test_of_many_tensors_that_do_not_fit_the_first_are_named(folder):
         (b'{"format": "goldfinch", "format": 1}', "the key 'format' occurs twice"),
         (b'{"version": NaN}', "NaN is not a number"),
         (b" " * (17 << 20), "more than 16,777,216 bytes"),
-        (b"[]", "is not a GoldFinch config; convert published"),
-        (b'{"model_type": "llama"}', "is not a GoldFinch config"),
-        (b'{"format": "goldfinch", "version": 1}', "is not a GoldFinch config"),
-        (b'{"format": "goldfinch", "version": 2, "model": {}}', "has version 2, this program reads 1: update"),
-        (b'{"format": "goldfinch", "model": {}}', "has version None"),
+        (b"[]", "not a GoldFinch config; convert published"),
+        (b'{"model_type": "llama"}', "not a GoldFinch config"),
+        (b'{"format": "goldfinch", "version": 1}', "not a GoldFinch config"),
+        (b'{"model_type": "goldfinch", "format_version": 3}', "format_version is 3, this program reads 2: update"),
+        (b'{"model_type": "goldfinch"}', "format_version is None"),
+        (b'{"model_type": "goldfinch", "format_version": 2, "hidden_size": 64}', "lacks vocab_size, time_mixes"),
+        (
+            b'{"model_type": "goldfinch", "format_version": 2, "hidden_size": 64, "num_attention_heads": 3}',
+            "hidden_size 64 must be a multiple of num_attention_heads 3",
+        ),
+        (
+            b'{"model_type": "goldfinch", "format_version": 2, "time_mixes": ["gold"], "num_hidden_layers": 2}',
+            "num_hidden_layers is 2, but time_mixes names 1 layers",
+        ),
         (b'{"format": "goldfinch", "version": 1, "model": {"widht": 3}}', "widht; did you mean width"),
-        (b'{"format": "goldfinch", "version": 1, "model": {"width": 64}}', "lacks vocab_size, time_mixes"),
     ],
 )
 def test_configs_that_are_none(content, message, folder):
@@ -151,20 +159,49 @@ def test_a_save_that_is_killed_leaves_the_old_weights(error, seen, folder, model
 
 def test_the_config_on_disk_is_plain_json(folder, model):
     content = json.loads((folder / "config.json").read_text())
-    assert content["format"] == "goldfinch"
-    assert content["model"]["time_mixes"] == ["finch_c2", "gold"]
-    assert content["model"]["rope"] == {"base": 10000.0, "rescale": 2.0, "rebase": 1.0}
+    assert content["model_type"] == "goldfinch"
+    assert content["time_mixes"] == ["finch_c2", "gold"]
+    assert content["rope"] == {"base": 10000.0, "rescale": 2.0, "rebase": 1.0}
+    assert [content["hidden_size"], content["num_hidden_layers"]] == [model.config.width, 2]
     assert read_config(folder) == model.config
+
+
+def test_folders_of_earlier_versions_are_read(folder, model, same_bits):
+    content = {"format": "goldfinch", "version": 1, "model": model.config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(content))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    loaded = load_model(folder)
+    assert loaded.config == model.config
+    assert same_bits(loaded.state_dict(), model.state_dict())
+
+
+def test_weights_in_several_files_are_read(folder, model, same_bits):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {name: names[number % 2] for number, name in enumerate(weights)}
+    for file in names:
+        save_file({name: tensor for name, tensor in weights.items() if places[name] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert same_bits(load_model(folder).state_dict(), model.state_dict())
+    (folder / names[0]).unlink()
+    with pytest.raises(UserError, match=f"{names[0]} is missing; copy it there"):
+        load_model(folder)
+    for bad in ({}, {"a": "../other.safetensors"}, {"a": 3}, {"a": "model.bin"}):
+        index.write_text(json.dumps({"weight_map": bad}))
+        with pytest.raises(UserError, match="does not say which safetensors files"):
+            load_model(folder)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("width", 10**12, "width must be at most 16,777,216"),
+        ("hidden_size", 2**40, "width must be at most 16,777,216"),
         ("vocab_size", 10**400, "vocab_size must be a whole number"),
         ("vocab_size", 2.5, "vocab_size must be a whole number, not 2.5"),
         ("vocab_size", True, "vocab_size must be a whole number, not True"),
-        ("width", "64\x00", "width must be a whole number"),
+        ("hidden_size", "64\x00", "width must be a whole number"),
         ("time_mixes", ["finch"] * 10**5, "time_mixes must name 1 to 1,024 layers, not 100,000"),
         ("time_mixes", [["finch"]], "time_mixes must be text"),
         ("time_mixes", {"a": 1}, "time_mixes must be a list"),
@@ -175,7 +212,8 @@ def test_the_config_on_disk_is_plain_json(folder, model):
 )
 def test_a_config_of_no_possible_model_is_refused_before_anything_is_built(field, value, message, folder, monkeypatch):
     content = json.loads((folder / "config.json").read_text())
-    content["model"][field] = value
+    content[field] = value
+    content.pop("num_hidden_layers")
     (folder / "config.json").write_text(json.dumps(content))
     monkeypatch.setattr(Decoder, "__init__", None)
     with pytest.raises(UserError, match=message) as caught:

@@ -7,10 +7,9 @@ from collections import Counter
 import pytest
 import several
 import torch
-from safetensors.torch import load_file
 
 import goldfinch as gf
-from goldfinch.checkpoint.model_folder import save_description, save_weights
+from goldfinch.checkpoint.model_folder import load_model, save_description, save_weights
 from goldfinch.cli.train import resolve
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.tokenizers import ByteTokenizer
@@ -54,8 +53,8 @@ def tuned(base, config, settings, silent):
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_what_is_below_gold_keeps_every_bit(activation_checkpointing, base, tuned):
     before, after = (
-        load_file(base / "model.safetensors"),
-        load_file(tuned(activation_checkpointing=activation_checkpointing) / "model.safetensors"),
+        load_model(base).state_dict(),
+        load_model(tuned(activation_checkpointing=activation_checkpointing)).state_dict(),
     )
     for name, weight in before.items():
         same = torch.equal(after[name], weight.float())
@@ -183,7 +182,7 @@ def test_two_processes_tune_the_same_weights_and_leave_the_same_alone(base, tune
     (tmp_path / "two.json").write_text(json.dumps(run.to_dict()))
     ended = several.goldfinch(2, ["train", "--config", tmp_path / "two.json"], tmp_path)
     assert ended.exit_codes == [0, 0], ended.printed
-    one, two = (load_file(folder / "model.safetensors") for folder in (tuned(), tmp_path / "two"))
+    one, two = (load_model(folder).state_dict() for folder in (tuned(), tmp_path / "two"))
     for name, weight in one.items():
         tolerance = 1e-4 if name.startswith(TRAINED) else 0.0
         torch.testing.assert_close(two[name], weight, rtol=0, atol=tolerance, msg=name)

@@ -1,4 +1,8 @@
-"""Our own format: a folder with `model.safetensors`, `config.json` and `tokenizer.json`."""
+"""A model folder: `config.json`, `model.safetensors` and `tokenizer.json`, for us and for transformers.
+
+Tensors have the names that they have in `GoldFinchForCausalLM`: "model." and the name in `Decoder`, and "lm_head" for
+the head. Files with the plain names, which earlier versions wrote, are read as well.
+"""
 
 import contextlib
 import dataclasses
@@ -13,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from goldfinch.argument_checks import shortened
+from goldfinch.checkpoint.config_json import from_json, to_json
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.checksums import checksum
@@ -26,17 +30,19 @@ from goldfinch.json_yaml import parse_json, read_json
 from goldfinch.model import Decoder
 
 _LOGGER = logging.getLogger(__name__)
-FORMAT, VERSION = "goldfinch", 1
 CHECKSUMS = "checksums"  # in the metadata of model.safetensors: XXH3 of each tensor, as JSON
 CONFIG, WEIGHTS, TOKENIZER = MODEL_CONFIG, "model.safetensors", "tokenizer.json"
+SHARDS = "model.safetensors.index.json"
+"""Which file holds which tensor, where Hugging Face wrote several."""
+BODY, HEAD = "model.", "lm_head."
+"""What names in the file begin with."""
 
 
 def save_description(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, chat_template: ChatTemplate | None = None
 ) -> None:
     """Write `config.json` and, if there are any, `tokenizer.json` and the chat template."""
-    content = {"format": FORMAT, "version": VERSION, "model": config.to_dict()}
-    write_text(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder / TOKENIZER)
     if chat_template is not None:
@@ -45,8 +51,20 @@ def save_description(
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write `model.safetensors` atomically, with a checksum of each tensor."""
-    checksums = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
-    write_safetensors(folder / WEIGHTS, weights, {CHECKSUMS: json.dumps(checksums, sort_keys=True)})
+    stored = {name_in_file(name): tensor for name, tensor in weights.items()}
+    checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
+    metadata = {"format": "pt", CHECKSUMS: json.dumps(checksums, sort_keys=True)}
+    write_safetensors(folder / WEIGHTS, stored, metadata)
+
+
+def name_in_file(name: str) -> str:
+    """What a parameter of `Decoder` is called in the file."""
+    return HEAD + name.removeprefix("head.") if name.startswith("head.") else BODY + name
+
+
+def name_in_model(name: str) -> str:
+    """The inverse; plain names stay as they are."""
+    return "head." + name.removeprefix(HEAD) if name.startswith(HEAD) else name.removeprefix(BODY)
 
 
 def write_safetensors(
@@ -134,15 +152,8 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / CONFIG
     require_model_folder(folder)
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path} is not a GoldFinch config; convert published checkpoints with `goldfinch convert`")
-    if not isinstance(content.get("version"), int) or content["version"] > VERSION:
-        raise UserError(
-            f"{path} has version {shortened(content.get('version'))}, this program reads {VERSION}: update goldfinch"
-        )
     try:
-        return ModelConfig.from_dict(content["model"])
+        return from_json(read_json(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -205,18 +216,45 @@ def read_weights(folder: Path, model: Decoder, device: torch.device | str = "cpu
     Raises:
         UserError: the file is missing, corrupt, or does not fit the model.
     """
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no weights yet: {WEIGHTS} is missing; train it with `goldfinch train`") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a valid safetensors file: {error}") from error
-    check_weights(path, weights, model)
-    check_checksums(path, weights, metadata)
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        path = folder / file
+        try:
+            with safe_open(path, "pt") as opened:
+                metadata = opened.metadata() or {}
+            stored = load_file(path)
+        except FileNotFoundError:
+            hint = "copy it there" if file != WEIGHTS else "train it with `goldfinch train`"
+            raise UserError(f"{folder} has no weights yet: {file} is missing; {hint}") from None
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is not a valid safetensors file: {error}") from error
+        check_checksums(path, stored, metadata)
+        weights |= {name_in_model(name): tensor for name, tensor in stored.items()}
+    check_weights(folder / WEIGHTS, weights, model)
     return {name: tensor.to(device) for name, tensor in weights.items()}
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The names of the files that hold the weights.
+
+    Raises:
+        UserError: the list of several is damaged.
+    """
+    path = folder / SHARDS
+    if (folder / WEIGHTS).exists() or not path.exists():
+        return [WEIGHTS]
+    content = read_json(path)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    files = set(places.values()) if isinstance(places, dict) and all(map(_is_str, places.values())) else set()
+    if not files or any(Path(file).name != file or not file.endswith(".safetensors") for file in files):
+        raise UserError(
+            f"{path} does not say which safetensors files beside it hold the weights: copy the folder again"
+        )
+    return sorted(files)
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def tensor_checksum(tensor: Tensor) -> str:

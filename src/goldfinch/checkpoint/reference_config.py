@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from goldfinch.argument_checks import shortened
+from goldfinch.checkpoint.config_json import MODEL_TYPE, from_json
 from goldfinch.config import MAX_LAYERS, ChannelMixKind, ModelConfig, RopeConfig
 from goldfinch.errors import UserError
 from goldfinch.json_yaml import read_json, read_yaml
@@ -74,6 +75,8 @@ def described_config(content: Mapping[str, Any]) -> ModelConfig:
         UserError: as `model_config_from_reference` or `ModelConfig.from_dict`.
     """
     values = content.get("model", content)
+    if values.get("model_type") == MODEL_TYPE:
+        return from_json(values)
     return ModelConfig.from_dict(values) if "time_mixes" in values else model_config_from_reference(values)
 
 

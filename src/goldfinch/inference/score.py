@@ -65,7 +65,7 @@ def append_and_score(sequence: TokenSequence, ids: Tensor) -> tuple[list[float],
     before = len(sequence)
     rows = max(1, MAX_LOGITS // model.config.vocab_size)
     for start, stop in chunks(before, before + len(ids), sequence.chunk_size):
-        hidden = sequence.extend(ids[start - before : stop - before])
+        hidden = sequence.advance(ids[start - before : stop - before], stop - start)
         following = ids[start - before + 1 : stop - before + 1]
         for targets, some in zip(following.split(rows), hidden.split(rows), strict=False):
             if len(targets):  # none follows a chunk of one token at the very end

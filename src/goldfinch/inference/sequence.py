@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ class Prediction:
     """Of the text, in tokens."""
     gold_states: list[BlockState]
     """States of the GOLD layers after it."""
-    logits: Tensor
-    """(V,) float32."""
+    hidden: Tensor
+    """(1, D): the normalised hidden state of its last token."""
+    logits: Tensor | None = None
+    """(V,) float32; None until they are asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,8 @@ class DraftStep:
     start: Mark
     state: LowerState
     gold_states: list[BlockState]
+    hidden: Tensor
+    """(1, D), of the last of these tokens."""
     logits: Tensor
     """(tokens of the step, V)."""
 
@@ -183,7 +188,12 @@ class TokenSequence:
             ValueError: the sequence is empty.
             UserError: the key cache comes from a file that is corrupt.
         """
-        return self._predict().logits
+        prediction = self._predict()
+        if prediction.logits is None:
+            with torch.inference_mode():
+                logits = next_token_logits(self.model, prediction.hidden)[0]
+            self._prediction = prediction = dataclasses.replace(prediction, logits=logits)
+        return cast(Tensor, prediction.logits)
 
     @one_thread
     @torch.inference_mode()
@@ -193,7 +203,7 @@ class TokenSequence:
             raise ValueError("the context is empty: read a text first")
         if self._prediction is None or self._prediction.length != len(self):
             hidden, gold_states = self._run_upper(state.tail, 1)
-            self._prediction = Prediction(len(self), gold_states, next_token_logits(self.model, hidden)[0])
+            self._prediction = Prediction(len(self), gold_states, hidden)
         return self._prediction
 
     def _run_upper(self, tail: Tensor, num_wanted: int) -> tuple[Tensor, list[BlockState]]:
@@ -207,19 +217,33 @@ class TokenSequence:
 
     @one_thread
     @torch.inference_mode()
-    def extend(self, ids: Tensor) -> Tensor:
-        """Append (T,) tokens and run all layers on all of them: (T, D), normalised hidden states for the head.
+    def advance(self, ids: Tensor, num_wanted: int) -> Tensor:
+        """Append tokens, and run the GOLD layers as far as the last of them need it.
 
-        The GOLD layers continue from the prediction before these tokens, which is computed if it is missing.
+        Args:
+            ids: (T,), T >= 1, all in the vocabulary.
+            num_wanted: how many of them, at the end, have outputs; at least 1.
+
+        Returns:
+            (wanted, D), normalised hidden states for the head.
         """
-        self._predict()
-        before = self._state
-        if before is None:
-            raise ValueError("the context is empty: read a text first")
-        x, state = self._run_lower(ids, before)
-        hidden, gold_states = self._run_upper(torch.cat([before.tail, x], dim=1), len(ids))
-        self._finish_append(state)
-        self._prediction = Prediction(len(self), gold_states, next_token_logits(self.model, hidden[-1:])[0])
+        if num_wanted < len(ids):
+            self.append(ids[: len(ids) - num_wanted])
+            ids = ids[len(ids) - num_wanted :]
+        elif self._num_pending + len(ids) > MAX_TOKENS:
+            self.current_state()
+        tail = [] if self._state is None else [self._state.tail]
+        with checked_once(self.model):
+            for start, stop in chunks(len(self), len(self) + len(ids), self.chunk_size):
+                new, before, num_pending = ids[: stop - start], self._state, self._num_pending
+                pending = self.key_cache.ids(start - num_pending, start)
+                x, latents, (state,) = read_lower(self.model, torch.cat([pending, new])[None], [before])
+                self._store(new, x[:, num_pending:], None if latents is None else latents[0, num_pending:], before)
+                self._finish_append(state)
+                tail.append(x)
+                ids = ids[stop - start :]
+            hidden, gold_states = self._run_upper(torch.cat(tail, dim=1), num_wanted)
+        self._prediction = Prediction(len(self), gold_states, hidden[-1:])
         return hidden
 
     @one_thread
@@ -251,7 +275,7 @@ class TokenSequence:
             self._store(ids, x[:, new], None if latents is None else latents[0, new], state)
             hidden, gold_states = self._run_upper(torch.cat([state.tail, x], dim=1), len(ids))
             logits = next_token_logits(self.model, hidden)
-        self._draft = DraftStep(start, after, gold_states, logits)
+        self._draft = DraftStep(start, after, gold_states, hidden[-1:], logits)
         self.accept(len(ids))
         return logits
 
@@ -266,7 +290,7 @@ class TokenSequence:
             raise ValueError(f"there is no draft step of {count} tokens or more to accept")
         length = draft.start.length + count
         if count == len(draft.logits):
-            self._prediction = Prediction(length, draft.gold_states, draft.logits[-1])
+            self._prediction = Prediction(length, draft.gold_states, draft.hidden, draft.logits[-1])
             self._finish_append(draft.state)
             return
         self.rewind(length, draft.start)
@@ -379,6 +403,19 @@ def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
     if len(sequences) == 1:
         return sequences[0].verify_draft(ids)
     model = sequences[0].model
+    with checked_once(model):
+        logits = next_token_logits(model, advance_together(sequences, ids))
+    for sequence, row in zip(sequences, logits, strict=True):
+        sequence._prediction = dataclasses.replace(sequence._predict(), logits=row)
+    return logits
+
+
+@torch.inference_mode()
+def advance_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
+    """The same without the head: (B, D), normalised hidden states. Sequences may be empty if there is only one."""
+    model = sequences[0].model
+    if len(sequences) == 1:
+        return sequences[0].advance(ids, 1)
     past = [sequence._predict() for sequence in sequences]  # brings all states up to date
     states = [sequence._state for sequence in sequences]
     with checked_once(model):
@@ -392,9 +429,8 @@ def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
             hidden = hidden[:, 0]
         else:
             hidden, gold_states = model.output_norm(x[:, -1]), [[] for _ in sequences]
-        logits = next_token_logits(model, hidden)
-    for sequence, state, states_, row in zip(sequences, after, gold_states, logits, strict=True):
-        sequence._prediction = Prediction(len(sequence), states_, row)
+    for row, (sequence, state, states_) in enumerate(zip(sequences, after, gold_states, strict=True)):
+        sequence._prediction = Prediction(len(sequence), states_, hidden[row : row + 1])
         sequence._draft = None
         sequence._finish_append(state)
-    return logits
+    return hidden

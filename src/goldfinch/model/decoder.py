@@ -38,15 +38,25 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             return cls(config)
 
+    @classmethod
+    def of_parts(cls, config: ModelConfig, **parts: nn.Module | None) -> Self:
+        """A model of modules that exist: those of `__init__` by name. They stay those of whoever made them."""
+        decoder = cls.__new__(cls)
+        nn.Module.__init__(decoder)
+        decoder.config = config
+        for name, part in parts.items():
+            setattr(decoder, name, part)
+        return decoder
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.weight.device
+        return self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the head and, unless a model mixes them, of all weights."""
-        return self.head.weight.dtype
+        """The dtype of the embedding and, unless a model mixes them, of all weights."""
+        return self.embedding.weight.dtype
 
     def forward(
         self, ids: Tensor, state: ModelState | None = None, *, document_starts: Tensor | None = None
@@ -124,9 +134,22 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[BlockState]]:
         after = []
         for number, layer in enumerate(layers):
-            x, state = self.blocks[layer](x, states[number] if states else None, cache, document_starts)
+            x, state = self._run_block(
+                self.blocks[layer], x, states[number] if states else None, cache, document_starts
+            )
             after.append(state)
         return x, after
+
+    def _run_block(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        state: BlockState | None,
+        cache: KeyValueSource | Sequence[KeyValueSource] | None,
+        document_starts: Tensor | None,
+    ) -> tuple[Tensor, BlockState]:
+        """One layer; a subclass may run it otherwise."""
+        return block(x, state, cache, document_starts)
 
 
 def _join(past: KeyCacheState, new: KeyCacheState) -> KeyCacheState:

@@ -4,7 +4,7 @@ Each module with parameters of its own initialises them in `initialize_in_layer`
 parts, are initialised the same in every layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import nn
@@ -30,22 +30,49 @@ def initialize(model: Decoder, seed: int, parts: Iterable[nn.Module] | None = No
     chosen = {module: None for part in ((model,) if parts is None else parts) for module in part.modules()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in chosen:
-            _initialize_anywhere(module, is_embedding=module is model.embedding)
-        width, vocab_size = model.config.width, model.config.vocab_size
-        if model.embedding in chosen:
-            weight = model.embedding.weight
-            weight.copy_(torch.empty(weight.shape).uniform_(-EMBEDDING_BOUND, EMBEDDING_BOUND))
+        rest = [module for module in chosen if module is not model.embedding]
+        for module in [*rest, model.embedding] if model.embedding in chosen else rest:
+            _initialize_anywhere(module)
         if model.head in chosen:
-            orthogonal_(model.head, 0.5 * max(vocab_size / width, 1) ** 0.5)
-        for layer, block in enumerate(model.blocks):
-            for module in filter(chosen.__contains__, block.modules()):
-                _initialize_in_layer(module, layer, len(model.blocks))
+            initialize_head(model.head)
+        _initialize_layers(model.blocks, chosen)
 
 
-def _initialize_anywhere(module: nn.Module, is_embedding: bool) -> None:
+@torch.no_grad()
+def initialize_body(body: nn.Module, blocks: nn.ModuleList) -> None:
+    """Initialise everything but a head, from PyTorch's global random state.
+
+    Args:
+        body: a module with all that is in a `Decoder` but the head.
+        blocks: its layers.
+
+    Raises:
+        TypeError: no rule initialises a parameter.
+    """
+    modules = list(body.modules())
+    for module in modules:
+        _initialize_anywhere(module)
+    _initialize_layers(blocks, modules)
+
+
+def _initialize_layers(blocks: nn.ModuleList, chosen: Container[nn.Module]) -> None:
+    for layer, block in enumerate(blocks):
+        for module in filter(chosen.__contains__, block.modules()):
+            _initialize_in_layer(module, layer, len(blocks))
+
+
+@torch.no_grad()
+def initialize_head(head: nn.Linear) -> None:
+    """Initialise the head, from PyTorch's global random state."""
+    vocab_size, width = head.weight.shape
+    orthogonal_(head, 0.5 * max(vocab_size / width, 1) ** 0.5)
+
+
+def _initialize_anywhere(module: nn.Module) -> None:
     """Initialise parameters that are the same in every layer; all others are NaN until `initialize_in_layer`."""
     match module:
+        case nn.Embedding():
+            module.weight.copy_(torch.empty(module.weight.shape).uniform_(-EMBEDDING_BOUND, EMBEDDING_BOUND))
         case nn.LayerNorm() | nn.GroupNorm():
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
@@ -54,7 +81,7 @@ def _initialize_anywhere(module: nn.Module, is_embedding: bool) -> None:
             module.b.copy_(torch.empty(module.b.shape).uniform_(-LOW_RANK_BOUND, LOW_RANK_BOUND))
         case nn.Linear():
             orthogonal_(module, 1.0)
-        case _ if not is_embedding:
+        case _:
             for name, parameter in module.named_parameters(recurse=False):
                 if not hasattr(module, "initialize_in_layer"):
                     raise TypeError(f"no rule initialises {type(module).__name__}.{name}: add initialize_in_layer")

@@ -47,7 +47,7 @@ def test_the_papers_order_is_compared_pair_by_pair(finished_run, tmp_path):
         finished_run(kind, 0, f"{kind}-L6-D64" if kind != "own" else "finch-L6-D64", [loss])
     own = tmp_path / "runs" / "own" / "seed-0" / "config.json"
     content = json.loads(own.read_text())
-    content["model"]["time_mixes"] = ["finch_c2"] * 3 + ["llama"] * 3
+    content["time_mixes"] = ["finch_c2"] * 3 + ["llama"] * 3
     own.write_text(json.dumps(content))
     comparison = compare_with_paper(models_of(tmp_path / "runs"))
     assert comparison.baseline.name == "goldfinch"

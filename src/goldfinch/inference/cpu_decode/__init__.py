@@ -62,6 +62,9 @@ def checked_once(model: Decoder) -> Iterator[None]:
 
     Looking at each module and parameter takes a few percent of a step.
     """
+    if getattr(_CHECKED, "last", (None, None))[0] is model:
+        yield  # within another block
+        return
     entry = None if torch.is_grad_enabled() or model.device.type != "cpu" else _current_entry(model)
     _CHECKED.last = model, entry
     try:

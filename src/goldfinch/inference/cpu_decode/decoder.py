@@ -58,7 +58,7 @@ class FusedDecoder:
         structures = WeightStructures(model)
         self._layers = (LayerStructure * len(self._blocks))(*map(structures.layer, self._blocks))
         self._gold = [block.time_mix for block in self._blocks if isinstance(block.time_mix, Gold)]
-        self._head = model.head.weight.detach()
+        self._head = model.head.weight.detach() if model.head is not None else None
         self._output_norm = model.output_norm
         rope, size = config.rope, config.head_size
         self._velocity = None if rope is None else velocities(size, rope, torch.float32, model.device)
@@ -194,7 +194,13 @@ class FusedDecoder:
         return ctypes.byref(self._layers, ctypes.sizeof(LayerStructure) * number)
 
     def head(self, x: Tensor) -> Tensor:
-        """`Decoder.head`: (T, D) -> (T, V) fp32."""
+        """`Decoder.head`: (T, D) -> (T, V) fp32.
+
+        Raises:
+            ValueError: the model has no head.
+        """
+        if self._head is None:
+            raise ValueError("this model has no head")
         return linear(x, self._head)
 
     def _call(self, name: str, *arguments: Any) -> None:

@@ -1,0 +1,95 @@
+"""Rows of a batch with padding anywhere, and documents that restart in them."""
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """The new tokens of each row of a batch.
+
+    Args:
+        input_ids: (B, T) int64.
+        attention_mask: (B, S) with S >= T, 0 for padding; the last T columns are those of the ids. None: no padding.
+        position_ids: (B, T) or (1, T): a document starts where they are 0. None: a row is one document.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+        if input_ids.dim() != 2 or input_ids.is_floating_point():
+            raise ValueError(f"input_ids must be (batch, tokens) whole numbers, not {tuple(input_ids.shape)}")
+        self.ids = input_ids.to(torch.int64)
+        self.shape = self.ids.shape
+        self.is_token: Tensor | None = None
+        """(B, T) bool; None if all are."""
+        if attention_mask is not None:
+            if (
+                attention_mask.dim() != 2
+                or len(attention_mask) != len(input_ids)
+                or attention_mask.shape[1] < self.shape[1]
+            ):
+                raise ValueError(
+                    f"attention_mask must be ({len(input_ids)}, {self.shape[1]} or more), not "
+                    f"{tuple(attention_mask.shape)}: a GoldFinch takes 2-D masks of padding"
+                )
+            is_token = attention_mask[:, attention_mask.shape[1] - self.shape[1] :].to(self.ids.device).bool()
+            self.is_token = None if bool(is_token.all()) else is_token
+        self.document_starts: Tensor | None = None
+        """(B, T) bool, the tokens within rows that begin a document; None if there are none."""
+        if position_ids is not None and position_ids.shape[-1] == self.shape[1] and position_ids.dim() == 2:
+            starts = (position_ids == 0).expand(self.shape).clone()
+            if self.is_token is not None:
+                starts &= self.is_token
+            starts[torch.arange(len(starts)), starts.int().argmax(1)] = False  # the first of a row begins it anyway
+            self.document_starts = starts if bool(starts.any()) else None
+
+    def tokens(self, row: int) -> Tensor:
+        """The ids of a row without padding, (t,)."""
+        return self.ids[row] if self.is_token is None else self.ids[row][self.is_token[row]]
+
+    def num_wanted(self, row: int, wanted: int) -> int:
+        """How many of the last `wanted` columns of a row are tokens: they are its last tokens."""
+        if self.is_token is None:
+            return wanted
+        return int(self.is_token[row, self.shape[1] - wanted :].sum())
+
+    def order(self) -> Tensor | None:
+        """(B, T): columns with the padding of each row behind its tokens; None without padding.
+
+        Causality then hides padding from all tokens, wherever it was.
+        """
+        return None if self.is_token is None else (~self.is_token).int().argsort(dim=1, stable=True)
+
+    def behind(self, past_ids: Tensor, past_is_token: Tensor) -> "Rows":
+        """These columns behind earlier ones: (B, S) ids and, bool, which of them are tokens."""
+        if not past_ids.numel():
+            return self
+        past_is_token = past_is_token.to(self.ids.device)
+        is_token = torch.ones_like(self.ids, dtype=torch.bool) if self.is_token is None else self.is_token
+        ids = torch.cat([past_ids.to(self.ids.device), self.ids], dim=1)
+        return Rows(ids, torch.cat([past_is_token, is_token], dim=1), None)
+
+    def place(self, row: int, values: Tensor, wanted: int, to: Tensor) -> None:
+        """Write what belongs to the last tokens of a row to its places among the last columns.
+
+        Args:
+            row: of the batch.
+            values: (n, ...), one for each token among the last `wanted` columns.
+            wanted: W.
+            to: (B, W, ...).
+        """
+        if self.is_token is None:
+            to[row] = values
+        else:
+            to[row, self.is_token[row, self.shape[1] - wanted :]] = values
+
+    def together(self, values: dict[int, list[Tensor]], wanted: int) -> list[Tensor]:
+        """Several tensors of each row, (n, ...) as in `place` -> as many of the batch, (B, W, ...), 0 for padding."""
+        tensors: list[Tensor] = []
+        for row, of_row in values.items():
+            if not tensors:
+                tensors = [each.new_zeros(len(self.ids), wanted, *each.shape[1:]) for each in of_row]
+            for each, to in zip(of_row, tensors, strict=False):  # a row without new tokens has none
+                self.place(row, each, wanted, to)
+        return tensors
