@@ -14,7 +14,7 @@ from goldfinch.devices import explain_auto_dtype
 from goldfinch.processor import first_line, instruction_sets, processor_name
 
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer", "tyro", "rich")
-OPTIONAL_PACKAGES = ("pyarrow", "datasets", "fla-core", "triton", "tensorboard", "wandb")
+OPTIONAL_PACKAGES = ("pyarrow", "datasets", "gguf", "fla-core", "triton", "tensorboard", "wandb")
 # Those that our kernels or PyTorch's gain from, of x86 and of ARM.
 INSTRUCTION_SETS = [
     "sse4_2",

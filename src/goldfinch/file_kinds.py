@@ -15,6 +15,7 @@ _USES = {
     "a context file": 'ask about it: goldfinch ask {path} "..."',
     "a .pth checkpoint": "convert it to a model folder: goldfinch convert {path} -o FOLDER",
     "a safetensors file": "give the model folder that it belongs to",
+    "a GGUF file": "run it in llama.cpp, or give the model folder that it was exported from",
     "a text file": "read it into a context file: goldfinch read {path} -m MODEL -o TEXT.gfc",
 }
 
@@ -70,7 +71,7 @@ def _kind_of_file(path: Path) -> str | None:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "a context file" if b'"goldfinch-context"' in start else "a safetensors file"
     if b"\0" in start or not start:
-        return None
+        return "a GGUF file" if start.startswith(b"GGUF") else None
     try:
         json.loads(start)
         return None  # a settings file of some kind, hardly a text to read

@@ -12,7 +12,7 @@ from goldfinch.checkpoint.model_folder import load_model, read_config, save_desc
 from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
 from goldfinch.cli.main import run
 from goldfinch.config import RopeConfig
-from goldfinch.data.tokenizers import ByteTokenizer
+from goldfinch.data.tokenizers import ByteTokenizer, WorldTokenizer
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -179,6 +179,23 @@ def test_a_published_finch_is_upgraded_at_once(published, save_pth, same_bits, t
     weights = model.state_dict()
     assert same_bits({name: weights[name] for name in base.state_dict()}, base.state_dict())
     assert torch.equal(model(ids() % 41)[0], base(ids() % 41)[0])
+
+
+def test_a_published_finch_with_norms_in_another_dtype_is_upgraded_in_one(published, save_pth, tmp_path, capsys):
+    tensors = {name: tensor.bfloat16() for name, tensor in published("finch").tensors.items()}
+    tensors |= {name: tensor.float() for name, tensor in tensors.items() if ".ln" in name}
+    assert run(["upgrade", str(save_pth(tensors)), "--gold", "append:1", "-o", str(tmp_path / "new")]) == 0
+    assert "tensors are float32, such as" in capsys.readouterr().err
+    model = load_model(tmp_path / "new")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(ids() % 41)[0].isfinite().all()
+
+
+def test_a_tokenizer_of_another_model_next_to_a_published_finch_is_refused(published, save_pth, tmp_path, capsys):
+    pth = save_pth(published("finch").tensors)
+    WorldTokenizer().save(pth.with_suffix(".tokenizer.json"))
+    assert run(["upgrade", str(pth), "--gold", "append:1", "-o", str(tmp_path / "new")]) == 2
+    assert "model.tokenizer.json has 65536 ids, the model only 320: it belongs to another" in capsys.readouterr().err
 
 
 def test_what_cannot_be_upgraded_is_refused_with_the_remedy(folder, small_config, small_model, tmp_path, capsys):

@@ -68,6 +68,8 @@ MISTAKES = [
     "read nosuch.txt -m run -o x.gfc",
     "read book.gfc -m nosuch -o x.gfc",
     "convert nosuch.pth -o x",
+    "export gguf nosuch -o x.gguf",
+    "export gguf model -o x.gguf --dtype fp8",
     "upgrade nosuch.pth --gold append:1 -o x",
     "train --resume nosuch",
     "train --initial nosuch --data x -o y",

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from goldfinch.checkpoint.companions import CompanionPaths, Companions, read_companions, write_companions
 from goldfinch.checkpoint.model_folder import (
     check_model_output,
+    check_tokenizer,
     read_config,
     read_tokenizer,
     read_weights,
@@ -70,7 +72,7 @@ def import_reference(
             f"{config.vocab_size}: give its own with --tokenizer"
         )
     save_model_folder(output, config, weights, tokenizer, found.chat_template, overwrite=overwrite)
-    return _describe(config, weights, tokenizer)
+    return describe(config, weights, tokenizer)
 
 
 def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> Converted:
@@ -89,16 +91,40 @@ def export_reference(folder: Path, output: Path, *, overwrite: bool = False) -> 
     for path in (output, *CompanionPaths.of(output)):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: choose another name, or give --overwrite")
-    config = read_config(folder)
-    tokenizer = read_tokenizer(folder, config)
-    weights = read_weights(folder, Decoder.on_meta(config))
+    config, weights, tokenizer, chat_template = read_model(folder)
     tensors = to_reference(weights, config)
     with writing(output), atomic_file(output) as temporary, temporary.open("wb") as file:
         torch.save(tensors, file)  # given a path, it would store the path: other bytes for the same weights
     with writing(output):
-        chat_template = ChatTemplate.load(folder)
         write_companions(output, Companions(config=config, tokenizer=tokenizer, chat_template=chat_template))
-    return _describe(config, weights, tokenizer)
+    return describe(config, weights, tokenizer)
+
+
+class StoredModel(NamedTuple):
+    """A model as it is stored, and what goes with it."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    """By our names, each in the dtype that it is stored in."""
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+
+
+def read_model(source: Path) -> StoredModel:
+    """A model folder, or the `.pth` of a pure Finch (RWKV-6 World) model or of one with `companions`.
+
+    Raises:
+        UserError: it is neither, or is corrupt.
+    """
+    if source.is_dir():
+        config = read_config(source)
+        weights = read_weights(source, Decoder.on_meta(config))
+        return StoredModel(config, weights, read_tokenizer(source, config), ChatTemplate.load(source))
+    found = read_companions(source)
+    config, weights = read_reference(source, found.config)
+    if found.tokenizer is not None:
+        check_tokenizer(CompanionPaths.of(source).tokenizer, found.tokenizer, config)
+    return StoredModel(config, weights, found.tokenizer or usual_tokenizer(config), found.chat_template)
 
 
 def read_reference(pth: Path, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -171,7 +197,8 @@ def _kind(value: object) -> str:
     )
 
 
-def _describe(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> Converted:
+def describe(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer | None) -> Converted:
+    """What is reported of a conversion."""
     return Converted(
         config=config,
         parameters=sum(tensor.numel() for tensor in weights.values()),

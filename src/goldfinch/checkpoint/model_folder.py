@@ -168,11 +168,16 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     if not path.exists():
         return None
     tokenizer = load_tokenizer(path)
+    check_tokenizer(path, tokenizer, config)
+    return tokenizer
+
+
+def check_tokenizer(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise a UserError if the tokenizer, which was read from `path`, has more ids than the model."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{path} has {tokenizer.vocab_size} ids, the model only {config.vocab_size}: it belongs to another model"
         )
-    return tokenizer
 
 
 def load_model(
@@ -285,10 +290,7 @@ def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:
     Raises:
         UserError: no model can compute in it.
     """
-    numbers: Counter[torch.dtype] = Counter()
-    for tensor in weights.values():
-        numbers[tensor.dtype] += tensor.numel()
-    ((dtype, _),) = numbers.most_common(1)
+    dtype = main_dtype(weights)
     if dtype_name(dtype) not in COMPUTE_DTYPES:
         raise UserError(
             f"{path} holds {dtype_name(dtype)} numbers, in which no model computes: save it in another dtype, "
@@ -301,6 +303,15 @@ def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:
             "%s: %d of %d tensors are %s, such as %s; the model computes in %s, like most weights",
             path, len(others), len(weights), stored, others[0], dtype_name(dtype),
         )  # fmt: skip
+    return dtype
+
+
+def main_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that most numbers of these weights have."""
+    numbers: Counter[torch.dtype] = Counter()
+    for tensor in weights.values():
+        numbers[tensor.dtype] += tensor.numel()
+    ((dtype, _),) = numbers.most_common(1)
     return dtype
 
 

@@ -230,5 +230,5 @@ def infer_finch_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     why = f"it lacks {lacking[0]}" if lacking else f"{', '.join(sizes)} are {', '.join(map(str, shapes))}"
     raise UserError(
         f"the config can be inferred only for a pure Finch (RWKV-6) checkpoint, and {why}; "
-        "give the reference's YAML or JSON with --config"
+        "give the reference's YAML or JSON to `goldfinch convert` with --config"
     )

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from goldfinch.checkpoint.companions import read_companions
-from goldfinch.checkpoint.convert import read_reference, usual_tokenizer
-from goldfinch.checkpoint.model_folder import load_model, read_tokenizer
+from goldfinch.checkpoint.convert import read_model
+from goldfinch.checkpoint.model_folder import WEIGHTS, compute_dtype
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.tokenizers import Tokenizer
@@ -33,24 +32,16 @@ class Base(NamedTuple):
 
 
 def read_finch(source: Path) -> Base:
-    """The model to upgrade.
+    """The model to upgrade, in the dtype of most of its stored numbers.
 
     Args:
-        source: a folder of ours, or the `.pth` of a pure Finch (RWKV-6 World) model, with or without `companions`.
+        source: as in `read_model`.
 
     Raises:
-        UserError: it is neither, is corrupt, or has layers that are not Finch.
+        UserError: as `read_model`, or it has layers that are not Finch.
     """
-    if source.is_dir():
-        model = load_model(source)
-        base = Base(model, read_tokenizer(source, model.config), ChatTemplate.load(source))
-    else:
-        found = read_companions(source)
-        config, weights = read_reference(source, found.config)
-        model = Decoder.on_meta(config)
-        model.load_state_dict(weights, assign=True)
-        base = Base(model, found.tokenizer or usual_tokenizer(config), found.chat_template)
-    others = sorted({kind for kind in model.config.time_mixes if not TIME_MIXES[kind].is_recurrent})
+    config, weights, tokenizer, chat_template = read_model(source)
+    others = sorted({kind for kind in config.time_mixes if not TIME_MIXES[kind].is_recurrent})
     if "gold" in others:
         raise UserError(
             f"{source} already has GOLD layers: continue training it with `goldfinch train --initial {source} ...`"
@@ -59,7 +50,10 @@ def read_finch(source: Path) -> Base:
         raise UserError(
             f"{source} has {others[0]} layers: only a Finch can be upgraded, whose layers are all recurrent"
         )
-    return base
+    dtype = compute_dtype(source / WEIGHTS if source.is_dir() else source, weights)
+    model = Decoder.on_meta(config)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    return Base(model, tokenizer, chat_template)
 
 
 def upgraded_config(

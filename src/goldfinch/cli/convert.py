@@ -53,7 +53,7 @@ class Convert:
         converted = import_reference(
             self.source, self._model_config(), self.output, self._tokenizer(), overwrite=self.overwrite
         )
-        _print_summary(converted)
+        print_summary(converted)
         folder = shlex.quote(str(self.output))
         if converted.tokenizer is None:
             print(f"wrote {self.output} without a tokenizer: add its tokenizer.json to use it with text")
@@ -68,7 +68,7 @@ class Convert:
 
         if self.config or self.tokenizer is not None:
             raise UserError(f"--config and --tokenizer are for .pth files: the folder {self.source} has its own")
-        _print_summary(export_reference(self.source, self.output, overwrite=self.overwrite))
+        print_summary(export_reference(self.source, self.output, overwrite=self.overwrite))
         others = [str(path) for path in CompanionPaths.of(self.output) if path.exists()]
         print(f"wrote {self.output}, and next to it {', '.join(others)}, which converting it back reads")
 
@@ -89,7 +89,8 @@ class Convert:
         return None if self.tokenizer is None else named_tokenizer(self.tokenizer)
 
 
-def _print_summary(converted: "Converted") -> None:
+def print_summary(converted: "Converted") -> None:
+    """Print the layers and parameters of a model that was converted or exported."""
     config = converted.config
     plan = ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes))
     print(f"layers:     {plan}; width {config.width}, vocabulary {config.vocab_size}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from goldfinch.argument_checks import shortened, string
@@ -110,6 +111,22 @@ class ChatTemplate:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def self_contained(self) -> str:
+        """The template for other programs, which do not know our names: it sets the variables that it needs.
+
+        >>> ChatTemplate("{{ user }}: {{ messages[0].content }}").self_contained()
+        '{% set user = "User" %}{{ user }}: {{ messages[0].content }}'
+        """
+        undeclared = jinja2.meta.find_undeclared_variables(_environment().parse(self.source))
+        needed = {name: value for name, value in self._variables.items() if name in undeclared}
+        lines = (f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in needed.items())
+        return "".join(lines) + self.source
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        """What the template gets besides the conversation."""
+        return {"user": self.user, "assistant": self.assistant, "bos_token": "", "eos_token": ""}
+
     def save(self, folder: Path) -> None:
         """Write chat_template.jinja."""
         write_text(folder / CHAT_TEMPLATE, self.source)
@@ -134,10 +151,7 @@ class ChatTemplate:
             return _compile(self.source).render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                user=self.user,
-                assistant=self.assistant,
-                bos_token="",
-                eos_token="",
+                **self._variables,
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
@@ -188,6 +202,11 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=16)
 def _compile(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     """With the settings and functions that templates for transformers rely on."""
 
     def raise_exception(message: str) -> NoReturn:
@@ -201,4 +220,4 @@ def _compile(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source)
+    return environment

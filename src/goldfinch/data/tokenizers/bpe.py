@@ -1,8 +1,10 @@
 """Byte-level byte-pair encoding, trained here or loaded from a Hugging Face tokenizer.json."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -25,7 +27,7 @@ SLICE_BORDER = re.compile(r"(?<=[^\W\d_])(?=[ \n][^\W\d_]|[\u3001\u3002\uff0c])"
 PROBE = "word  Word\r\n\t e\u0301 \ufb01 \u4f60\u597d \U0001f44b\u200d\n " + "".join(map(chr, range(0x250))) + " "
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """How byte-level vocabularies write bytes: printable Latin-1 as itself, the rest as U+0100 onwards, in order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -68,7 +70,7 @@ class BpeTokenizer(Tokenizer):
         self.end_of_text = special[names[0]]
         self._special_token_ids = special
 
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         table = [b""] * (1 + max(backend.get_vocab(with_added_tokens=True).values()))
         for token, id in backend.get_vocab(with_added_tokens=False).items():
             if id not in added:
@@ -136,6 +138,11 @@ class BpeTokenizer(Tokenizer):
         for owner, encoding in zip(owners, encodings, strict=True):
             encoded[owner] += encoding.ids
         return encoded
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The content of its tokenizer.json: vocabulary, merges, pre-tokenizer, added tokens."""
+        return json.loads(self._backend.to_str())
 
     def save(self, path: Path) -> None:
         """Write a Hugging Face tokenizer.json, atomically."""
