@@ -15,7 +15,9 @@ def nodes(root):
 
 
 def tokens_read(texts, root):
-    return sum(node.stop - node.start + sum(len(texts[leaf]) - node.stop for leaf in node.leaves) for node, _ in nodes(root))
+    return sum(
+        node.stop - node.start + sum(len(texts[leaf]) - node.stop for leaf in node.leaves) for node, _ in nodes(root)
+    )
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=9), max_size=12), st.integers(1, 6))

@@ -1,6 +1,7 @@
 """Which prefixes of many requests are read once: a tree over token ids."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ def prefix_tree(texts: Sequence[Sequence[int]], min_saved: int = MIN_SAVED_TOKEN
     root = Node(start=0, stop=0, text=order[0] if order else -1)
     if not order:
         return root
-    common = np.array([0, *(_common(keys[a], keys[b]) for a, b in zip(order, order[1:], strict=False))])
+    common = np.array([0, *(_common(keys[a], keys[b]) for a, b in itertools.pairwise(order))])
     waiting = [(0, len(order), root)]  # ranges of sorted texts, and the prefix that they have in common and is read
     while waiting:
         first, last, node = waiting.pop()

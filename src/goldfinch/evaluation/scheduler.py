@@ -15,8 +15,9 @@ from goldfinch.inference.score import append_and_score
 
 T = TypeVar("T")
 
-MAX_BATCH_TOKENS = 2048
-"""Tokens of a batch, padding included: bounds the memory of activations."""
+MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of a batch, padding included, by the type of device: bounds the memory of activations. On a CPU more only mean
+more padding."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,14 +58,15 @@ class Scheduler:
     Args:
         lm: the model.
         latents: how compressed keys are stored, as in `LanguageModel.context`.
-        batch_size: maximum number of requests in a batch; None for as many as `MAX_BATCH_TOKENS` allow. It changes how
-            long requests take, and their results by rounding errors only.
+        batch_size: maximum number of texts in a batch, within `MAX_BATCH_TOKENS`; None for no other limit. It changes
+            how long requests take, and their results by rounding errors only.
     """
 
     def __init__(self, lm: LanguageModel, *, latents: str | None = None, batch_size: int | None = None) -> None:
         self._lm = lm
         self._latents = latents
-        self._batch_size = batch_size
+        self._max_tokens = MAX_BATCH_TOKENS.get(lm.model.device.type, MAX_BATCH_TOKENS["cpu"])
+        self._max_rows = batch_size or self._max_tokens
         self.counts = TokenCounts()
         """Of all requests so far."""
 
@@ -169,7 +171,7 @@ class Scheduler:
         batch: list[int] = []
         for number in sorted(lengths, key=lambda number: -lengths[number]):
             longest = lengths[batch[0]] if batch else lengths[number]
-            num_rows = max(1, min(self._batch_size or MAX_BATCH_TOKENS, MAX_BATCH_TOKENS // max(longest, 1)))
+            num_rows = max(1, min(self._max_rows, self._max_tokens // max(longest, 1)))
             if batch and (longest > CHUNK_SIZE or len(batch) >= num_rows):
                 yield batch
                 batch = []

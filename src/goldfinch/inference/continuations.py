@@ -6,7 +6,9 @@ are wrong and are dropped.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,8 +20,9 @@ from goldfinch.inference.sequence import TokenSequence
 from goldfinch.layers.token_shift import token_shift
 from goldfinch.mixers import Gold
 from goldfinch.model import Decoder
+from goldfinch.model.block import Block
 from goldfinch.ops.attention import KeyValueBlock
-from goldfinch.state import BlockState, GoldState
+from goldfinch.state import BlockState, GoldState, repeat_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,54 +51,44 @@ def score_continuations(
     Returns:
         For each, the log-probabilities of the scored tokens in nats, and whether all of them are the most likely ones.
     """
-    model = sequence.model
-    # The last token of a continuation is predicted and predicts nothing: it is not read.
-    inputs = list(dict.fromkeys(each.ids[:-1] for each in continuations if len(each.ids) > 1))
-    rows = {row: index for index, row in enumerate(inputs)}
-    wanted = [0] * len(inputs)  # of each row, how many predictions at its end
-    for each in continuations:
-        if len(each.ids) > 1:
-            row = rows[each.ids[:-1]]
-            wanted[row] = max(wanted[row], min(each.num_scored, len(each.ids) - 1))
-    hidden = _hidden(sequence, inputs, wanted) if inputs else []
-    predictions, targets = list[Tensor](), list[int]()
-    first = None  # what the sequence itself predicts
-    firsts = list[int]()
-    for number, each in enumerate(continuations):
-        after = min(each.num_scored, len(each.ids) - 1)  # tokens that tokens of the continuation predict
-        if after:
-            predictions.append(hidden[rows[each.ids[:-1]]][-after:])
-            targets += each.ids[-after:]
-        if after < each.num_scored:
-            firsts.append(number)
-    scored = _score_rows(model, torch.cat(predictions), targets) if predictions else []
-    if firsts:
-        first = sequence.compute_logits()[None]
-        ids = torch.tensor([continuations[number].ids[0] for number in firsts], device=first.device)
-        first_scores = dict(zip(firsts, zip(*_lists(*token_logprobs(first, ids)), strict=True), strict=True))
-    results, done = [], 0
-    for number, each in enumerate(continuations):
-        after = min(each.num_scored, len(each.ids) - 1)
-        own = scored[done : done + after]
-        if after < each.num_scored:
-            own = [first_scores[number], *own]
-        results.append(([logprob for logprob, _ in own], all(is_best for _, is_best in own)))
-        done += after
+    # Tokens that are predicted by a token of the continuation; the first one is predicted by the sequence itself.
+    # The last token predicts nothing that is scored: it is not read.
+    num_inside = [min(each.num_scored, len(each.ids) - 1) for each in continuations]
+    wanted: dict[tuple[int, ...], int] = {}
+    for each, count in zip(continuations, num_inside, strict=True):
+        if count:
+            wanted[each.ids[:-1]] = max(count, wanted.get(each.ids[:-1], 0))
+    hidden = dict(zip(wanted, _hidden(sequence, list(wanted), list(wanted.values())), strict=True)) if wanted else {}
+    rows, targets, firsts = list[Tensor](), list[int](), list[int]()
+    for each, count in zip(continuations, num_inside, strict=True):
+        if count:
+            rows.append(hidden[each.ids[:-1]][-count:])
+            targets += each.ids[-count:]
+        if count < each.num_scored:
+            firsts.append(each.ids[0])
+    first_scores = iter(_scores(sequence.compute_logits()[None], firsts) if firsts else ())
+    inside_scores = _scores_after(sequence.model, rows, targets)
+    results = []
+    for each, count in zip(continuations, num_inside, strict=True):
+        scores = [next(first_scores)] if count < each.num_scored else []
+        scores += itertools.islice(inside_scores, count)
+        results.append(([logprob for logprob, _ in scores], all(is_best for _, is_best in scores)))
     return results
 
 
-def _lists(logprobs: Tensor, is_best: Tensor) -> tuple[list[float], list[bool]]:
-    return logprobs.tolist(), is_best.tolist()
-
-
-def _score_rows(model: Decoder, hidden: Tensor, targets: list[int]) -> list[tuple[float, bool]]:
-    """(n, D) hidden states and the tokens that follow them: the log-probability of each, and whether it is the best."""
-    result = list[tuple[float, bool]]()
-    ids = torch.tensor(targets, device=hidden.device)
+def _scores_after(model: Decoder, hidden: Sequence[Tensor], targets: Sequence[int]) -> Iterator[tuple[float, bool]]:
+    """Scores of n tokens after normalised hidden states, which are (n, D) one after the other."""
+    if not hidden:
+        return
     size = max(1, MAX_LOGITS // model.config.vocab_size)
-    for some, expected in zip(hidden.split(size), ids.split(size), strict=True):
-        result += zip(*_lists(*token_logprobs(next_token_logits(model, some), expected)), strict=True)
-    return result
+    for number, some in enumerate(torch.cat(list(hidden)).split(size)):
+        yield from _scores(next_token_logits(model, some), targets[number * size : number * size + len(some)])
+
+
+def _scores(logits: Tensor, targets: Sequence[int]) -> list[tuple[float, bool]]:
+    """Log-probability of each token, and whether it is the most likely one; logits as in `token_logprobs`."""
+    logprobs, is_best = token_logprobs(logits, torch.tensor(targets, device=logits.device))
+    return list(zip(logprobs.tolist(), is_best.tolist(), strict=True))
 
 
 def _hidden(sequence: TokenSequence, inputs: Sequence[tuple[int, ...]], wanted: Sequence[int]) -> list[Tensor]:
@@ -106,7 +99,7 @@ def _hidden(sequence: TokenSequence, inputs: Sequence[tuple[int, ...]], wanted: 
     num_rows, longest = len(inputs), max(lengths)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in inputs], device=model.device)
     x0 = model.embed(ids)
-    x, _ = model.lower(x0, None if state is None else _repeat(state.blocks, num_rows))
+    x, _ = model.lower(x0, None if state is None else repeat_state(state.blocks, num_rows))
     if sequence.key_value_cache is None:
         return [
             model.output_norm(x[row, length - count : length])
@@ -120,15 +113,13 @@ def _hidden(sequence: TokenSequence, inputs: Sequence[tuple[int, ...]], wanted: 
     # there are not so many, from the start of the text.
     begins = [num_tail + length - count for length, count in zip(lengths, wanted, strict=True)]  # wanted ones
     starts = [max(begin - tail_length(model), 0) for begin in begins]
-    num_queries = max(
-        begin + count - start for begin, count, start in zip(begins, wanted, starts, strict=True)
-    )
+    num_queries = max(begin + count - start for begin, count, start in zip(begins, wanted, starts, strict=True))
     start = torch.tensor(starts, device=x.device)[:, None]
     index = (start + torch.arange(num_queries, device=x.device)).clamp(max=x.shape[1] - 1)
     row_index = torch.arange(num_rows, device=x.device)[:, None]
     source = _SharedPast(sequence, ids, x0, x[:, num_tail:], index + past - num_tail)
-    first = model.blocks[model.config.first_gold_layer]
-    seeds = first.time_mix_norm(x[row_index[:, 0], (start[:, 0] - 1).clamp(min=0)])  # type: ignore[operator]
+    first = cast(Block, model.blocks[model.config.first_gold_layer])
+    seeds = first.time_mix_norm(x[row_index[:, 0], (start[:, 0] - 1).clamp(min=0)])
     seeds = seeds.masked_fill(start == 0, 0)  # nothing is before the text
     seed = BlockState(time_mix=GoldState(last=seeds), channel_mix=None)
     upper, _ = model.upper(x[row_index, index], [seed, *[None] * (model.config.num_gold_layers - 1)], source)
@@ -136,21 +127,6 @@ def _hidden(sequence: TokenSequence, inputs: Sequence[tuple[int, ...]], wanted: 
     return [
         upper[row, begin - begun : begin - begun + count]
         for row, (begin, begun, count) in enumerate(zip(begins, starts, wanted, strict=True))
-    ]
-
-
-def _repeat(states: Sequence[BlockState], count: int) -> list[BlockState]:
-    """The states of one sequence as those of a batch of equal ones."""
-
-    def repeated(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
-
-    return [
-        BlockState(
-            time_mix=type(state.time_mix)(**{name: repeated(value) for name, value in vars(state.time_mix).items()}),
-            channel_mix=repeated(state.channel_mix),
-        )
-        for state in states
     ]
 
 
@@ -167,7 +143,8 @@ class _SharedPast:
 
     def __init__(self, sequence: TokenSequence, ids: Tensor, x0: Tensor, x: Tensor, query_positions: Tensor) -> None:
         model, key_cache = sequence.model, sequence.key_cache
-        assert model.token_cat is not None and key_cache.format is not None
+        if model.token_cat is None or key_cache.format is None:
+            raise ValueError("a model without GOLD layers has no keys and values to expand")
         self.query_positions = query_positions
         self._past: KeyValueCache | None = sequence.key_value_cache if len(sequence) else None
         self._start, self._shape = len(sequence), x.shape
