@@ -98,7 +98,7 @@ def test_the_command_writes_a_table_and_a_plot_of_depth_against_length(lm, tmp_p
     assert [(cell["length"], cell["depth"]) for cell in printed] == [(200, 0), (200, 1), (300, 0), (300, 1)]
     assert json.loads(Path("out/results.json").read_text())["cells"] == printed
     assert Path("out/needle.png").read_bytes().startswith(b"\x89PNG")
-    assert Path("out/results.md").read_text().count("\n| ") == 5
+    assert Path("out/results.md").read_text().count("\n| ") == 6
 
 
 def test_a_text_must_have_room_for_the_key(lm):

@@ -18,6 +18,9 @@ T = TypeVar("T")
 MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of a batch, padding included, by the type of device: bounds the memory of activations. On a CPU more only mean
 more padding."""
+MIN_BATCH_TOKENS = 128
+"""With so many tokens, a batch takes no text that is shorter than the longest by more than a quarter: it would be
+padded."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -172,7 +175,8 @@ class Scheduler:
         for number in sorted(lengths, key=lambda number: -lengths[number]):
             longest = lengths[batch[0]] if batch else lengths[number]
             num_rows = max(1, min(self._max_rows, self._max_tokens // max(longest, 1)))
-            if batch and (longest > CHUNK_SIZE or len(batch) >= num_rows):
+            is_padding = len(batch) * longest >= MIN_BATCH_TOKENS and 4 * lengths[number] < 3 * longest
+            if batch and (longest > CHUNK_SIZE or len(batch) >= num_rows or is_padding):
                 yield batch
                 batch = []
             batch.append(number)
