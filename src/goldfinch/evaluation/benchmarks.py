@@ -136,7 +136,7 @@ def evaluate_tasks(
 def _load(manager: Any, name: str, settings: TaskSettings) -> list[Any]:
     """Build a task, group or tag, with its data."""
     try:
-        loaded = manager._load_spec(name)
+        loaded = manager.load([name])
     except UserError:
         raise
     except Exception as error:  # of any library that reads or fetches data
@@ -146,7 +146,7 @@ def _load(manager: Any, name: str, settings: TaskSettings) -> list[Any]:
         raise UserError(
             f"cannot load the data of {name} ({one_line(error)[:200]}); {fetch}, then add --data"
         ) from error
-    return loaded if isinstance(loaded, list) else [loaded]
+    return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
 
 
 def _save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, Any], output: Path) -> None:
