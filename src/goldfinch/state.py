@@ -6,7 +6,7 @@ state of a time mix says whether it GROWS with the text, and which FP32_FIELDS a
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -126,3 +126,16 @@ def unstack_states(states: Sequence[BlockState], batch: int) -> list[list[BlockS
         return BlockState(time_mix=type(state.time_mix)(**fields), channel_mix=channel_mix)
 
     return [[row(state, index) for state in states] for index in range(batch)]
+
+
+def repeat_state(states: Sequence[BlockState], count: int) -> list[BlockState]:
+    """The states of one sequence as those of a batch of `count` equal ones, without copying them."""
+
+    def repeated(tensor: Any) -> Any:
+        return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
+
+    result = []
+    for state in states:
+        fields = {name: repeated(value) for name, value in vars(state.time_mix).items()}
+        result.append(BlockState(time_mix=type(state.time_mix)(**fields), channel_mix=repeated(state.channel_mix)))
+    return result

@@ -26,6 +26,7 @@ SMALLEST = {
     "block_plan": [PRESET, "--plans", "eager", "checkpointing", *TRAINING],
     "gold_only": [PRESET, *TRAINING],
     "train": [PRESET, "--shapes", "2x16", *ONCE, "--peers"],
+    "evaluate": [PRESET, "--questions", 2, "--examples", 40, "--vocab-size", 97, *ONCE],
 }
 ROWS = {
     "wkv6": ("cpu, us", 4),
@@ -36,9 +37,11 @@ ROWS = {
     "block_plan": ("times eager", 2),
     "gold_only": ("peak memory, MiB", 2),
     "train": ("peak memory, bytes", 1),
+    "evaluate": ("times fewer", 3),
 }
 """A column, and the number of rows."""
 IN_NEW_PROCESSES = ("gold_only", "train")  # each measures its peak memory in processes of its own
+WITHOUT_PLOT = ("block_plan", "evaluate")
 FACTS = ("processor", "instruction set", "threads", "torch", "goldfinch")
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
 needs_llama_cpp = pytest.mark.skipif(
@@ -60,12 +63,12 @@ def small_folder(small_config, small_model, tmp_path):
 )
 def test_the_smallest_run_prints_its_rows_and_the_machine(name, run, tmp_path):
     script, png = name.split()[0], ["--png", tmp_path / "plot.png"]
-    content = json.loads(run(script, *SMALLEST[name], "--json", *png * (script != "block_plan")))
+    content = json.loads(run(script, *SMALLEST[name], "--json", *png * (script not in WITHOUT_PLOT)))
     column, rows = ROWS[name]
     assert len(content["rows"]) == rows
     assert all(row[column] for row in content["rows"] if column != "times one alone")
     assert all(content[fact] for fact in FACTS)
-    if script != "block_plan":
+    if script not in WITHOUT_PLOT:
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

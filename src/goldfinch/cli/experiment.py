@@ -5,16 +5,18 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from goldfinch.cli.arguments import parse, require_model, require_path
+from goldfinch.cli.contexts import Device, Dtype, Rope, load_folder
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
     from goldfinch.config import RopeConfig
     from goldfinch.experiments.mqar.train import MqarResult, MqarRun
+    from goldfinch.experiments.needle import Cell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,11 +187,70 @@ def _interpolation(text: str) -> "RopeConfig":
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Needle:
+    """A pass key hidden in a long text: does a model find it, at any depth and length?
+
+    Needs no network: the text around the key is one paragraph again and again, or Moby-Dick. What lies before the key
+    is read once for all depths. A million tokens take small models some minutes for each key and depth.
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
+    """Model folder."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Output folder for results.md, needle.png and results.json."""
+    lengths: tuple[int, ...] = (1024, 4096, 16384)
+    """Tokens of the texts."""
+    num_depths: int = 5
+    """Depths, evenly spaced from the start of the text to its end."""
+    trials: int = 3
+    """Keys for each length and depth."""
+    haystack: Literal["filler", "moby-dick"] = "filler"
+    """What surrounds the key."""
+    dtype: Dtype = "auto"
+    """Weight dtype, as for `goldfinch generate`."""
+    device: Device = "auto"
+    """cpu, cuda or cuda:N; auto is a GPU if there is one."""
+    rope: Rope = None
+    """Rotary positions in place of the model's, as for `goldfinch ask`."""
+    json: bool = False
+    """Print the results as JSON."""
+
+    def run(self) -> None:
+        """Measure, then write the report."""
+        for name in ("num_depths", "trials"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if not self.lengths:
+            raise UserError("--lengths needs at least one number of tokens")
+        lm = load_folder(self.model, self.dtype, self.device, self.rope)
+
+        from goldfinch.experiments.needle import RESULTS, measure_needle, write_needle_report
+
+        cells = measure_needle(lm, self.lengths, self.num_depths, self.trials, self.haystack, _print_cell)
+        write_needle_report(cells, repr(lm), self.haystack, self.output)
+        if self.json:
+            print(json.dumps([dataclasses.asdict(cell) for cell in cells], indent=1))
+        else:
+            print(f"report: {self.output / RESULTS} and its plot")
+
+
+def _print_cell(cell: "Cell") -> None:
+    print(
+        f"{cell.length:,} tokens, depth {cell.depth:.0%}: exact {cell.exact:.0%}, chosen {cell.chosen:.0%}, "
+        f"{cell.nats_per_token:.3f} nats per token",
+        flush=True,
+        file=sys.stderr,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The paper's smaller experiments, sized for two CPU cores."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Mqar, tyro.conf.subcommand("mqar")] | Annotated[Position, tyro.conf.subcommand("position")]
+        Annotated[Mqar, tyro.conf.subcommand("mqar")]
+        | Annotated[Position, tyro.conf.subcommand("position")]
+        | Annotated[Needle, tyro.conf.subcommand("needle")]
     ]
 
 

@@ -69,14 +69,14 @@ def main(args: list[str]) -> None:
 
 def _prepare(data: Path, seed: int) -> None:
     """Moby-Dick, a document per chapter, with the same functions as any other text."""
-    from goldfinch.data.moby_dick import moby_dick_chapters
+    from goldfinch.data.moby_dick import VALIDATION_FRACTION, moby_dick_chapters
     from goldfinch.data.prepare import prepare, train_tokenizer
     from goldfinch.files import write_text
 
     chapters = data.parent / CHAPTERS
     write_text(chapters, "".join(json.dumps({"text": text}) + "\n" for text in moby_dick_chapters()))
     tokenizer = train_tokenizer([chapters], VOCABULARY)
-    prepare([chapters], data, tokenizer, validation_fraction=0.06, seed=seed)
+    prepare([chapters], data, tokenizer, validation_fraction=VALIDATION_FRACTION, seed=seed)
 
 
 def _settings(command: Quickstart) -> "TrainConfig":

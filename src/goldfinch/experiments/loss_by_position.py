@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from goldfinch.model import Decoder
 from goldfinch.ops.cross_entropy import linear_cross_entropy_per_token
 from goldfinch.training.loss import PositionLoss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CHUNK_SIZE = 1024
 """Tokens that go through the model at once, the state carried on: bounds the memory of long windows."""
@@ -71,3 +75,16 @@ def loss_by_position(model: Decoder, windows: Iterable[Tensor], length: int) -> 
         nats[:count] += losses.double().sum(0)
         tokens[:count] += len(losses)
     return LossByPosition(nats=nats, tokens=tokens)
+
+
+def plot_loss_by_position(
+    axes: "Axes", curves: Mapping[str, Sequence[PositionLoss]], trained_lengths: Iterable[int] = ()
+) -> None:
+    """Draw losses in bins that double, a curve for each name, and a line at each trained length."""
+    for name, bins in curves.items():
+        axes.plot([(each.first + each.last) / 2 for each in bins], [each.loss for each in bins], "o-", label=name)
+    for length in sorted(set(trained_lengths)):
+        axes.axvline(length, color="0.6", linestyle=":", label=f"trained on {length:,}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="tokens read", ylabel="loss (nats per token)", title="loss by position in a long text")
+    axes.grid(alpha=0.3)

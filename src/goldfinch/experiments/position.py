@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,17 +12,19 @@ from torch import Tensor
 from goldfinch.checkpoint.model_folder import WEIGHTS, load_model, read_config, read_tokenizer
 from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
-from goldfinch.experiments.loss_by_position import linear_bins, logarithmic_bins, loss_by_position
+from goldfinch.experiments.loss_by_position import (
+    linear_bins,
+    logarithmic_bins,
+    loss_by_position,
+    plot_loss_by_position,
+)
 from goldfinch.experiments.markdown import markdown_table
 from goldfinch.files import write_text
 from goldfinch.json_yaml import read_json
 from goldfinch.plots import draw
 from goldfinch.settings import from_plain
 from goldfinch.training.loss import PositionLoss
-from goldfinch.training.run.folder import SETTINGS, read_settings
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from goldfinch.training.run.folder import trained_length
 
 CURVES, RESULTS, PLOT = "curves.json", "results.md", "loss_by_position.png"
 
@@ -150,14 +151,10 @@ def _measure(curve: Curve, parts: Sequence[Tensor], progress: Callable[[Curve, i
     progress(curve, len(parts), len(parts))
     return dataclasses.replace(
         curve,
-        trained_length=_trained_length(run),
+        trained_length=trained_length(run),
         logarithmic=tuple(losses.bins(logarithmic_bins(length))),
         linear=tuple(losses.bins(linear_bins(length))),
     )
-
-
-def _trained_length(run: Path) -> int | None:
-    return read_settings(run).sequence_length if (run / SETTINGS).exists() else None
 
 
 def _same(first: Curve, second: Curve) -> bool:
@@ -208,7 +205,9 @@ def write_position_report(curves: Sequence[Curve], text_name: str, output: Path)
         f"![Loss by position]({PLOT})",
     ]
     write_text(output / RESULTS, "\n\n".join(parts) + "\n")
-    draw(output / PLOT, lambda axes: _plot(axes, names, curves))
+    losses = {name: curve.logarithmic for name, curve in zip(names, curves, strict=True)}
+    lengths = [curve.trained_length for curve in curves if curve.trained_length]
+    draw(output / PLOT, lambda axes: plot_loss_by_position(axes, losses, lengths))
 
 
 def _positions(part: PositionLoss) -> str:
@@ -224,14 +223,3 @@ def _short_names(curves: Sequence[Curve]) -> list[str]:
     return [
         curve.name.replace(curve.run, "/".join(part[common:]), 1) for curve, part in zip(curves, parts, strict=True)
     ]
-
-
-def _plot(axes: "Axes", names: Sequence[str], curves: Sequence[Curve]) -> None:
-    for name, curve in zip(names, curves, strict=True):
-        positions = [(each.first + each.last) / 2 for each in curve.logarithmic]
-        axes.plot(positions, [each.loss for each in curve.logarithmic], "o-", label=name)
-    for length in sorted({curve.trained_length for curve in curves if curve.trained_length}):
-        axes.axvline(length, color="0.6", linestyle=":", label=f"trained on {length:,}")
-    axes.set_xscale("log", base=2)
-    axes.set(xlabel="tokens read", ylabel="loss (nats per token)", title="loss by position in a long text")
-    axes.grid(alpha=0.3)

@@ -60,8 +60,7 @@ class Score:
 def append_and_score(sequence: TokenSequence, ids: Tensor) -> tuple[list[float], bool]:
     """Append (T,) ids to a sequence that is not empty: the log-probability of each, and whether all are the argmax."""
     model = sequence.model
-    expected = ids[:1]
-    parts = [_logprobs(sequence.compute_logits()[None], expected)]
+    parts = [token_logprobs(sequence.compute_logits()[None], ids[:1])]
     before = len(sequence)
     rows = max(1, MAX_LOGITS // model.config.vocab_size)
     for start, stop in chunks(before, before + len(ids), sequence.chunk_size):
@@ -69,13 +68,20 @@ def append_and_score(sequence: TokenSequence, ids: Tensor) -> tuple[list[float],
         following = ids[start - before + 1 : stop - before + 1]
         for targets, some in zip(following.split(rows), hidden.split(rows), strict=False):
             if len(targets):  # none follows a chunk of one token at the very end
-                parts.append(_logprobs(next_token_logits(model, some[: len(targets)]), targets))
-    logprobs = torch.cat([part for part, _ in parts])
-    return logprobs.tolist(), all(greedy for _, greedy in parts)
+                parts.append(token_logprobs(next_token_logits(model, some[: len(targets)]), targets))
+    logprobs, is_best = (torch.cat(each) for each in zip(*parts, strict=True))
+    return logprobs.tolist(), bool(is_best.all())
 
 
-def _logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, bool]:
-    """(T, V) and (T,) -> (T,) log-probabilities of the targets, and whether all are the most likely tokens."""
-    wide = logits.double()
-    logprobs = wide.gather(-1, targets[:, None])[:, 0] - wide.logsumexp(-1)
-    return logprobs, bool((logits.argmax(-1) == targets).all())
+def token_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of tokens, and whether each is the most likely one.
+
+    Args:
+        logits: (T, V) float32, or (1, V) for several tokens after the same text.
+        targets: (T,) int64.
+
+    Returns:
+        (T,) float64 in nats, and (T,) bool.
+    """
+    chosen = logits.expand(len(targets), -1).gather(-1, targets[:, None])[:, 0]
+    return chosen.double() - logits.logsumexp(-1).double(), logits.argmax(-1) == targets

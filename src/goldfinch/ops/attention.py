@@ -84,7 +84,7 @@ def blockwise_causal_attention(
 
 
 def _in_pytorch(q: Tensor, blocks: Iterable[KeyValueBlock], total: int, positions: Tensor | None = None) -> Tensor:
-    first_query = total - q.shape[-2]
+    first_query = total - q.shape[-2] if positions is None else int(positions.min())
     ends = torch.arange(first_query, total, device=q.device) if positions is None else positions[:, None]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scaled = q.to(wide) * q.shape[-1] ** -0.5
@@ -95,8 +95,8 @@ def _in_pytorch(q: Tensor, blocks: Iterable[KeyValueBlock], total: int, position
         count = k.shape[-2]
         if count == total and positions is None and value_index is None:
             return causal_attention(q, k, v)
-        scores = scaled @ k.to(wide).transpose(-1, -2)
-        if positions is not None or start + count > first_query + 1:
+        scores = _products(scaled, k.to(wide).transpose(-1, -2))
+        if start + count > first_query + 1:
             keys = torch.arange(start, start + count, device=q.device)
             scores = scores.masked_fill(keys > ends[..., None], -torch.inf)
         # The first block holds key 0, which every query sees: `highest` is finite from then on.
@@ -105,10 +105,18 @@ def _in_pytorch(q: Tensor, blocks: Iterable[KeyValueBlock], total: int, position
         weight = weight * fading + shares.sum(-1, keepdim=True)
         if value_index is not None:
             shares = shares.new_zeros(*shares.shape[:-1], v.shape[-2]).index_add_(-1, value_index, shares)
-        weighted = weighted * fading + shares @ v.to(wide)
+        weighted = weighted * fading + _products(shares, v.to(wide))
         highest = higher
         start += count
     return (weighted / weight).to(q.dtype)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """(B, H, T, M) @ (B or 1, H, M, K): what all sequences share is multiplied once with the rows of all of them."""
+    if len(x) == len(y):
+        return x @ y
+    rows = x.transpose(0, 1).flatten(1, 2) @ y[0]  # broadcasting would copy y for each sequence
+    return rows.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 def _cpu_attend(q: Tensor) -> Callable[..., None] | None:

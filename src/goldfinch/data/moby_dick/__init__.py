@@ -4,6 +4,9 @@ import gzip
 import re
 from importlib import resources
 
+VALIDATION_FRACTION = 0.06
+"""Of the text, that `goldfinch quickstart` holds out, in whole chapters."""
+
 
 def moby_dick() -> str:
     """The novel from "CHAPTER 1. Loomings." to the end of chapter 135: about 1.2 million characters."""

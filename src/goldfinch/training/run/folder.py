@@ -34,6 +34,11 @@ def read_settings(run: Path) -> TrainConfig:
         raise UserError(f"{path}: {error}") from error
 
 
+def trained_length(folder: Path) -> int | None:
+    """The sequence length that the model in a folder was trained with; None if it is no training run."""
+    return read_settings(folder).sequence_length if (folder / SETTINGS).exists() else None
+
+
 def check_new(run: Path) -> None:
     """Raise a UserError if the folder holds a run already, or other files that a run would overwrite."""
     if (run / SETTINGS).exists():
