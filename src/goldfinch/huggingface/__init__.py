@@ -1,0 +1,1 @@
+"""GoldFinch in Hugging Face's libraries: `pip install 'goldfinch[hf]'`."""
