@@ -19,6 +19,7 @@ ONCE = ["--repeats", 1]
 TRAINING = ["--vocab-size", 97, "--batch-size", 2, "--sequence-length", 16, "--threads", 1, *ONCE]
 SMALLEST = {
     "wkv6": ["--shapes", "1x40x2", "1x1x2", *ONCE],
+    "tokenization": ["--bytes", 300, *ONCE],
     "prefill": [PRESET, "--lengths", 8, 16, *ONCE, "--peers"],
     "decode": [PRESET, "--lengths", 8, 16, "--tokens", 1, *ONCE, "--peers"],
     "decode --batch": [PRESET, "--lengths", 8, "--tokens", 1, *ONCE, "--batch", 1, 2, 3],
@@ -30,6 +31,7 @@ SMALLEST = {
 }
 ROWS = {
     "wkv6": ("cpu, us", 4),
+    "tokenization": ("library, s", 18),
     "prefill": ("us per token", 2),
     "decode": ("key cache, bytes", 8),
     "decode --batch": ("times one alone", 6),

@@ -269,7 +269,7 @@ def test_when_the_swap_fails_the_old_folder_is_back(save_pth, tmp_path, monkeypa
     monkeypatch.setattr(Path, "rename", fail_once)
     with pytest.raises(UserError, match="the disk is gone"):
         import_reference(pth, None, folder, None, overwrite=True)
-    assert leftovers(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert leftovers(folder) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert leftovers(tmp_path) == ["folder", "model.pth"]
 
 

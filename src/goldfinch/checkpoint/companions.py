@@ -69,7 +69,7 @@ def write_companions(pth: Path, companions: Companions) -> None:
     if companions.tokenizer is not None:
         companions.tokenizer.save(paths.tokenizer)
     if companions.chat_template is not None:
-        write_text(paths.chat_template, companions.chat_template.source)
+        write_text(paths.chat_template, companions.chat_template.standalone)
 
 
 def _describing(config: ModelConfig) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _write(path: Path, name: str, model: StoredModel, vocabulary: GgufVocabulary
         writer.add_rescale_every_n_layers(0)  # n > 0 means that the file's weights are halved every n layers
         vocabulary.add_to(writer, config.vocab_size)
         if model.chat_template is not None:
-            writer.add_chat_template(model.chat_template.self_contained())
+            writer.add_chat_template(model.chat_template.standalone)
         for tensor in tensors:
             kind = form.matrices if tensor.is_matrix else gguf.GGMLQuantizationType.F32
             shape = gguf.quant_shape_to_byte_shape(tensor.tensor.shape, kind)

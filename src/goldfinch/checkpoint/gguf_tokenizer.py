@@ -7,7 +7,7 @@ import gguf
 from gguf import TokenType
 
 from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer, Tokenizer, WorldTokenizer
-from goldfinch.data.tokenizers.bpe import END_OF_TEXT, byte_of_character
+from goldfinch.data.tokenizers.byte_level import END_OF_TEXT, to_byte_level
 from goldfinch.errors import UserError
 
 # llama.cpp's rwkv looks for all tokens in a text, also for those that no text should become: under its usual name, <s>,
@@ -79,7 +79,7 @@ def _world_tokens(tokenizer: WorldTokenizer) -> dict[int, tuple[str, TokenType]]
 
 def _byte_tokens(tokenizer: ByteTokenizer) -> dict[int, tuple[str, TokenType]]:
     """Those of a byte-level BPE that merges nothing."""
-    tokens = {byte: (character, TokenType.NORMAL) for character, byte in byte_of_character().items()}
+    tokens = {byte: (to_byte_level(bytes([byte])), TokenType.NORMAL) for byte in range(256)}
     return tokens | {tokenizer.end_of_text: (END_OF_TEXT, TokenType.CONTROL)}
 
 

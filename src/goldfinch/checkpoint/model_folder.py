@@ -21,6 +21,7 @@ from goldfinch.checkpoint.config_json import from_json, to_json
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
 from goldfinch.data.checksums import checksum
+from goldfinch.data.tokenizer_config import TOKENIZER_CONFIG, save_tokenizer_config
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
@@ -36,15 +37,18 @@ SHARDS = "model.safetensors.index.json"
 """Which file holds which tensor, where Hugging Face wrote several."""
 BODY, HEAD = "model.", "lm_head."
 """What names in the file begin with."""
+MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)
+"""All that a model folder holds."""
 
 
 def save_description(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, chat_template: ChatTemplate | None = None
 ) -> None:
-    """Write `config.json` and, if there are any, `tokenizer.json` and the chat template."""
+    """Write `config.json` and, if there are any, the tokenizer, for Hugging Face's libraries too, and chat template."""
     write_text(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder / TOKENIZER)
+        save_tokenizer_config(folder, tokenizer)
     if chat_template is not None:
         chat_template.save(folder)
 
@@ -118,7 +122,7 @@ def check_model_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} exists: choose another name, or give --overwrite")
     if not output.is_dir():
         raise UserError(f"{output} is a file: give a folder")
-    others = sorted({path.name for path in output.iterdir()} - {CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE})
+    others = sorted({path.name for path in output.iterdir()} - {*MODEL_FILES})
     if others:
         raise UserError(f"{output} also holds {others[0]}, so it is not overwritten: choose another name")
 

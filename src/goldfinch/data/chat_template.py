@@ -1,24 +1,26 @@
 """How conversations are written as text: a Jinja template, as in the ecosystem."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.meta
+import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from goldfinch.argument_checks import shortened, string
+from goldfinch.data.tokenizer_config import TOKENIZER_CONFIG
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.files import one_line, write_text
 from goldfinch.json_yaml import read_json
 
 CHAT_TEMPLATE = "chat_template.jinja"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_CONFIG_BYTES = 1 << 26  # some list a thousand special tokens
 
 Message = Mapping[str, str]
@@ -34,6 +36,9 @@ RWKV = (
 )
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _MARKER = "\u241f"  # a symbol that no template contains
+
+# How `ChatTemplate.standalone` writes a variable, in a line of its own, which Jinja's `trim_blocks` removes.
+_SET = re.compile(r"\{% set (?P<name>\w+) = (?P<value>\"(?:[^\"\\]|\\.)*\") %\}\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +87,10 @@ class ChatTemplate:
         path, config = folder / CHAT_TEMPLATE, folder / TOKENIZER_CONFIG
         try:
             if path.exists():
-                return cls(path.read_text(encoding="utf-8"))
+                return cls.from_standalone(path.read_text(encoding="utf-8"))
             if config.exists():
                 source = read_json(config, MAX_CONFIG_BYTES).get("chat_template")
-                return cls(source) if isinstance(source, str) else None
+                return cls.from_standalone(source) if isinstance(source, str) else None
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read the chat template of {folder}: {one_line(error)}") from error
         except UserError as error:
@@ -105,31 +110,54 @@ class ChatTemplate:
                 raise UserError(f"{path} has no chat template: give a Jinja file")
             return template
         try:
-            return cls(path.read_text(encoding="utf-8"))
+            return cls.from_standalone(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the chat template {path}: {one_line(error)}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
-    def self_contained(self) -> str:
-        """The template for other programs, which do not know our names: it sets the variables that it needs.
-
-        >>> ChatTemplate("{{ user }}: {{ messages[0].content }}").self_contained()
-        '{% set user = "User" %}{{ user }}: {{ messages[0].content }}'
-        """
-        undeclared = jinja2.meta.find_undeclared_variables(_environment().parse(self.source))
-        needed = {name: value for name, value in self._variables.items() if name in undeclared}
-        lines = (f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in needed.items())
-        return "".join(lines) + self.source
+    def save(self, folder: Path) -> None:
+        """Write chat_template.jinja, for us and for Hugging Face's libraries."""
+        write_text(folder / CHAT_TEMPLATE, self.standalone)
 
     @property
-    def _variables(self) -> dict[str, str]:
-        """What the template gets besides the conversation."""
-        return {"user": self.user, "assistant": self.assistant, "bos_token": "", "eos_token": ""}
+    def standalone(self) -> str:
+        """The template for programs that do not supply its variables as we do, Hugging Face's libraries among them.
 
-    def save(self, folder: Path) -> None:
-        """Write chat_template.jinja."""
-        write_text(folder / CHAT_TEMPLATE, self.source)
+        >>> print(ChatTemplate("{{ assistant }} says:", assistant="Ishmael").standalone)
+        {% set assistant = "Ishmael" %}
+        {{ assistant }} says:
+
+        Its first lines set the names and the special tokens that it uses: they know no names, and have tokens where we
+        have none.
+        """
+        used = {node.name for node in _environment().parse(self.source).find_all(jinja2.nodes.Name)}
+        lines = [
+            f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n"
+            for name, value in self._variables().items()
+            if name in used
+        ]
+        return "".join(lines) + self.source
+
+    @classmethod
+    def from_standalone(cls, text: str) -> "ChatTemplate":
+        """The template that `standalone` wrote; any other text is the template itself.
+
+        Raises:
+            UserError: it is not valid Jinja.
+        """
+        start, names = 0, {}
+        while line := _SET.match(text, start):
+            start = line.end()
+            if line["name"] in ("user", "assistant"):
+                with contextlib.suppress(ValueError):  # a string of Jinja's that is none of JSON's
+                    names[line["name"]] = json.loads(line["value"])
+        template = cls(text[start:], **names)
+        return template if template.standalone == text else cls(text)
+
+    def _variables(self) -> dict[str, str]:
+        """What each template may use besides the conversation."""
+        return {"user": self.user, "assistant": self.assistant, "bos_token": "", "eos_token": ""}
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Write messages as text, by default up to where the next answer starts.
@@ -151,7 +179,7 @@ class ChatTemplate:
             return _compile(self.source).render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                **self._variables,
+                **self._variables(),
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
@@ -206,7 +234,7 @@ def _compile(source: str) -> jinja2.Template:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> ImmutableSandboxedEnvironment:
     """With the settings and functions that templates for transformers rely on."""
 
     def raise_exception(message: str) -> NoReturn:

@@ -315,7 +315,7 @@ class LanguageModel:
         """Write the model folder that `gf.load` and every command take, atomically, in the dtype that the model has.
 
         Args:
-            folder: config.json, model.safetensors, tokenizer.json and, if it is not the default, the chat template.
+            folder: config.json, model.safetensors, the tokenizer and the chat template.
             overwrite: replace it if it is such a folder.
 
         Raises:
@@ -324,8 +324,7 @@ class LanguageModel:
         weights = cast(dict[str, Tensor], self.model.state_dict())
         folder = file_path("folder", folder)
         boolean("overwrite", overwrite)
-        chat_template = self.chat_template if self.chat_template != ChatTemplate() else None
-        save_model_folder(folder, self.config, weights, self.tokenizer, chat_template, overwrite=overwrite)
+        save_model_folder(folder, self.config, weights, self.tokenizer, self.chat_template, overwrite=overwrite)
 
 
 def load(

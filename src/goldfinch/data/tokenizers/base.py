@@ -2,16 +2,15 @@
 
 import codecs
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from goldfinch.files import write_text
+import tokenizers
 
-FORMAT = "goldfinch-tokenizer"
-VERSION = 1
+from goldfinch.data.tokenizers.byte_level import END_OF_TEXT, to_byte_level
+from goldfinch.files import write_text
 
 
 class Tokenizer(ABC):
@@ -23,10 +22,12 @@ class Tokenizer(ABC):
     Attributes:
         name: "bytes", "bpe" or "world".
         end_of_text: the id that follows every document.
+        end_of_text_name: how tokenizer.json calls that id.
     """
 
     name: str
     end_of_text: int
+    end_of_text_name: str = END_OF_TEXT
 
     def __init__(self, table: Sequence[bytes]) -> None:
         self._table = table
@@ -82,10 +83,22 @@ class Tokenizer(ABC):
         meaning = [len(self._table), self.end_of_text, *(token.hex() for token in self._table)]
         return hashlib.sha256(" ".join(map(str, meaning)).encode()).hexdigest()
 
+    @abstractmethod
+    def to_backend(self) -> tokenizers.Tokenizer:
+        """The same tokenizer as one of the library `tokenizers`, which also says where in the text each token is.
+
+        It has the same ids for every text in which no special token is named; named ones it reads as these tokens,
+        unless its `encode_special_tokens` is set.
+        """
+
+    def byte_level_vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens, written as in tokenizer.json; ids without text have none, but for the end of text."""
+        vocabulary = {to_byte_level(token): id for id, token in enumerate(self._table) if token}
+        return {self.end_of_text_name: self.end_of_text, **vocabulary}
+
     def save(self, path: Path) -> None:
-        """Write a tokenizer.json that `load_tokenizer` reads, atomically."""
-        content = {"format": FORMAT, "version": VERSION, "name": self.name, "hash": self.hash}
-        write_text(path, json.dumps(content, indent=2) + "\n")
+        """Write a tokenizer.json that `load_tokenizer` and the library `tokenizers` read, atomically."""
+        write_text(path, self.to_backend().to_str(pretty=True))
 
 
 class StreamDecoder:

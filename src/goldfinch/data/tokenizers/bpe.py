@@ -3,17 +3,15 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from goldfinch.data.tokenizers.base import Tokenizer
+from goldfinch.data.tokenizers.byte_level import END_OF_TEXT, from_byte_level
 from goldfinch.errors import UserError
-from goldfinch.files import write_text
 
-END_OF_TEXT = "<|endoftext|>"
 # Names in other byte-level vocabularies; the first one present is used.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
@@ -25,13 +23,6 @@ SLICE_BORDER = re.compile(r"(?<=[^\W\d_])(?=[ \n][^\W\d_]|[\u3001\u3002\uff0c])"
 
 # Text that a tokenizer does not reproduce if it is not byte-level or changes text.
 PROBE = "word  Word\r\n\t e\u0301 \ufb01 \u4f60\u597d \U0001f44b\u200d\n " + "".join(map(chr, range(0x250))) + " "
-
-
-def byte_of_character() -> dict[str, int]:
-    """How byte-level vocabularies write bytes: printable Latin-1 as itself, the rest as U+0100 onwards, in order."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _slices(text: str) -> Iterator[str]:
@@ -55,6 +46,9 @@ class BpeTokenizer(Tokenizer):
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_truncation()
         backend.no_padding()
+        if backend.num_special_tokens_to_add(is_pair=False):
+            # Models see texts as `encode` gives them, without the special tokens that some put around each.
+            backend.post_processor = processors.ByteLevel(trim_offsets=False)
         # Otherwise text that merely mentions "<|endoftext|>" would end the document.
         backend.encode_special_tokens = True
         self._backend = backend
@@ -67,15 +61,15 @@ class BpeTokenizer(Tokenizer):
         names = [name for name in END_OF_TEXT_NAMES if name in special]
         if not names:
             raise ValueError(f"no special token ends a document (one of {', '.join(END_OF_TEXT_NAMES)})")
-        self.end_of_text = special[names[0]]
+        self.end_of_text_name = names[0]
+        self.end_of_text = special[self.end_of_text_name]
         self._special_token_ids = special
 
-        byte_of = byte_of_character()
         table = [b""] * (1 + max(backend.get_vocab(with_added_tokens=True).values()))
         for token, id in backend.get_vocab(with_added_tokens=False).items():
             if id not in added:
                 try:
-                    table[id] = bytes(byte_of[character] for character in token)
+                    table[id] = from_byte_level(token)
                 except KeyError:
                     raise ValueError(f"token {id} is not written in bytes: not a byte-level vocabulary") from None
         for id, added_token in added.items():
@@ -144,6 +138,6 @@ class BpeTokenizer(Tokenizer):
         """The content of its tokenizer.json: vocabulary, merges, pre-tokenizer, added tokens."""
         return json.loads(self._backend.to_str())
 
-    def save(self, path: Path) -> None:
-        """Write a Hugging Face tokenizer.json, atomically."""
-        write_text(path, self._backend.to_str(pretty=True))
+    def to_backend(self) -> tokenizers.Tokenizer:
+        """A copy of the wrapped one."""
+        return tokenizers.Tokenizer.from_str(self._backend.to_str())

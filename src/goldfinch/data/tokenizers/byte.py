@@ -1,6 +1,10 @@
 """One token per byte."""
 
+import tokenizers
+from tokenizers import models
+
 from goldfinch.data.tokenizers.base import Tokenizer
+from goldfinch.data.tokenizers.byte_level import byte_level_backend
 
 
 class ByteTokenizer(Tokenizer):
@@ -15,3 +19,7 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """One id per byte of UTF-8."""
         return list(text.encode())
+
+    def to_backend(self) -> tokenizers.Tokenizer:
+        """Byte-pair encoding without pairs."""
+        return byte_level_backend(models.BPE(vocab=self.byte_level_vocabulary(), merges=[]))

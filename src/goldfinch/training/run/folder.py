@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from goldfinch.checkpoint.model_folder import CONFIG, TOKENIZER, WEIGHTS, read_config, save_description
-from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
+from goldfinch.checkpoint.model_folder import MODEL_FILES, read_config, save_description
+from goldfinch.data.chat_template import ChatTemplate
 from goldfinch.data.mixture import Source
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
@@ -46,7 +46,7 @@ def check_new(run: Path) -> None:
             f"{run} already holds a run: resume it with `goldfinch train --resume {run}`, "
             "replace it with --overwrite, or choose another folder"
         )
-    taken = [name for name in (CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, FOLDER, METRICS) if (run / name).exists()]
+    taken = [name for name in (*MODEL_FILES, FOLDER, METRICS) if (run / name).exists()]
     if taken or run.is_file():
         raise UserError(f"{run / ''.join(taken[:1])} exists: choose another output folder")
 
@@ -98,8 +98,7 @@ def write_data(run: Path, fingerprint: list[dict[str, str]]) -> None:
 
 def remove_temporary_files(run: Path) -> None:
     """Remove the unfinished files that a killed run has left in its folder."""
-    names = (SETTINGS, DATA, CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, METRICS, PLOT)
-    for name in names:
+    for name in (SETTINGS, DATA, *MODEL_FILES, METRICS, PLOT):
         remove_abandoned(run / name)
 
 

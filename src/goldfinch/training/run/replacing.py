@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from goldfinch.checkpoint.model_folder import CHAT_TEMPLATE, CONFIG, TOKENIZER, WEIGHTS
+from goldfinch.checkpoint.model_folder import MODEL_FILES
 from goldfinch.errors import UserError
 from goldfinch.training.run.checkpoint import FOLDER
 from goldfinch.training.run.folder import DATA, SAMPLES, SETTINGS
@@ -14,8 +14,8 @@ from goldfinch.training.run.metrics import FILE, PLOT
 from goldfinch.training.run.trackers import TENSORBOARD, WANDB_ID
 
 RUN_FILES = {
-    *(CONFIG, WEIGHTS, TOKENIZER, CHAT_TEMPLATE, SETTINGS, DATA, SAMPLES),
-    *(FOLDER, FILE, PLOT, TENSORBOARD, WANDB_ID),
+    *MODEL_FILES,
+    *(SETTINGS, DATA, SAMPLES, FOLDER, FILE, PLOT, TENSORBOARD, WANDB_ID),
 }
 
 

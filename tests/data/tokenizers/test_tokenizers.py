@@ -27,16 +27,6 @@ CHINESE = PARAGRAPHS[1]
 MULTILINGUAL = "\n\n".join(PARAGRAPHS)
 
 
-@pytest.fixture(scope="module")
-def bpe() -> BpeTokenizer:
-    return BpeTokenizer.train([*moby_dick_chapters()[:3], MULTILINGUAL], 700)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_of(bpe: BpeTokenizer) -> dict[str, Tokenizer]:
-    return {"bytes": ByteTokenizer(), "bpe": bpe, "world": WorldTokenizer()}
-
-
 WORLD = WorldTokenizer()
 
 each = pytest.mark.parametrize("name", ["bytes", "bpe", "world"])
@@ -114,11 +104,6 @@ def test_hashes_tell_vocabularies_apart(tokenizer_of: dict[str, Tokenizer]) -> N
 
 
 # RWKV World
-
-
-@pytest.fixture(scope="module")
-def oracle() -> reference.TRIE_TOKENIZER:
-    return reference.TRIE_TOKENIZER(str(Path(reference.__file__).with_name("rwkv_vocab_v20230424.txt")))
 
 
 def test_world_table_is_the_reference_vocabulary(oracle: reference.TRIE_TOKENIZER) -> None:
