@@ -83,13 +83,16 @@ class Tokenizer(ABC):
         meaning = [len(self._table), self.end_of_text, *(token.hex() for token in self._table)]
         return hashlib.sha256(" ".join(map(str, meaning)).encode()).hexdigest()
 
-    @abstractmethod
     def to_backend(self) -> tokenizers.Tokenizer:
         """The same tokenizer as one of the library `tokenizers`, which also says where in the text each token is.
 
         It has the same ids for every text in which no special token is named; named ones it reads as these tokens,
         unless its `encode_special_tokens` is set.
+
+        Raises:
+            NotImplementedError: this kind of tokenizer has none, and so cannot be saved.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no to_backend, which saving it needs")
 
     def byte_level_vocabulary(self) -> dict[str, int]:
         """The ids of all tokens, written as in tokenizer.json; ids without text have none, but for the end of text."""
