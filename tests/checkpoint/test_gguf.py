@@ -23,7 +23,9 @@ from goldfinch.data.tokenizers import BpeTokenizer, ByteTokenizer, Tokenizer, Wo
 from goldfinch.errors import UserError
 from goldfinch.model import Decoder
 
-PARAGRAPHS = json.loads((Path(__file__).parents[1] / "data" / "tokenizers" / "paragraphs.json").read_text(encoding="utf-8"))
+PARAGRAPHS = json.loads(
+    (Path(__file__).parents[1] / "data" / "tokenizers" / "paragraphs.json").read_text(encoding="utf-8")
+)
 NAMES_OF_TOKENS = "<s>struck</s> <|endoftext|> [unused 65530] \\xff<|endoftext|> \\x41 \\n"
 TEXT = "Call me Ishmael. — Зовите меня Измаил. 我叫以实玛利。 🐳 café\n\n\tx = [1, 2]\n"
 WORLD = WorldTokenizer()

@@ -37,7 +37,7 @@ class GoldFinchConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ("cache",)
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012  # `Trainer` adds lists to it
 
     vocab_size: int = 65536
     hidden_size: int = 768
