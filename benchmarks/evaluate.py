@@ -25,7 +25,7 @@ TOLERANCE = 1e-4  # nats a token
 
 
 def forms(count: int, examples: int, vocab_size: int) -> dict[str, list[Request]]:
-    """Requests for `count` questions in each form, with so many tokens of examples in MMLU's."""
+    """Requests for `count` questions in each form, with `examples` tokens of examples in MMLU's."""
     draw = random.Random(0)
 
     def tokens(shortest: int, longest: int) -> tuple[int, ...]:

@@ -113,7 +113,9 @@ def test_gradients_do_not_flow_through_padding(ids):
 
 def test_packed_documents_are_read_as_if_each_stood_alone(model, ids):
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].expand(3, -1)
+    within = positions.where(torch.arange(12) >= 5, positions + 3)  # as of a text that began before the batch
     with torch.no_grad():
+        assert torch.equal(*(model(ids, position_ids=each, use_cache=False).logits for each in (positions, within)))
         packed = model(ids, position_ids=positions, use_cache=False).logits
         parts = [model(part, use_cache=False).logits for part in (ids[:, :5], ids[:, 5:])]
         with pytest.raises(ValueError, match="cannot continue a cache"):

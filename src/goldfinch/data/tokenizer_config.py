@@ -1,4 +1,4 @@
-"""tokenizer_config.json: what Hugging Face's tokenizers are told besides the vocabulary in tokenizer.json."""
+"""tokenizer_config.json: settings of Hugging Face's tokenizers that tokenizer.json does not hold."""
 
 import json
 from pathlib import Path

@@ -19,7 +19,7 @@ MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of a batch, padding included, by the type of device: bounds the memory of activations. On a CPU more only mean
 more padding."""
 MIN_BATCH_TOKENS = 128
-"""With so many tokens, a batch takes no text that is shorter than the longest by more than a quarter: it would be
+"""From this many tokens on, a batch takes no text that is more than a quarter shorter than the longest: it would be
 padded."""
 
 

@@ -13,7 +13,9 @@ from goldfinch.cache.latents import latent_format
 from goldfinch.checkpoint.config_json import ATTENTION
 from goldfinch.huggingface.configuration import GoldFinchConfig
 from goldfinch.huggingface.padding import Rows
-from goldfinch.inference.sequence import Mark, TokenSequence, advance_together
+from goldfinch.inference.context_file.format import open_context
+from goldfinch.inference.points import Mark
+from goldfinch.inference.sequence import TokenSequence, advance_together
 from goldfinch.model import Decoder
 
 
@@ -56,8 +58,6 @@ class GoldFinchCache(Cache):
         Raises:
             UserError: the file is missing, corrupt, or of another model.
         """
-        from goldfinch.inference.context_file.format import open_context
-
         decoder = model.model.decoder(model.lm_head)
         cache = cls(model.config, budget=budget)
         sequence = cache._new_sequences(decoder, 1)[0]

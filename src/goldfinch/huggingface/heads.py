@@ -11,7 +11,7 @@ from transformers.utils import can_return_tuple
 
 from goldfinch.huggingface.cache import GoldFinchCache
 from goldfinch.huggingface.configuration import GoldFinchConfig
-from goldfinch.huggingface.modeling import NEW_NAME, GoldFinchModel, GoldFinchPreTrainedModel
+from goldfinch.huggingface.modeling import GoldFinchModel, GoldFinchPreTrainedModel, accept_past_key_values
 from goldfinch.inference.prefill import next_token_logits
 from goldfinch.ops.cross_entropy import linear_cross_entropy
 
@@ -22,7 +22,6 @@ IGNORED = -100
 class GoldFinchForCausalLM(GoldFinchPreTrainedModel, GenerationMixin):
     """A `Decoder` with its head, for training and `generate`."""
 
-    _tp_plan = {}  # noqa: RUF012  # as transformers declares it
     _is_stateful = False  # the cache can be cropped, so drafts can be taken back
 
     def __init__(self, config: GoldFinchConfig) -> None:
@@ -33,7 +32,7 @@ class GoldFinchForCausalLM(GoldFinchPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    @NEW_NAME
+    @accept_past_key_values
     def forward(
         self,
         input_ids: Tensor | None = None,

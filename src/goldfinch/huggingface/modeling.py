@@ -2,7 +2,7 @@
 
 A forward pass goes one of two ways:
 
-- without a cache, or where gradients are wanted, all tokens go through `Decoder.hidden` at once (`parallel`);
+- without a cache, or where gradients are wanted, all tokens go through `Decoder.hidden` at once;
 - otherwise each row continues a sequence of our engine (`GoldFinchCache`), and only the tokens whose outputs are wanted
   go through the GOLD layers: `generate` has linear pre-fill.
 
@@ -29,8 +29,8 @@ from goldfinch.model import Decoder
 from goldfinch.model.block import Block
 from goldfinch.model.initialization import initialize_body, initialize_head
 
-NEW_NAME = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
-"""`cache` was called `past_key_values` before transformers 5.24."""
+accept_past_key_values = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+"""A decorator: `cache` was called `past_key_values` before transformers 5.24."""
 
 
 class GoldFinchPreTrainedModel(PreTrainedModel):
@@ -80,6 +80,7 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
         self.token_cat = decoder.token_cat
         self.output_norm = decoder.output_norm
         self.gradient_checkpointing = False
+        # In a list, so that PyTorch does not count its parts as this model's once more.
         self._decoders: list[Decoder] = []
         self.post_init()
 
@@ -100,7 +101,7 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
         return known
 
     @can_return_tuple
-    @NEW_NAME
+    @accept_past_key_values
     def forward(
         self,
         input_ids: Tensor | None = None,

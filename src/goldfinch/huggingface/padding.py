@@ -41,7 +41,10 @@ class Rows:
             starts = (position_ids == 0).expand(self.shape).clone()
             if self.is_token is not None:
                 starts &= self.is_token
-            starts[torch.arange(len(starts)), starts.int().argmax(1)] = False  # the first of a row begins it anyway
+            # The first token of a row begins a document anyway.
+            starts[:, 0] = False
+            if self.is_token is not None:
+                starts[torch.arange(len(starts)), self.is_token.int().argmax(1)] = False
             self.document_starts = starts if bool(starts.any()) else None
 
     def tokens(self, row: int) -> Tensor:

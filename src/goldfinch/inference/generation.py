@@ -9,9 +9,10 @@ from torch import Tensor
 
 from goldfinch.argument_checks import integer
 from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.inference.points import Mark
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
-from goldfinch.inference.sequence import Mark, TokenSequence
+from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.speculation import DraftPolicy, PromptLookup
 from goldfinch.inference.text_stream import FinishReason, TextStream
 from goldfinch.inference.token_ids import token_ids

@@ -17,6 +17,7 @@ from goldfinch.inference.context_file.quantization import QuantizationProbe, Qua
 from goldfinch.inference.cpu_decode import MAX_TOKENS, checked_once
 from goldfinch.inference.memory_usage import MemoryUsage
 from goldfinch.inference.one_thread import OneThread, one_thread
+from goldfinch.inference.points import DraftStep, Mark, Prediction
 from goldfinch.inference.prefill import CHUNK_SIZE, LowerState, chunks, next_token_logits, read_lower, read_upper
 from goldfinch.inference.snapshots import Snapshots
 from goldfinch.model import Decoder
@@ -24,45 +25,6 @@ from goldfinch.state import BlockState
 
 # Releasing memory makes the next chunks fault it in again: once in two blocks that costs less than a twentieth.
 BLOCKS_PER_RELEASE = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the GOLD layers and the head computed at some length of the text."""
-
-    length: int
-    """Of the text, in tokens."""
-    gold_states: list[BlockState]
-    """States of the GOLD layers after it."""
-    hidden: Tensor
-    """(1, D): the normalised hidden state of its last token."""
-    logits: Tensor | None = None
-    """(V,) float32; None until they are asked for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """A point that a sequence can be rewound to at no cost: its states there, which no call changes in place."""
-
-    length: int
-    """Tokens at that point."""
-    num_pending: int
-    """How many of them the state had not seen yet."""
-    state: LowerState | None
-    prediction: Prediction | None
-
-
-@dataclasses.dataclass(frozen=True)
-class DraftStep:
-    """Tokens of which some may be rejected: the point before them, and the states after all of them."""
-
-    start: Mark
-    state: LowerState
-    gold_states: list[BlockState]
-    hidden: Tensor
-    """(1, D), of the last of these tokens."""
-    logits: Tensor
-    """(tokens of the step, V)."""
 
 
 class TokenSequence:
@@ -152,14 +114,20 @@ class TokenSequence:
             raise
 
     def _append_chunk(self, ids: Tensor) -> None:
-        self._finish_append(self._run_lower(ids, self._state)[1])
+        self._finish_append(self._run_lower(ids)[1])
         if len(self) % (BLOCKS_PER_RELEASE * self.block_size) == 0:
             malloc.trim()
 
-    def _run_lower(self, ids: Tensor, before: LowerState | None) -> tuple[Tensor, LowerState]:
-        """Run (T,) ids through the layers below GOLD and store them: (1, T, D), and the state after them."""
-        x, latents, (state,) = read_lower(self.model, ids[None], [before])
-        self._store(ids, x, None if latents is None else latents[0], before)
+    def _run_lower(self, ids: Tensor) -> tuple[Tensor, LowerState]:
+        """Run pending tokens and (T,) ids through the layers below GOLD, and store the ids.
+
+        Returns:
+            (1, pending + T, D), the output of these layers, and the state after them.
+        """
+        before, count = self._state, self._num_pending
+        pending = self.key_cache.ids(len(self) - count, len(self))
+        x, latents, (state,) = read_lower(self.model, torch.cat([pending, ids])[None], [before])
+        self._store(ids, x[:, count:], None if latents is None else latents[0, count:], before)
         return x, state
 
     def _store(self, ids: Tensor, x: Tensor, latents: Tensor | None, before: LowerState | None) -> None:
@@ -235,10 +203,7 @@ class TokenSequence:
         tail = [] if self._state is None else [self._state.tail]
         with checked_once(self.model):
             for start, stop in chunks(len(self), len(self) + len(ids), self.chunk_size):
-                new, before, num_pending = ids[: stop - start], self._state, self._num_pending
-                pending = self.key_cache.ids(start - num_pending, start)
-                x, latents, (state,) = read_lower(self.model, torch.cat([pending, new])[None], [before])
-                self._store(new, x[:, num_pending:], None if latents is None else latents[0, num_pending:], before)
+                x, state = self._run_lower(ids[: stop - start])
                 self._finish_append(state)
                 tail.append(x)
                 ids = ids[stop - start :]
@@ -268,11 +233,8 @@ class TokenSequence:
             raise ValueError("the context is empty: read a text first")
         if self.probe is not None and (len(ids) > 1 or start.num_pending):
             raise ValueError("measure the quantization before drafting tokens: all latents that were read are kept")
-        pending = self.key_cache.ids(start.length - start.num_pending, start.length)
         with checked_once(self.model):
-            x, latents, (after,) = read_lower(self.model, torch.cat([pending, ids])[None], [state])
-            new = slice(start.num_pending, None)
-            self._store(ids, x[:, new], None if latents is None else latents[0, new], state)
+            x, after = self._run_lower(ids)
             hidden, gold_states = self._run_upper(torch.cat([state.tail, x], dim=1), len(ids))
             logits = next_token_logits(self.model, hidden)
         self._draft = DraftStep(start, after, gold_states, hidden[-1:], logits)

@@ -57,10 +57,10 @@ class WorldTokenizer(Tokenizer):
         return self._encoder.encode(text)
 
     def to_backend(self) -> tokenizers.Tokenizer:
-        """A regular expression whose matches are the longest tokens, and WordPiece for characters that are no token.
+        """A regular expression whose matches are the longest tokens, and WordPiece for characters that are not tokens.
 
         WordPiece is longest match too, but its time grows with the cube of a word's length. Here its words are single
-        tokens, or single characters, which it splits into bytes and pairs of bytes if they are no token.
+        tokens, or single characters, which it splits into bytes and pairs of bytes if they are not tokens.
 
         The ids are the reference's, by the following steps.
 
