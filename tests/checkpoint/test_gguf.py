@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -10,7 +11,6 @@ import gguf
 import pytest
 import tokenizers
 import torch
-import xllamacpp
 
 from goldfinch.checkpoint.convert import export_reference
 from goldfinch.checkpoint.gguf import FORMATS, export_gguf, gguf_tensors
@@ -31,41 +31,70 @@ TEXT = "Call me Ishmael. — Зовите меня Измаил. 我叫以实玛
 WORLD = WorldTokenizer()
 
 
+# In a process of its own that is killed in the end: stopping this server from within can wait for itself for ever.
+SERVER = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.n_ctx, params.n_parallel, params.n_gpu_layers = 512, 1, 0
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.cache_ram_mib = 0  # a prompt continues what the slot has read, and nothing else
+params.fit_params = params.warmup = False
+params.use_jinja = True
+params.verbosity = -1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
 class LlamaCpp:
-    """llama.cpp's server in this process, for one file."""
+    """llama.cpp's server for one file."""
 
     def __init__(self, path: Path) -> None:
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.n_gpu_layers = 512, 1, 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_ram_mib = 0  # a prompt continues what the slot has read, and nothing else
-        params.fit_params = params.warmup = False
-        params.use_jinja = True
-        params.verbosity = -1
-        self._server = xllamacpp.Server(params)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._address = self._process.stdout.readline().strip()
+        assert self._address, "llama.cpp did not start"
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, path: str, **request: object) -> dict:
+        """One of its services."""
+        url, headers = self._address + path, {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(request).encode(), headers)) as answer:
+            return json.load(answer)
 
     def log_probabilities(self, ids: list[int], number: int) -> tuple[dict[int, float], int]:
         """Of so many tokens after `ids`, the most likely ones, and how many of `ids` were read anew."""
         # Some token has to follow. One with a text of its own: probabilities of half a character are held back.
         follow = {"n_predict": 1, "logit_bias": [[ids[0], 1e9]], "temperature": 0.0, "samplers": ["temperature"]}
-        answer = self._server.handle_completions(
-            {"prompt": ids, "n_probs": number, "cache_prompt": True, "ignore_eos": False} | follow
-        )
-        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        answer = self.ask("/completion", prompt=ids, n_probs=number, cache_prompt=True, ignore_eos=False, **follow)
+        found = answer["completion_probabilities"][0]["top_logprobs"]
         return {entry["id"]: entry["logprob"] for entry in found}, answer["timings"]["prompt_n"]
-
-    def ask(self, path: str, **request: object) -> dict:
-        """One of its other services."""
-        url, headers = self._server.listening_address + path, {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(request).encode(), headers)) as answer:
-            return json.load(answer)
 
     def encode(self, text: str) -> list[int]:
         return self.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
 
     def decode(self, ids: list[int]) -> str:
         return self.ask("/detokenize", tokens=ids)["content"]
+
+
+@pytest.fixture
+def llama_cpp():
+    """llama_cpp(path) -> llama.cpp with this file."""
+    started = []
+
+    def start(path: Path) -> LlamaCpp:
+        started.append(LlamaCpp(path))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +144,15 @@ TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2, "q8_0": 0.1}
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @torch.inference_mode()
-def test_llama_cpp_has_our_logits_for_a_whole_prompt_and_token_by_token(dtype, folder, finch, tmp_path):
+def test_llama_cpp_has_our_logits_for_a_whole_prompt_and_token_by_token(dtype, folder, finch, tmp_path, llama_cpp):
     export_gguf(folder(WORLD), tmp_path / "finch.gguf", dtype)
-    llama_cpp, ids = LlamaCpp(tmp_path / "finch.gguf"), WORLD.encode(TEXT)
+    judge, ids = llama_cpp(tmp_path / "finch.gguf"), WORLD.encode(TEXT)
     logits = finch(vocab_size=WORLD.vocab_size)(torch.tensor([ids]))[0][0]
     tolerance = TOLERANCES[dtype] * float(logits.std())
     expected = logits.log_softmax(-1)
 
     def check(length: int, number: int) -> int:
-        found, read = llama_cpp.log_probabilities(ids[:length], number)
+        found, read = judge.log_probabilities(ids[:length], number)
         assert len(found) == number
         actual = torch.tensor(list(found.values()))
         torch.testing.assert_close(actual, expected[length - 1, list(found)], rtol=0, atol=tolerance)
@@ -135,47 +164,47 @@ def test_llama_cpp_has_our_logits_for_a_whole_prompt_and_token_by_token(dtype, f
 
 
 @pytest.mark.parametrize("name", ["world", "bytes", "bpe"])
-def test_llama_cpp_reads_and_writes_the_same_tokens(name, bpe, folder, tmp_path):
+def test_llama_cpp_reads_and_writes_the_same_tokens(name, bpe, folder, tmp_path, llama_cpp):
     tokenizer = {"world": WORLD, "bytes": ByteTokenizer(), "bpe": bpe}[name]
     # More ids than the tokenizer has, as in models that round their vocabulary up.
     sizes = {} if name == "world" else {"vocab_size": tokenizer.vocab_size + 7}
     export_gguf(folder(tokenizer, **sizes), tmp_path / "finch.gguf")
-    llama_cpp = LlamaCpp(tmp_path / "finch.gguf")
+    judge = llama_cpp(tmp_path / "finch.gguf")
     for text in (*PARAGRAPHS, "\n\n".join(PARAGRAPHS), moby_dick()[:20_000], NAMES_OF_TOKENS, "<s>", " ", ""):
         ids = tokenizer.encode(text)
-        assert llama_cpp.encode(text) == ids
-        assert llama_cpp.decode(ids) == text
+        assert judge.encode(text) == ids
+        assert judge.decode(ids) == text
 
 
-def test_llama_cpp_has_the_bytes_of_every_world_token(folder, tmp_path):
+def test_llama_cpp_has_the_bytes_of_every_world_token(folder, tmp_path, llama_cpp):
     export_gguf(folder(WORLD, time_mixes=("finch",), width=64), tmp_path / "finch.gguf")
-    llama_cpp = LlamaCpp(tmp_path / "finch.gguf")
+    judge = llama_cpp(tmp_path / "finch.gguf")
     pieces = {id: WORLD.token_bytes(id).decode(errors="ignore") for id in range(WORLD.vocab_size)}
     texts = {id: piece for id, piece in pieces.items() if piece.encode() == WORLD.token_bytes(id) != b""}
     assert len(texts) > 65_000
-    assert llama_cpp.decode(list(texts)) == "".join(texts.values())
+    assert judge.decode(list(texts)) == "".join(texts.values())
     split = [
         id for id in range(1, 65_530) if id not in texts
     ]  # parts of characters, which the server writes as numbers
     for text in ("龘", "🐳", "𐍈", "Ǆ", "\u0379"):
-        found = llama_cpp.ask("/tokenize", content=text, with_pieces=True)["tokens"]
+        found = judge.ask("/tokenize", content=text, with_pieces=True)["tokens"]
         assert any(token["id"] in split for token in found), text
         assert b"".join(bytes(token["piece"]) for token in found) == text.encode()
 
 
-def test_added_tokens_of_a_bpe_are_found_in_text(bpe, folder, tmp_path):
+def test_added_tokens_of_a_bpe_are_found_in_text(bpe, folder, tmp_path, llama_cpp):
     tokenizer = with_added_token(bpe)
     text = "if x:\n" + " " * 20 + "y()"
     assert bpe.vocab_size in tokenizer.encode(text)
     export_gguf(folder(tokenizer), tmp_path / "finch.gguf")
-    llama_cpp = LlamaCpp(tmp_path / "finch.gguf")
-    assert llama_cpp.encode(text) == tokenizer.encode(text)
-    assert llama_cpp.decode(tokenizer.encode(text)) == text
+    judge = llama_cpp(tmp_path / "finch.gguf")
+    assert judge.encode(text) == tokenizer.encode(text)
+    assert judge.decode(tokenizer.encode(text)) == text
 
 
 def with_added_token(bpe: BpeTokenizer, **flags: bool) -> BpeTokenizer:
     """The same with a token of eight spaces, which is no special token."""
-    backend = tokenizers.Tokenizer.from_str(json.dumps(bpe.definition))
+    backend = bpe.to_backend()
     backend.add_tokens([tokenizers.AddedToken(" " * 8, normalized=False, **flags)])
     return BpeTokenizer(backend)
 
@@ -188,11 +217,11 @@ def with_added_token(bpe: BpeTokenizer, **flags: bool) -> BpeTokenizer:
     ],
     ids=["names", "special tokens"],
 )
-def test_llama_cpp_writes_conversations_as_we_do(template, folder, tmp_path):
+def test_llama_cpp_writes_conversations_as_we_do(template, folder, tmp_path, llama_cpp):
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ahab."}]
     messages.append({"role": "user", "content": "Where?"})
     export_gguf(folder(ByteTokenizer(), chat_template=template), tmp_path / "finch.gguf")
-    prompt = LlamaCpp(tmp_path / "finch.gguf").ask("/apply-template", messages=messages)["prompt"]
+    prompt = llama_cpp(tmp_path / "finch.gguf").ask("/apply-template", messages=messages)["prompt"]
     assert prompt == template.render(messages)
 
 
@@ -303,7 +332,8 @@ def test_a_model_without_a_tokenizer_is_refused(folder, tmp_path):
 )
 def test_a_bpe_that_llama_cpp_would_read_otherwise_is_refused(change, message, bpe, folder, tmp_path):
     content = {
-        name: part | change.get(name, {}) if isinstance(part, dict) else part for name, part in bpe.definition.items()
+        name: part | change.get(name, {}) if isinstance(part, dict) else part
+        for name, part in json.loads(bpe.to_backend().to_str()).items()
     }
     tokenizer = BpeTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
     refused(folder(tokenizer), tmp_path / "model.gguf", message)

@@ -49,6 +49,13 @@ def test_what_is_saved_comes_back(plan, dtype, small_config, small_model, tmp_pa
     assert isinstance(read_tokenizer(tmp_path, small_config(*plan, vocab_size=257)), ByteTokenizer)
 
 
+def test_equal_models_are_equal_files(model, tmp_path):
+    for name in ("first", "second", "third", "fourth", "fifth"):
+        (tmp_path / name).mkdir()
+        save_weights(tmp_path / name, model.state_dict())
+    assert len({path.read_bytes() for path in tmp_path.rglob("*.safetensors")}) == 1
+
+
 def test_the_dtype_can_be_another_than_on_disk(folder, model, same_bits):
     wanted = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     assert same_bits(load_model(folder, torch.bfloat16).state_dict(), wanted)

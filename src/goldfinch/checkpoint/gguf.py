@@ -139,9 +139,8 @@ def gguf_tensors(weights: Mapping[str, Tensor], config: ModelConfig) -> list[Ggu
         assert name is not None, published_name
         suffix = "" if name.endswith((".weight", ".bias")) else ".weight"
         is_matrix = tensor.ndim == 2 and not suffix
-        is_factor = published_name.endswith(
-            ("_w1", "_w2")
-        )  # (in, out) in checkpoints, where other matrices are (out, in)
+        # (in, out) in checkpoints, where other matrices are (out, in)
+        is_factor = published_name.endswith(("_w1", "_w2"))
         tensors.append(GgufTensor(name + suffix, tensor.transpose(-1, -2) if is_factor else tensor, is_matrix))
     return tensors
 

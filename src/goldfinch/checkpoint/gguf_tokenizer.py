@@ -1,6 +1,7 @@
 """Tokenizers as GGUF files describe them: llama.cpp turns every text into the same ids as we do."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 
 import gguf
@@ -89,7 +90,7 @@ def _bpe_tokens(tokenizer: BpeTokenizer) -> tuple[dict[int, tuple[str, TokenType
     Raises:
         UserError: it does not.
     """
-    content = tokenizer.definition
+    content = json.loads(tokenizer.to_backend().to_str())
     model, words = content["model"], dict(content["pre_tokenizer"] or {})
     words.pop("trim_offsets", None)  # of positions in the text, not of tokens
     if words != {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:

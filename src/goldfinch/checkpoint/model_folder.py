@@ -85,9 +85,26 @@ def write_safetensors(
     try:
         with atomic_file(path, replaced) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            if metadata:
+                _sort_metadata(temporary)
             return FileVersion.of(temporary)  # renaming changes none of it, and others may write right after
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; the existing file is unchanged") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place: the library writes it in a random one.
+
+    Equal models are equal files then.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= length:  # always, unless the library changes how it writes JSON
+            file.seek(8)
+            file.write(content.ljust(length))
 
 
 def save_model_folder(

@@ -1,9 +1,7 @@
 """Byte-level byte-pair encoding, trained here or loaded from a Hugging Face tokenizer.json."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -132,11 +130,6 @@ class BpeTokenizer(Tokenizer):
         for owner, encoding in zip(owners, encodings, strict=True):
             encoded[owner] += encoding.ids
         return encoded
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        """The content of its tokenizer.json: vocabulary, merges, pre-tokenizer, added tokens."""
-        return json.loads(self._backend.to_str())
 
     def to_backend(self) -> tokenizers.Tokenizer:
         """A copy of the wrapped one."""
