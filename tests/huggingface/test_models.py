@@ -30,7 +30,7 @@ def config_of(plan="GoldFinch", **fields):
     layers = 3 if PLANS[plan] is None else len(PLANS[plan])
     sizes = {"vocab_size": 99, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": layers}
     channel_mix = "swiglu" if plan == "Llama" else "rwkv"
-    return GoldFinchConfig(**sizes, time_mixes=PLANS[plan], rope=rope, channel_mix=channel_mix, **fields)
+    return GoldFinchConfig(**sizes | fields, time_mixes=PLANS[plan], rope=rope, channel_mix=channel_mix)
 
 
 def model_of(plan="GoldFinch", cls=GoldFinchForCausalLM, dtype=torch.float32, **fields):

@@ -22,6 +22,7 @@ from goldfinch.huggingface.heads import (
     GoldFinchForTokenClassification,
 )
 from goldfinch.huggingface.modeling import GoldFinchModel
+from goldfinch.huggingface.training import PreparedDataset, build_optimizers, lora_targets
 
 __all__ = [
     "GoldFinchCache",
@@ -30,6 +31,9 @@ __all__ = [
     "GoldFinchForSequenceClassification",
     "GoldFinchForTokenClassification",
     "GoldFinchModel",
+    "PreparedDataset",
+    "build_optimizers",
+    "lora_targets",
 ]
 
 AutoConfig.register(MODEL_TYPE, GoldFinchConfig, exist_ok=True)
