@@ -1,7 +1,7 @@
 """Requests in the forms of benchmarks: the scheduler's against each read whole, and lm-eval's `--model hf`.
 
-`python benchmarks/evaluate.py`; `--hf 16` measures lm-eval's own model too, on the classes of `goldfinch.huggingface` with
-the same weights, in batches of 16.
+`python benchmarks/evaluate.py`; `--hf 16` measures lm-eval's own model too, on the classes of `goldfinch.huggingface`
+with the same weights, in batches of 16.
 
 Tokens are random, lengths are those of the benchmarks: MMLU with five examples, four one-token answers; HellaSwag, four
 endings; LAMBADA, a passage and its last word. Seconds are those of the processor, so that other load hardly matters.
