@@ -29,6 +29,7 @@ from goldfinch.inference.token_ids import is_batch, require_tokenizer, token_id_
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
+from goldfinch.pretrained import find_model
 
 MAX_BATCH_SIZE = 16
 """Generations that `LanguageModel.generate` steps together."""
@@ -351,7 +352,7 @@ def load(
         UserError: the folder or a file in it is missing or corrupt, the dtype or device is unknown, or `rope` is given
             for a model without positions.
     """
-    folder, where = file_path("path", path), resolve_device(device)
+    folder, where = find_model(file_path("path", path)), resolve_device(device)
     resolved_dtype = resolve_dtype(dtype, where)
     model = load_model(folder, resolved_dtype, where, rope).eval()
     warn_if_slow(resolved_dtype, where)

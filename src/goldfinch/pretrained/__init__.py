@@ -1,0 +1,44 @@
+"""Models that come with GoldFinch, by name: each is a model folder here, with a card (`README.md`)."""
+
+from pathlib import Path
+
+from goldfinch.errors import UserError
+from goldfinch.file_kinds import MODEL_CONFIG
+
+FOLDER = Path(__file__).parent
+
+
+def pretrained_names() -> list[str]:
+    """Names of the models that come with this version."""
+    return sorted(path.parent.name for path in FOLDER.glob(f"*/{MODEL_CONFIG}"))
+
+
+def pretrained_folder(name: str) -> Path | None:
+    """The folder of the model of this name; None if there is none."""
+    return FOLDER / name if name in pretrained_names() else None
+
+
+def pretrained_name(folder: Path) -> str | None:
+    """The inverse of `pretrained_folder`; None for any other folder."""
+    return folder.name if folder == pretrained_folder(folder.name) else None
+
+
+def find_model(path: Path) -> Path:
+    """The folder that a user means: the path itself or, if nothing is there, that of the pretrained model of this name.
+
+    Folders of the user's come first, so that a model added to a later version never takes the place of one of theirs.
+
+    Raises:
+        UserError: something of this name is there that is not a model folder.
+    """
+    folder = pretrained_folder(str(path))
+    if folder is None:
+        return path
+    if not path.exists():
+        return folder
+    if not (path / MODEL_CONFIG).is_file():
+        raise UserError(
+            f"{path} is not a model folder, and hides the model of that name that comes with GoldFinch: rename it, or "
+            "run from another folder"
+        )
+    return path
