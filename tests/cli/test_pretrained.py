@@ -1,7 +1,6 @@
 """Models that come with the package, by name, wherever a command takes a model; here a small one called "small"."""
 
 import io
-import json
 import shutil
 from pathlib import Path
 
@@ -41,6 +40,7 @@ COMMANDS = [
     "generate small whale --max-tokens 2",
     "chat small --plain --max-tokens 2",
     "info small",
+    "evaluate small book.txt",
     "bench memory small --json",
     "convert small -o small.pth",
     "experiment position small --text book.txt --length 8 -o position",
@@ -70,9 +70,7 @@ def test_training_starts_from_it_by_its_name(book, data, goldfinch):
 
 def test_a_folder_of_that_name_comes_first(package, goldfinch):
     shutil.copytree(package / "small", "small")
-    config = json.loads(Path("small/config.json").read_text())
     assert gf.load("small").folder == Path("small")
-    assert config["model"]["vocab_size"] == 257
     assert "parameters" in goldfinch("info", "small").out
 
 
