@@ -185,7 +185,7 @@ def require_model(path: Path) -> Path:
     """Find the folder of a model, and check that it has a config, likewise.
 
     Args:
-        path: the folder, or the name of a pretrained model.
+        path: the folder, or a name that `find_model` knows.
 
     Raises:
         UserError: there is no such model.
@@ -197,7 +197,7 @@ def require_model(path: Path) -> Path:
 
 
 def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
-    """The model config of a preset, of a folder or of a pretrained model.
+    """The model config of a preset, or of what `find_model` finds.
 
     Args:
         name: the preset, the folder, or the name of the pretrained model.
@@ -208,7 +208,7 @@ def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
     """
     from goldfinch.presets import WORLD_VOCABULARY, model_config
 
-    folder = find_model(Path(name))
+    folder = find_model(Path(name), config_only=True)
     if not folder.is_dir():
         try:
             return model_config(name, WORLD_VOCABULARY if vocab_size is None else vocab_size)

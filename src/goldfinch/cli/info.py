@@ -59,7 +59,7 @@ class Info:
     def _id_bytes(self, config: "ModelConfig") -> int:
         if self.id_bytes is not None:
             return self.id_bytes
-        if self.preset is None or not find_model(Path(self.preset)).is_dir():
+        if self.preset is None or not find_model(Path(self.preset), config_only=True).is_dir():
             return DEFAULT_ID_BYTES
         from goldfinch.cache.key_cache import id_dtype
 
@@ -68,7 +68,7 @@ class Info:
     def _stored_costs(self) -> Accounting | None:
         """Those of a preset at the default settings, at once."""
         is_default = self.sequence_length == DEFAULT_SEQUENCE_LENGTH and self.id_bytes in (None, DEFAULT_ID_BYTES)
-        if self.preset is None or find_model(Path(self.preset)).is_dir() or not is_default:
+        if self.preset is None or find_model(Path(self.preset), config_only=True).is_dir() or not is_default:
             return None
         return preset_costs(self.preset) if self.vocab_size in (None, WORLD_VOCABULARY) else None
 

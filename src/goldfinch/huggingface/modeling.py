@@ -45,6 +45,10 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "embedding"
     _can_record_outputs = {"hidden_states": Block, "attentions": Gold}  # noqa: RUF012  # as transformers declares it
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing, as `GoldFinchConfig.register_for_auto_class`."""
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For other people's code, transformers leaves out modules without parameters of their own, such as our layers,
         # which initialise their parts.

@@ -1,9 +1,10 @@
-"""Models that come with GoldFinch, by name: each is a model folder here, with a card (`README.md`)."""
+"""Models by name: those that come with GoldFinch, each a model folder here with a card (`README.md`), and the Hub's."""
 
 from pathlib import Path
 
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import MODEL_CONFIG
+from goldfinch.pretrained.hub import PREFIX, hub_folder
 
 FOLDER = Path(__file__).parent
 
@@ -23,14 +24,20 @@ def pretrained_name(folder: Path) -> str | None:
     return folder.name if folder == pretrained_folder(folder.name) else None
 
 
-def find_model(path: Path) -> Path:
+def find_model(path: Path, *, config_only: bool = False) -> Path:
     """The folder that a user means: the path itself or, if nothing is there, that of the pretrained model of this name.
 
     Folders of the user's come first, so that a model added to a later version never takes the place of one of theirs.
 
+    Args:
+        path: a folder, a name, or "hf:OWNER/NAME" for a model on the Hugging Face Hub; see `hub_folder`.
+        config_only: no other file is going to be read, so none is downloaded.
+
     Raises:
-        UserError: something of this name is there that is not a model folder.
+        UserError: something of this name is there that is not a model folder, or the Hub has no such model.
     """
+    if path.as_posix().startswith(PREFIX):
+        return hub_folder(path.as_posix(), config_only)
     folder = pretrained_folder(str(path))
     if folder is None:
         return path
