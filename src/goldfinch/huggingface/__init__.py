@@ -22,6 +22,7 @@ from goldfinch.huggingface.heads import (
     GoldFinchForTokenClassification,
 )
 from goldfinch.huggingface.modeling import GoldFinchModel
+from goldfinch.ops.wkv6 import make_traceable
 
 __all__ = [
     "GoldFinchCache",
@@ -32,6 +33,7 @@ __all__ = [
     "GoldFinchModel",
 ]
 
+make_traceable()  # PyTorch's compiler, which takes seconds to import, is there already: transformers imports it
 AutoConfig.register(MODEL_TYPE, GoldFinchConfig, exist_ok=True)
 for auto, model in (
     (AutoModel, GoldFinchModel),

@@ -41,6 +41,7 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012  # as transformers declares it
+    _skip_keys_device_placement = ["cache", "head"]  # noqa: RUF012  # as transformers declares it
     _supports_sdpa = True
     _input_embed_layer = "embedding"
     _can_record_outputs = {"hidden_states": Block, "attentions": Gold}  # noqa: RUF012  # as transformers declares it
@@ -62,6 +63,8 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters()
             if getattr(parameter, "_is_hf_initialized", False)
         ]
+        if len(filled) + sum(parameter.is_meta for parameter in module.parameters()) == len(list(module.parameters())):
+            return  # with what accelerate keeps on disk, which has no numbers here
         if isinstance(module, GoldFinchModel):
             initialize_body(module, module.blocks)
         elif module is self.get_output_embeddings():
@@ -161,6 +164,11 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
                 f"the cache of a GoldFinch is a GoldFinchCache, not a {type(cache).__name__}: leave `cache` and "
                 "`cache_implementation` out; `GoldFinchCache(config, latents=...)` stores it in fewer bits"
             )
+        if cache is not None and decoder.token_cat is not None and decoder.token_cat.up.weight.is_meta:
+            raise ValueError(
+                "device_map has offloaded model.token_cat, which a cache reads at any time: "
+                'give it a device, device_map={"model.token_cat": 0, ...}, or pass use_cache=False'
+            )
         if cache is None or torch.is_grad_enabled() or rows.document_starts is not None:
             return self._parallel(decoder, rows, cache, recorder, wanted)
         return self._sequential(decoder, rows, cache, recorder, wanted)
@@ -202,6 +210,7 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
             weights = [each.take_along_dim(back[:, None, None], 3) for each in weights]
         return _output(hidden, cache, states, weights)
 
+    @torch.compiler.disable  # torch.compile does not see what C++ writes
     def _sequential(
         self, decoder: Decoder, rows: Rows, cache: GoldFinchCache, recorder: Recorder, wanted: int
     ) -> BaseModelOutputWithPast:
