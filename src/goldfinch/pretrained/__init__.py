@@ -4,7 +4,7 @@ from pathlib import Path
 
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import MODEL_CONFIG
-from goldfinch.pretrained.hub import PREFIX, hub_folder
+from goldfinch.pretrained.hub import PREFIX, hub_folder, hub_name
 
 FOLDER = Path(__file__).parent
 
@@ -19,9 +19,9 @@ def pretrained_folder(name: str) -> Path | None:
     return FOLDER / name if name in pretrained_names() else None
 
 
-def pretrained_name(folder: Path) -> str | None:
-    """The inverse of `pretrained_folder`; None for any other folder."""
-    return folder.name if folder == pretrained_folder(folder.name) else None
+def recorded_name(folder: Path) -> str | None:
+    """The name that finds a model on other machines as well; None for a folder of the user's."""
+    return folder.name if folder == pretrained_folder(folder.name) else hub_name(folder)
 
 
 def find_model(path: Path, *, config_only: bool = False) -> Path:

@@ -13,6 +13,7 @@ from goldfinch.file_kinds import MODEL_CONFIG
 from goldfinch.files import one_line
 
 PREFIX = "hf:"
+_NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@(.+))?")
 # Nothing that is unpickled, and no code.
 PATTERNS = (
     MODEL_CONFIG,
@@ -37,7 +38,7 @@ def hub_folder(name: str, config_only: bool = False) -> Path:
     Raises:
         UserError: there is no such model, it cannot be read, or huggingface_hub is not installed.
     """
-    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@(.+))?", name)
+    match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name} is not the name of a model on the Hub: use hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
     repository, revision = match[1], match[2]
@@ -87,3 +88,14 @@ def hub_name(folder: Path) -> str | None:
         return None
     _, *repository = parts[0].split("--")
     return f"{PREFIX}{'/'.join(repository)}@{parts[2]}" if len(repository) == 2 else None
+
+
+def cached_folder(name: str) -> Path | None:
+    """As `hub_folder`, but without the network: None if the cache does not hold the model."""
+    match = _NAME.fullmatch(name)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    config = try_to_load_from_cache(match[1], MODEL_CONFIG, revision=match[2]) if match is not None else None
+    return Path(config).parent if isinstance(config, str) else None

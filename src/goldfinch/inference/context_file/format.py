@@ -41,7 +41,7 @@ from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.snapshots import Snapshots
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
-from goldfinch.pretrained import pretrained_name
+from goldfinch.pretrained import recorded_name
 from goldfinch.state import BlockState
 
 MAX_BYTES_CHECKED_AT_OPEN = 64 << 20  # the checksums of smaller files are all compared when they are opened
@@ -225,4 +225,4 @@ def _block_name(column: str, block: int) -> str:
 
 def _recorded(folder: Path, start: Path) -> str:
     """As `Description.model_folder` has it: other machines have a pretrained model elsewhere."""
-    return pretrained_name(folder) or os.path.relpath(folder.resolve(), start.resolve())
+    return recorded_name(folder) or os.path.relpath(folder.resolve(), start.resolve())
