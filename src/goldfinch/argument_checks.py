@@ -48,19 +48,20 @@ def real(name: str, value: Any) -> float:
     return number
 
 
-def num_bytes(text: str, or_else: str = "") -> int:
-    """The size that a text such as "2GiB" or "500 MB" says, in bytes.
+def num_bytes(name: str, text: str, or_else: str = "") -> int:
+    """The size that a text such as "2GiB" or "500 MB" says, in bytes; "k", "m", "g" and "t" alone are binary.
 
     Args:
-        text: a number and a unit; "k", "m", "g" and "t" alone are binary.
-        or_else: what else would be allowed, for the error: "auto, ".
+        name: what it is the size of.
+        text: a number and a unit.
+        or_else: what else would be allowed, for the error: "auto or ".
 
     Raises:
         UserError: it is something else.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text.lower())
     if not match or match[2] not in _UNITS:
-        raise UserError(f"invalid size {text!r}: use {or_else}for example 500MB or 2GiB")
+        raise UserError(f"{name} must be {or_else}a size such as 500MB or 2GiB, not {shortened(text)}")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

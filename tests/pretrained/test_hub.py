@@ -134,7 +134,10 @@ def response(status):
     ("raised", "message"),
     [
         (errors.GatedRepoError("401", response=response(403)), "accept the conditions at https://huggingface.co/"),
-        (errors.RepositoryNotFoundError("404", response=response(404)), "does not exist, or is private: check the name"),
+        (
+            errors.RepositoryNotFoundError("404", response=response(404)),
+            "does not exist, or is private: check the name",
+        ),
         (errors.RevisionNotFoundError("404", response=response(404)), "has no revision v9: choose a branch, a tag"),
         (errors.LocalEntryNotFoundError("no route to host"), "the Hub cannot be reached (no route to host)"),
         (errors.HfHubHTTPError("503 unavailable", response=response(503)), "it cannot be downloaded: 503 unavailable"),
@@ -156,7 +159,7 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(raised, message, 
 
 
 def test_offline_a_model_that_is_not_in_the_cache_is_refused(cache):
-    with pytest.raises(gf.UserError, match="HF_HUB_OFFLINE is set, and .*hub does not hold all of the model"):
+    with pytest.raises(gf.UserError, match=r"HF_HUB_OFFLINE is set, and .*hub does not hold all of the model"):
         gf.load("hf:finches/large")
 
 

@@ -18,7 +18,7 @@ def parse_budget(budget: int | str, device: torch.device | str = "cpu") -> int:
         return _free_bytes(torch.device(device)) // 2
     if not isinstance(budget, str):
         return integer("budget", budget)
-    return num_bytes(budget, f"{AUTO}, 0, or ")
+    return num_bytes("budget", budget, f"{AUTO}, 0 or ")
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -83,7 +83,7 @@ class Hf:
         Raises:
             UserError: see `goldfinch.huggingface.repository`; then nothing is written.
         """
-        shard_bytes = num_bytes(self.shard_size)
+        shard_bytes = num_bytes("--shard-size", self.shard_size)
         if not shard_bytes:
             raise UserError("--shard-size must be above 0")
         source = find_model(self.model)

@@ -164,10 +164,10 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
                 f"the cache of a GoldFinch is a GoldFinchCache, not a {type(cache).__name__}: leave `cache` and "
                 "`cache_implementation` out; `GoldFinchCache(config, latents=...)` stores it in fewer bits"
             )
-        if cache is not None and decoder.token_cat is not None and decoder.token_cat.up.weight.is_meta:
+        if cache is not None and _is_expansion_offloaded(decoder):
             raise ValueError(
-                "device_map has offloaded model.token_cat, which a cache reads at any time: "
-                'give it a device, device_map={"model.token_cat": 0, ...}, or pass use_cache=False'
+                "device_map has offloaded GOLD layers or model.token_cat, whose weights a cache reads at any time: "
+                'give them a device, device_map={"model.token_cat": 0, ...}, or pass use_cache=False'
             )
         if cache is None or torch.is_grad_enabled() or rows.document_starts is not None:
             return self._parallel(decoder, rows, cache, recorder, wanted)
@@ -237,6 +237,12 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
                 of_layers[layer] = spread
         in_rows = partial(rows.together, wanted=wanted)
         return _output(hidden.clone(), cache, in_rows(states), [each.transpose(1, 2) for each in in_rows(weights)])
+
+
+def _is_expansion_offloaded(decoder: Decoder) -> bool:
+    """Whether accelerate keeps what expands the key cache on disk or in RAM, and loads it for its own forward pass."""
+    modules = [decoder.token_cat, *(block.time_mix for block in decoder.blocks if isinstance(block.time_mix, Gold))]
+    return any(module is not None and next(module.parameters()).is_meta for module in modules)
 
 
 def _output(
