@@ -23,7 +23,10 @@ TOTALS_AT = {"1k": 2**10, "64k": 2**16, "1M": 2**20}  # tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show a model's layers, parameters, FLOPs and memory; without a name, list the presets."""
+    """Show a model's layers, parameters, FLOPs and memory; without a name, list the presets.
+
+    Of a model on the Hugging Face Hub, hf:OWNER/NAME, only the config is downloaded.
+    """
 
     preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="PRESET|FOLDER")]] = None
     """A preset such as goldfinch-L24-D2048, or a folder with a model."""
