@@ -189,13 +189,16 @@ def test_the_card_of_a_run_has_its_settings_and_losses(trained):
         assert line in card.text
 
 
-def test_the_card_names_a_dataset_of_the_hub(trained, data):
+def test_the_card_names_the_dataset_and_the_base_model_on_the_hub(trained, data):
     settings = json.loads(Path("run/training.json").read_text())
     Path("streamed").mkdir()
     dataclasses.replace(Index.load(data), train=(), stream=Stream(dataset="finches/books")).save(Path("streamed"))
-    Path("run/training.json").write_text(json.dumps(settings | {"data": ["streamed"]}))
+    initial = f"/cache/models--finches--small/snapshots/{40 * '0'}"
+    Path("run/training.json").write_text(json.dumps(settings | {"data": ["streamed"], "initial": initial}))
     export("run", "-o", "small")
-    assert ModelCard.load("small/README.md").data.datasets == ["finches/books"]
+    card = ModelCard.load("small/README.md")
+    assert card.data.datasets == ["finches/books"]
+    assert card.data.base_model == "finches/small"
 
 
 def test_a_card_that_somebody_wrote_is_kept(folder):

@@ -63,7 +63,7 @@ class Hf:
     hf upload OWNER/NAME quickstart
 
     It holds the config, the weights as safetensors, the tokenizer, the chat template, a model card (README.md) with
-    what the training run has recorded, and two small files that import goldfinch for trust_remote_code=True.
+    what the training run has recorded, and a small file that imports goldfinch for trust_remote_code=True.
     Needs `pip install 'goldfinch[hf]'`.
     """
 

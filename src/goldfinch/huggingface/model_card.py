@@ -16,6 +16,7 @@ from goldfinch.errors import UserError
 from goldfinch.experiments.markdown import markdown_table
 from goldfinch.files import one_line
 from goldfinch.model.accounting import account
+from goldfinch.pretrained.hub import PREFIX, hub_name
 from goldfinch.training.config import TrainConfig
 from goldfinch.training.run.checkpoint import list_checkpoints, step_of
 from goldfinch.training.run.folder import SETTINGS, read_settings
@@ -79,6 +80,7 @@ def model_card(source: Path, name: str, model: StoredModel) -> ModelCard:
         library_name=LIBRARY,
         pipeline_tag=TASK,
         tags=[TAG],
+        base_model=run.base_model if run else None,
         datasets=run.hub_datasets or None if run else None,
         eval_results=run.eval_results() or None if run else None,
     )
@@ -127,6 +129,8 @@ class _Run:
     """Names of the data: on the Hub, or of folders."""
     hub_datasets: list[str]
     """Those on the Hub."""
+    base_model: str | None
+    """Name on the Hub of the model that it started from."""
     last: dict[str, Any]
     """The record of the last step."""
     loss: float
@@ -147,11 +151,13 @@ class _Run:
         if not steps:
             return None
         folders = [Path(source.folder) for source in parse_sources(settings.data)]
+        initial = hub_name(settings.initial) if settings.initial is not None else None
         on_hub = {each: dataset for each in folders if (dataset := _hub_dataset(each)) is not None}
         return cls(
             settings=settings,
             sources=[on_hub.get(each, each.name) for each in folders],
             hub_datasets=list(dict.fromkeys(on_hub.values())),
+            base_model=None if initial is None else initial.removeprefix(PREFIX).partition("@")[0],
             last=steps[-1],
             loss=running_mean(record["loss"] for record in steps)[-1],
             validation=next((each for each in reversed(records) if "validation_loss" in each), None),
