@@ -74,7 +74,7 @@ def test_every_command_and_example_works_as_printed(new_folder, capsys, monkeypa
     for command in printed:
         assert run(command) == 0, command
     commands = goldfinch_commands(use)
-    assert len(commands) == 26
+    assert len(commands) == 27
     for command in commands:
         words = [str(path) for word in command for path in (sorted(new_folder.glob(word)) if "*" in word else [word])]
         if words[-1] == "rwkv-final.pth":

@@ -3,11 +3,18 @@
 import math
 import operator
 import os
+import re
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from goldfinch.errors import UserError
+
+_UNITS = {"": 1, "b": 1} | {
+    letter + ending: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for ending, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
 
 
 def integer(name: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
@@ -39,6 +46,23 @@ def real(name: str, value: Any) -> float:
     if math.isnan(number):
         raise UserError(f"{name} must be a number, not {shortened(value)}")
     return number
+
+
+def num_bytes(name: str, text: str, or_else: str = "") -> int:
+    """The size that a text such as "2GiB" or "500 MB" says, in bytes; "k", "m", "g" and "t" alone are binary.
+
+    Args:
+        name: what it is the size of.
+        text: a number and a unit.
+        or_else: what else would be allowed, for the error: "auto or ".
+
+    Raises:
+        UserError: it is something else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text.lower())
+    if not match or match[2] not in _UNITS:
+        raise UserError(f"{name} must be {or_else}a size such as 500MB or 2GiB, not {shortened(text)}")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def boolean(name: str, value: Any) -> bool:

@@ -24,5 +24,5 @@ def test_auto_is_half_of_what_is_free(monkeypatch):
 
 @pytest.mark.parametrize("written", ["", "much", "-1", "2 GiB please", "GiB"])
 def test_an_invalid_size_is_refused_with_an_example(written):
-    with pytest.raises(UserError, match="for example 500MB"):
+    with pytest.raises(UserError, match="such as 500MB"):
         parse_budget(written)

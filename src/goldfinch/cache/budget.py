@@ -1,19 +1,11 @@
 """How much memory expanded keys and values may take."""
 
-import re
-
 import psutil
 import torch
 
-from goldfinch.argument_checks import integer
-from goldfinch.errors import UserError
+from goldfinch.argument_checks import integer, num_bytes
 
 AUTO = "auto"
-_UNITS = {"": 1, "b": 1} | {
-    letter + ending: base**power
-    for power, letter in enumerate("kmgt", start=1)
-    for ending, base in (("", 1024), ("ib", 1024), ("b", 1000))
-}
 
 
 def parse_budget(budget: int | str, device: torch.device | str = "cpu") -> int:
@@ -26,10 +18,7 @@ def parse_budget(budget: int | str, device: torch.device | str = "cpu") -> int:
         return _free_bytes(torch.device(device)) // 2
     if not isinstance(budget, str):
         return integer("budget", budget)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", budget.lower())
-    if not match or match[2] not in _UNITS:
-        raise UserError(f"invalid size {budget!r}: use {AUTO}, 0, or for example 500MB or 2GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return num_bytes("budget", budget, f"{AUTO}, 0 or ")
 
 
 def _free_bytes(device: torch.device) -> int:

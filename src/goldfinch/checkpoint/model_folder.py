@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -53,12 +53,12 @@ def save_description(
         chat_template.save(folder)
 
 
-def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write `model.safetensors` atomically, with a checksum of each tensor."""
+def save_weights(folder: Path, weights: dict[str, Tensor], file: str = WEIGHTS) -> None:
+    """Write `model.safetensors`, or a file with a part of the weights, atomically, with a checksum of each tensor."""
     stored = {name_in_file(name): tensor for name, tensor in weights.items()}
     checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
     metadata = {"format": "pt", CHECKSUMS: json.dumps(checksums, sort_keys=True)}
-    write_safetensors(folder / WEIGHTS, stored, metadata)
+    write_safetensors(folder / file, stored, metadata)
 
 
 def name_in_file(name: str) -> str:
@@ -124,11 +124,18 @@ def save_model_folder(
     check_model_output(output, overwrite)
     with writing(output), atomic_directory(output, replace=overwrite) as folder:
         save_description(folder, config, tokenizer, chat_template)
-        save_weights(folder, _untie(weights))
+        save_weights(folder, untie(weights))
 
 
-def check_model_output(output: Path, overwrite: bool) -> None:
+def check_model_output(
+    output: Path, overwrite: bool, is_model_file: Callable[[str], bool] = MODEL_FILES.__contains__
+) -> None:
     """Check that a model folder may be written: the path is free or, with `overwrite`, holds only a model.
+
+    Args:
+        output: the folder.
+        overwrite: whether one that exists may be replaced.
+        is_model_file: whether a model may have a file of this name.
 
     Raises:
         UserError: it exists.
@@ -139,7 +146,7 @@ def check_model_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} exists: choose another name, or give --overwrite")
     if not output.is_dir():
         raise UserError(f"{output} is a file: give a folder")
-    others = sorted({path.name for path in output.iterdir()} - {*MODEL_FILES})
+    others = sorted(path.name for path in output.iterdir() if not is_model_file(path.name))
     if others:
         raise UserError(f"{output} also holds {others[0]}, so it is not overwritten: choose another name")
 
@@ -154,7 +161,7 @@ def writing(output: Path) -> Iterator[None]:
         raise UserError(f"cannot write {output}: {one_line(error.__context__ or error)}") from error
 
 
-def _untie(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def untie(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy what shares memory with another tensor (a head tied to the embedding): safetensors refuses to write it."""
     seen: set[int] = set()
     untied = {}

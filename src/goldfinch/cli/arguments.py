@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 from goldfinch.cli import usage
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint, require_model_folder
+from goldfinch.pretrained import find_model, pretrained_names
 from goldfinch.settings import nearest
 
 if TYPE_CHECKING:
@@ -162,8 +163,12 @@ def _bias(word: str) -> tuple[int, float]:
     return _convert(int, token), _convert(float, bias)
 
 
-def require_path(path: Path) -> None:
+def require_path(path: Path, names: Sequence[str] = ()) -> None:
     """Check that a file or folder exists, before anything slow is imported to read it.
+
+    Args:
+        path: the file or folder.
+        names: what could be meant besides files and folders.
 
     Raises:
         UserError: it does not; names the one with the nearest name.
@@ -171,42 +176,49 @@ def require_path(path: Path) -> None:
     if path.exists():
         return
     folder = path.parent
-    near = nearest(path.name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
+    found = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    near = nearest(path.name, [*names, *found])
     raise UserError(f"{path} does not exist" + (f"; did you mean {folder / near}?" if near else ""))
 
 
-def require_model(folder: Path) -> None:
-    """Check that a model folder exists and has a config, likewise.
+def require_model(path: Path) -> Path:
+    """Find the folder of a model, and check that it has a config, likewise.
+
+    Args:
+        path: the folder, or a name that `find_model` knows.
 
     Raises:
-        UserError: it does not.
+        UserError: there is no such model.
     """
-    require_path(folder)
+    folder = find_model(path)
+    require_path(folder, pretrained_names())
     require_model_folder(folder)
+    return folder
 
 
 def named_config(name: str, vocab_size: int | None = None) -> "ModelConfig":
-    """The model config of a preset or of a folder.
+    """The model config of a preset, or of what `find_model` finds.
 
     Args:
-        name: the preset or the folder.
+        name: the preset, the folder, or the name of the pretrained model.
         vocab_size: for a preset; None for 65536.
 
     Raises:
-        UserError: it is neither, or a folder that is given a vocabulary size.
+        UserError: it is none of them, or a vocabulary size is given for something else than a preset.
     """
     from goldfinch.presets import WORLD_VOCABULARY, model_config
 
-    if not Path(name).is_dir():
+    folder = find_model(Path(name), config_only=True)
+    if not folder.is_dir():
         try:
             return model_config(name, WORLD_VOCABULARY if vocab_size is None else vocab_size)
         except UserError as error:
-            if "/" in name or hint(Path(name)):
-                require_path(Path(name))
-                raise UserError(f"{name} is not a model folder{hint(Path(name))}") from error
+            if "/" in name or hint(folder):
+                require_path(folder)
+                raise UserError(f"{name} is not a model folder{hint(folder)}") from error
             raise UserError(f"{error} (nor is there a folder of this name)") from error
     if vocab_size is not None:
         raise UserError(f"--vocab-size is for presets: the model in {name} has its own vocabulary")
     from goldfinch.checkpoint.model_folder import read_config
 
-    return read_config(Path(name))
+    return read_config(folder)

@@ -12,6 +12,7 @@ from goldfinch.cli.arguments import named_config, parse
 from goldfinch.cli.units import size
 from goldfinch.devices import check_dtype_name, explain_auto_dtype
 from goldfinch.errors import UserError
+from goldfinch.pretrained import find_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +129,7 @@ def _with_weights(name: str, dtype: str) -> "LanguageModel":
     from goldfinch.benchmark.speed import fill_zero_weights
     from goldfinch.inference.language_model import build, load
 
-    if Path(name).is_dir():
+    if find_model(Path(name)).is_dir():
         return load(name, dtype)
     lm = build(name, dtype)
     fill_zero_weights(lm.model)

@@ -18,6 +18,8 @@ class Chat(ChatOptions):
 
     Messages are written as the model folder's chat template says, by default in RWKV's chat format: "User: ...", blank
     line, "Assistant:". For a model that was trained on plain text, use --plain, which continues your line.
+
+    hf:OWNER/NAME is a model on the Hugging Face Hub.
     """
 
     source: tyro.conf.Positional[ModelOrContextPath]

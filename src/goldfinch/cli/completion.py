@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from goldfinch.cli import usage
 from goldfinch.errors import UserError
 from goldfinch.presets import preset_names
+from goldfinch.pretrained import pretrained_names
 from goldfinch.settings import did_you_mean
 
 Words = Mapping[str, Sequence[str]]
@@ -40,6 +41,7 @@ _goldfinch() {
 }
 compdef _goldfinch goldfinch"""
 TAKE_PRESETS = {"train", "compare", "info", "bench memory", "bench speed"}
+TAKE_MODELS = {"generate", "chat", "info", "bench memory", "bench speed"}
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -68,6 +70,8 @@ def _words(commands: Sequence[str]) -> dict[str, list[str]]:
     words["compare"] = [*words["compare"], *(word for word in words["train"] if word not in words["compare"])]
     for key in words.keys() & TAKE_PRESETS:
         words[key] = [*words[key], *preset_names()]
+    for key in words.keys() & TAKE_MODELS:
+        words[key] = [*words[key], *pretrained_names()]
     return words
 
 

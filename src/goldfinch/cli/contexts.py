@@ -88,7 +88,7 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
     Raises:
         UserError: as `goldfinch.load`, or `rope` has an unknown field.
     """
-    require_model(folder)
+    folder = require_model(folder)
     _check_names(dtype, device)
 
     from goldfinch import load

@@ -10,6 +10,7 @@ import tyro
 
 from goldfinch.cli.arguments import parse, require_path
 from goldfinch.cli.terminal import shown
+from goldfinch.pretrained import find_model
 
 if TYPE_CHECKING:
     from goldfinch.checkpoint.convert import Converted
@@ -41,9 +42,10 @@ class Convert:
         Raises:
             UserError: see `goldfinch.checkpoint.convert`; then nothing is written.
         """
-        require_path(self.source)
-        if self.source.is_dir():
-            self._export()
+        source = find_model(self.source)
+        require_path(source)
+        if source.is_dir():
+            self._export(source)
         else:
             self._import()
 
@@ -61,14 +63,14 @@ class Convert:
             print(f"wrote {self.output} with the {converted.tokenizer} tokenizer")
             print(f'next: goldfinch generate {folder} "Once upon a time"')
 
-    def _export(self) -> None:
+    def _export(self, folder: Path) -> None:
         from goldfinch.checkpoint.companions import CompanionPaths
         from goldfinch.checkpoint.convert import export_reference
         from goldfinch.errors import UserError
 
         if self.config or self.tokenizer is not None:
-            raise UserError(f"--config and --tokenizer are for .pth files: the folder {self.source} has its own")
-        print_summary(export_reference(self.source, self.output, overwrite=self.overwrite))
+            raise UserError(f"--config and --tokenizer are for .pth files: the folder {folder} has its own")
+        print_summary(export_reference(folder, self.output, overwrite=self.overwrite))
         others = [str(path) for path in CompanionPaths.of(self.output) if path.exists()]
         print(f"wrote {self.output}, and next to it {', '.join(others)}, which converting it back reads")
 

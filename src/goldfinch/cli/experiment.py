@@ -150,8 +150,7 @@ class Position:
         """Measure what is missing, then write the report."""
         if not self.runs:
             raise UserError("name the folders of trained models")
-        for run in self.runs:
-            require_model(run)
+        runs = [require_model(run) for run in self.runs]
         if self.length < 1 or self.max_windows < 0:
             raise UserError("--length must be at least 1, and --max-windows must not be negative")
         require_path(self.text)
@@ -167,7 +166,7 @@ class Position:
 
         with WindowsDisplay() as display:
             curves = measure_curves(
-                self.runs, text, self.length, self.max_windows, interpolations, self.output, display.advance
+                runs, text, self.length, self.max_windows, interpolations, self.output, display.advance
             )
         write_position_report(curves, self.text.name, self.output)
         if self.json:

@@ -1,4 +1,4 @@
-"""`goldfinch export`: models in the formats of other programs."""
+"""`goldfinch export`: models for other programs."""
 
 import shlex
 from dataclasses import dataclass
@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from goldfinch.argument_checks import num_bytes
 from goldfinch.cli.arguments import parse, require_path
 from goldfinch.cli.convert import print_summary
+from goldfinch.errors import UserError
+from goldfinch.pretrained import find_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,8 @@ class Gguf:
     """
 
     finch: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER|PTH")]]
-    """A folder with a Finch, from `goldfinch train` or `goldfinch convert`, or the .pth file of an RWKV-6 World
-    model."""
+    """A folder with a Finch, from `goldfinch train` or `goldfinch convert`, the .pth file of an RWKV-6 World model, or
+    hf:OWNER/NAME."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.gguf")]
     """Output file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
@@ -40,29 +43,72 @@ class Gguf:
         Raises:
             UserError: see `goldfinch.checkpoint.gguf`; then nothing is written.
         """
-        require_path(self.finch)
+        finch = find_model(self.finch)
+        require_path(finch)
 
         from goldfinch.checkpoint.gguf import export_gguf
 
-        exported = export_gguf(self.finch, self.output, self.dtype, overwrite=self.overwrite)
+        exported = export_gguf(finch, self.output, self.dtype, overwrite=self.overwrite)
         print_summary(exported)
         print(f"wrote {self.output} with the {exported.tokenizer} tokenizer")
         print(f'next: llama-completion -m {shlex.quote(str(self.output))} -no-cnv -n 100 -p "Once upon a time"')
 
 
-# Subcommands are a union for tyro, which needs two members: the second is hidden.
-_Command = Annotated[Gguf, tyro.conf.subcommand("gguf")] | Annotated[None, tyro.conf.Suppress]
+@dataclass(frozen=True, kw_only=True)
+class Hf:
+    """Write any model as a repository folder for the Hugging Face Hub, which transformers and gf.load read as well.
+
+    goldfinch export hf runs/quickstart -o quickstart
+
+    hf upload OWNER/NAME quickstart
+
+    It holds the config, the weights as safetensors, the tokenizer, the chat template, a model card (README.md) with
+    what the training run has recorded, and a small file that imports goldfinch for trust_remote_code=True.
+    Needs `pip install 'goldfinch[hf]'`.
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL|PTH")]]
+    """A model folder or a training run, the .pth file of an RWKV-6 World model or one that `goldfinch convert` wrote,
+    or hf:OWNER/NAME."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
+    """Output folder."""
+    shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
+    """Size above which the weights are split into several files, such as 500MB or 2GiB."""
+    overwrite: bool = False
+    """Overwrite the folder if it exists and holds only such a repository."""
+
+    def run(self) -> None:
+        """Export, and print a summary and the next commands.
+
+        Raises:
+            UserError: see `goldfinch.huggingface.repository`; then nothing is written.
+        """
+        shard_bytes = num_bytes("--shard-size", self.shard_size)
+        if not shard_bytes:
+            raise UserError("--shard-size must be above 0")
+        source = find_model(self.model)
+        require_path(source)
+        try:
+            from goldfinch.huggingface.repository import export_repository
+        except ImportError as error:
+            raise UserError(f"transformers is not installed ({error}): pip install 'goldfinch[hf]'") from error
+
+        exported = export_repository(source, self.output, shard_bytes, overwrite=self.overwrite)
+        print_summary(exported)
+        folder = shlex.quote(str(self.output))
+        print(f"wrote {self.output}: read its README.md, and add what it does not know, such as the licence")
+        print(f"next: hf upload OWNER/NAME {folder}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a model in the format of another program: GGUF for llama.cpp. (`goldfinch convert` writes RWKV's .pth.)"""
+    """Write a model for other programs. (`goldfinch convert` writes RWKV's .pth.)"""
 
-    command: tyro.conf.OmitSubcommandPrefixes[_Command]
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Hf, tyro.conf.subcommand("hf")] | Annotated[Gguf, tyro.conf.subcommand("gguf")]
+    ]
 
 
 def main(args: list[str]) -> None:
     """Parse `args` and run."""
-    command = parse(Export, "export", args).command
-    assert command is not None
-    command.run()
+    parse(Export, "export", args).command.run()

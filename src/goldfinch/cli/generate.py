@@ -24,6 +24,8 @@ class Generate(ContextOptions):
     """Generate text from a prompt: goldfinch generate runs/quickstart "Call me"
 
     Or after a text that was read before: goldfinch generate book.gfc. The file does not change.
+
+    hf:OWNER/NAME is a model on the Hugging Face Hub, here and wherever a model is named.
     """
 
     source: tyro.conf.Positional[ModelOrContextPath]

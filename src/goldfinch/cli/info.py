@@ -13,6 +13,7 @@ from goldfinch.cli.tables import Rows, print_table
 from goldfinch.cli.units import count, size
 from goldfinch.costs import DEFAULT_ID_BYTES, DEFAULT_SEQUENCE_LENGTH, Accounting, preset_costs
 from goldfinch.presets import KINDS, SIZES, WORLD_VOCABULARY, preset_names
+from goldfinch.pretrained import find_model, pretrained_names
 
 if TYPE_CHECKING:
     from goldfinch.config import ModelConfig
@@ -22,7 +23,10 @@ TOTALS_AT = {"1k": 2**10, "64k": 2**16, "1M": 2**20}  # tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show a model's layers, parameters, FLOPs and memory; without a name, list the presets."""
+    """Show a model's layers, parameters, FLOPs and memory; without a name, list the presets.
+
+    Of a model on the Hugging Face Hub, hf:OWNER/NAME, only the config is downloaded.
+    """
 
     preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="PRESET|FOLDER")]] = None
     """A preset such as goldfinch-L24-D2048, or a folder with a model."""
@@ -58,7 +62,7 @@ class Info:
     def _id_bytes(self, config: "ModelConfig") -> int:
         if self.id_bytes is not None:
             return self.id_bytes
-        if self.preset is None or not Path(self.preset).is_dir():
+        if self.preset is None or not find_model(Path(self.preset), config_only=True).is_dir():
             return DEFAULT_ID_BYTES
         from goldfinch.cache.key_cache import id_dtype
 
@@ -67,7 +71,7 @@ class Info:
     def _stored_costs(self) -> Accounting | None:
         """Those of a preset at the default settings, at once."""
         is_default = self.sequence_length == DEFAULT_SEQUENCE_LENGTH and self.id_bytes in (None, DEFAULT_ID_BYTES)
-        if self.preset is None or Path(self.preset).is_dir() or not is_default:
+        if self.preset is None or find_model(Path(self.preset), config_only=True).is_dir() or not is_default:
             return None
         return preset_costs(self.preset) if self.vocab_size in (None, WORLD_VOCABULARY) else None
 
@@ -78,6 +82,8 @@ class Info:
         print("Presets are named KIND-SIZE, such as goldfinch-L24-D2048.")
         print("  KIND  " + "\n        ".join(KINDS))
         print(f"  SIZE  {', '.join(SIZES)}, or any L<layers>-D<width>")
+        if pretrained_names():
+            print(f"Trained models that come with GoldFinch: {', '.join(pretrained_names())}")
 
 
 def _print_table(title: str, config: "ModelConfig", accounting: Accounting) -> None:

@@ -29,7 +29,7 @@ COMMANDS = {
     "info": "parameters, FLOPs and memory of a preset or a run",
     "doctor": "versions, processor, compiler and GPUs: what a bug report needs",
     "convert": "convert between RWKV .pth and goldfinch folders",
-    "export": "write a Finch as a GGUF file for llama.cpp",
+    "export": "write a model for the Hugging Face Hub, or a Finch for llama.cpp",
     "upgrade": "add GOLD layers to a pre-trained Finch",
     "data": "prepare, verify and export training data",
 }

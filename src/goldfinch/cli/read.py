@@ -68,7 +68,7 @@ class Read:
         from goldfinch.data.documents import STANDARD_INPUT, input_bytes, read_documents
 
         self._check_output()
-        require_model(self.model)
+        model = require_model(self.model)
         check_dtype_name(self.dtype)
         check_device_name(self.device)
         errors = errors_console()
@@ -81,7 +81,7 @@ class Read:
             self.output.parent.mkdir(parents=True)
             errors.print(f"made the folder {shown(str(self.output.parent), sys.stderr)}")
         skipped = SkippedDocuments(errors)
-        template = ChatTemplate.load(self.model) or ChatTemplate()
+        template = ChatTemplate.load(model) or ChatTemplate()
         documents = read_documents(found.paths, self.text.text_field, skipped, found.encodings, template)
         total = None if STANDARD_INPUT in found.paths else input_bytes(found.paths)
         with ReadingDisplay(total) as display:

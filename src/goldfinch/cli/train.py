@@ -188,10 +188,10 @@ def _defaults(sources: _Sources, files: list[dict[str, Any]]) -> dict[str, Any]:
     if initial is not None:
         if sources.preset:
             raise UserError(f"--initial takes the model of {initial}: leave out the preset {sources.preset}")
-        require_model(Path(initial))
+        folder = require_model(Path(initial))
         from goldfinch.checkpoint.model_folder import read_config
 
-        model = read_config(Path(initial))
+        model = read_config(folder)
         values = recipe(sources.recipe) if sources.recipe else settings_for(model)
         return values | {"model": model.to_dict()}
     vocab_size = _vocab_size(data if isinstance(data, str) else data[0]) if data else WORLD_VOCABULARY

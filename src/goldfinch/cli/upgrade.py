@@ -12,6 +12,7 @@ from goldfinch.cli.arguments import parse, require_path
 from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
+from goldfinch.pretrained import find_model
 
 if TYPE_CHECKING:
     from goldfinch.data.tokenizers import Tokenizer
@@ -55,13 +56,14 @@ class Upgrade:
         Raises:
             UserError: the base is not a Finch, the output exists, or the text cannot be read; then nothing is written.
         """
-        require_path(self.finch)
+        finch = find_model(self.finch)
+        require_path(finch)
 
         from goldfinch.checkpoint.model_folder import check_model_output, save_model_folder
         from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config
 
         check_model_output(self.output, self.overwrite)
-        base, tokenizer, chat_template = read_finch(self.finch)
+        base, tokenizer, chat_template = read_finch(finch)
         config = upgraded_config(base.config, self.gold, self.latent_ratio, self.rope)
         text = self._text(tokenizer)
         model = upgrade(base, config, self.seed)

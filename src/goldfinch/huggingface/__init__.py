@@ -23,6 +23,7 @@ from goldfinch.huggingface.heads import (
 )
 from goldfinch.huggingface.modeling import GoldFinchModel
 from goldfinch.huggingface.training import PreparedDataset, build_optimizers, lora_targets
+from goldfinch.ops.wkv6 import make_traceable
 
 __all__ = [
     "GoldFinchCache",
@@ -36,6 +37,7 @@ __all__ = [
     "lora_targets",
 ]
 
+make_traceable()  # PyTorch's compiler, which takes seconds to import, is there already: transformers imports it
 AutoConfig.register(MODEL_TYPE, GoldFinchConfig, exist_ok=True)
 for auto, model in (
     (AutoModel, GoldFinchModel),

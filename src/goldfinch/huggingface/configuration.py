@@ -1,11 +1,14 @@
 """`GoldFinchConfig`: the config of every layer plan as transformers wants it."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from goldfinch.checkpoint.config_json import ATTENTION, MODEL_TYPE, RECURRENT, VERSION, fields_in_file, model_fields
 from goldfinch.config import ModelConfig
+from goldfinch.huggingface.auto_map import AUTO_MAP, save_code
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.presets import split_plan
 
@@ -83,3 +86,14 @@ class GoldFinchConfig(PreTrainedConfig):
     def from_model_config(cls, config: ModelConfig, **kwargs: Any) -> "GoldFinchConfig":
         """The inverse; `kwargs` are further fields, such as `eos_token_id`."""
         return cls(**fields_in_file(config), **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers. What is saved, with a model or alone, `trust_remote_code=True` loads."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_code(Path(save_directory))
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: what is saved imports this package, and needs no copy of its code."""

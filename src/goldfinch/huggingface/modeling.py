@@ -40,9 +40,14 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GoldFinchBlock"]  # noqa: RUF012  # as transformers declares it
+    _skip_keys_device_placement = ["cache", "head"]  # noqa: RUF012  # as transformers declares it
     _supports_sdpa = True
     _input_embed_layer = "embedding"
     _can_record_outputs = {"hidden_states": GoldFinchBlock, "attentions": Gold}  # noqa: RUF012  # as transformers declares it
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing, as `GoldFinchConfig.register_for_auto_class`."""
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For other people's code, transformers leaves out modules without parameters of their own, such as our layers,
@@ -57,6 +62,8 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters()
             if getattr(parameter, "_is_hf_initialized", False)
         ]
+        if len(filled) + sum(parameter.is_meta for parameter in module.parameters()) == len(list(module.parameters())):
+            return  # with what accelerate keeps on disk, which has no numbers here
         if isinstance(module, GoldFinchModel):
             initialize_body(module, module.blocks)
         elif module is self.get_output_embeddings():
@@ -158,6 +165,11 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
                 f"the cache of a GoldFinch is a GoldFinchCache, not a {type(cache).__name__}: leave `cache` and "
                 "`cache_implementation` out; `GoldFinchCache(config, latents=...)` stores it in fewer bits"
             )
+        if cache is not None and _is_expansion_offloaded(decoder):
+            raise ValueError(
+                "device_map has offloaded GOLD layers or model.token_cat, whose weights a cache reads at any time: "
+                'give them a device, device_map={"model.token_cat": 0, ...}, or pass use_cache=False'
+            )
         if cache is None or torch.is_grad_enabled() or rows.document_starts is not None:
             return self._parallel(decoder, rows, cache, recorder, wanted)
         return self._sequential(decoder, rows, cache, recorder, wanted)
@@ -202,6 +214,7 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
             weights = [each.take_along_dim(back[:, None, None], 3) for each in weights]
         return _output(hidden, cache, recorder.of_all_layers(states), weights)
 
+    @torch.compiler.disable  # torch.compile does not see what C++ writes
     def _sequential(
         self, decoder: Decoder, rows: Rows, cache: GoldFinchCache, recorder: Recorder, wanted: int
     ) -> BaseModelOutputWithPast:
@@ -233,6 +246,12 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
             recorder.of_all_layers(in_rows(states)),
             [each.transpose(1, 2) for each in in_rows(weights)],
         )
+
+
+def _is_expansion_offloaded(decoder: Decoder) -> bool:
+    """Whether accelerate keeps what expands the key cache on disk or in RAM, and loads it for its own forward pass."""
+    modules = [decoder.token_cat, *(block.time_mix for block in decoder.blocks if isinstance(block.time_mix, Gold))]
+    return any(module is not None and next(module.parameters()).is_meta for module in modules)
 
 
 def _output(

@@ -29,6 +29,7 @@ from goldfinch.inference.token_ids import is_batch, require_tokenizer, token_id_
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
+from goldfinch.pretrained import find_model
 
 MAX_BATCH_SIZE = 16
 """Generations that `LanguageModel.generate` steps together."""
@@ -340,7 +341,7 @@ def load(
     1
 
     Args:
-        path: the folder.
+        path: the folder; or "hf:OWNER/NAME", with "@REVISION" if need be, for a model on the Hugging Face Hub.
         dtype: of the weights, whatever they are stored in: "float32", "bfloat16", ...; "auto" for bfloat16 where the
             processor or GPU multiplies it natively, else float32.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
@@ -348,10 +349,10 @@ def load(
             as it was trained on; None for its own. Saved contexts stay valid: GOLD rotates keys when it expands them.
 
     Raises:
-        UserError: the folder or a file in it is missing or corrupt, the dtype or device is unknown, or `rope` is given
-            for a model without positions.
+        UserError: the folder or a file in it is missing or corrupt, the Hub has no such model, the dtype or device is
+            unknown, or `rope` is given for a model without positions.
     """
-    folder, where = file_path("path", path), resolve_device(device)
+    folder, where = find_model(file_path("path", path)), resolve_device(device)
     resolved_dtype = resolve_dtype(dtype, where)
     model = load_model(folder, resolved_dtype, where, rope).eval()
     warn_if_slow(resolved_dtype, where)

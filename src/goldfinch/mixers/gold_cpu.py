@@ -20,11 +20,11 @@ SOURCE = Path(__file__).with_name("gold.cpp")
 
 
 def possible(rows: Tensor, *low_ranks: LowRank) -> bool:
-    """Whether C++ may be tried for these rows, (S, D): on a CPU, without gradients, of these sizes.
+    """Whether C++ may be tried for these rows, (S, D): on a CPU, without gradients or torch.compile, of these sizes.
 
     `mix` and `keys` then refuse what they cannot read, such as a weight of another dtype.
     """
-    if rows.dim() != 2 or not rows.is_cpu or torch.is_grad_enabled():
+    if rows.dim() != 2 or not rows.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if rows.dtype not in (torch.float32, torch.bfloat16):
         return False

@@ -127,7 +127,8 @@ def _cpu_attend(q: Tensor) -> Callable[..., None] | None:
     """The C++ kernel for these queries; None if PyTorch must compute them."""
     batch, _, length, size = q.shape
     fits = batch == 1 and length <= MAX_QUERIES and q.dtype in (torch.float32, torch.bfloat16)
-    if q.device.type != "cpu" or not fits or torch.is_grad_enabled():
+    # torch.compile does not see what C++ writes.
+    if q.device.type != "cpu" or not fits or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     code = compiled(SOURCE, "attention")
     lanes = float_lanes(code)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from goldfinch.config import ModelConfig
 from goldfinch.devices import canonical_dtype, check_device_name
 from goldfinch.errors import UserError
+from goldfinch.pretrained import find_model
 from goldfinch.settings import convert_fields, from_plain
 from goldfinch.training.recipes import MINIPILE_TOKENS
 
@@ -196,6 +197,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         convert_fields(self)
+        if self.initial is not None:
+            object.__setattr__(self, "initial", find_model(self.initial))
         check_device_name(self.device)
         at_least_one = (
             "sequence_length",

@@ -18,6 +18,8 @@ from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.json_yaml import parse_json
+from goldfinch.pretrained import pretrained_folder
+from goldfinch.pretrained.hub import PREFIX, cached_folder
 from goldfinch.settings import from_plain
 
 FORMAT, VERSION = "goldfinch-context", 3
@@ -46,7 +48,8 @@ class Description:
     dtype: str
     """Of its weights."""
     model_folder: str = ""
-    """Where it was loaded from, relative to the file's folder; empty if unknown."""
+    """Where it was loaded from, relative to the file's folder; the name of a pretrained model or of one on the Hub;
+    empty if unknown."""
     tokenizer: str = ""
     """`Tokenizer.hash`; empty if the text was given as ids."""
     latents: str = ""
@@ -155,7 +158,10 @@ def model_folder(path: Path, description: Description) -> Path | None:
     """The folder of the file's model when it was written; None if unknown."""
     if not description.model_folder:
         return None
-    return Path(os.path.normpath(path.parent / description.model_folder))
+    if description.model_folder.startswith(PREFIX):
+        return cached_folder(description.model_folder) or Path(description.model_folder)
+    folder = Path(os.path.normpath(path.parent / description.model_folder))
+    return folder if folder.exists() else pretrained_folder(description.model_folder) or folder
 
 
 def states_checksum(description: str, tensors: Mapping[str, Tensor]) -> int:

@@ -41,6 +41,7 @@ from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.snapshots import Snapshots
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
+from goldfinch.pretrained import recorded_name
 from goldfinch.state import BlockState
 
 MAX_BYTES_CHECKED_AT_OPEN = 64 << 20  # the checksums of smaller files are all compared when they are opened
@@ -63,7 +64,7 @@ def save_context(
         model=model.config,
         context_hash=context_hash(model),
         dtype=dtype_name(model.dtype),
-        model_folder=_relative(model_folder, path.parent) if model_folder else "",
+        model_folder=_recorded(model_folder, path.parent) if model_folder else "",
         tokenizer=tokenizer.hash if tokenizer is not None else "",
         latents=key_cache.format.name if key_cache.format is not None else "",
         num_tokens=len(sequence),
@@ -222,5 +223,6 @@ def _block_name(column: str, block: int) -> str:
     return f"{column}.{block:05}"
 
 
-def _relative(folder: Path, start: Path) -> str:
-    return os.path.relpath(folder.resolve(), start.resolve())
+def _recorded(folder: Path, start: Path) -> str:
+    """As `Description.model_folder` has it: other machines have a pretrained model elsewhere."""
+    return recorded_name(folder) or os.path.relpath(folder.resolve(), start.resolve())

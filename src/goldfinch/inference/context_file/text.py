@@ -15,6 +15,7 @@ from goldfinch.data.tokenizers import StreamDecoder, Tokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.context_file.description import Description, Document, model_folder
 from goldfinch.inference.context_file.format import open_key_cache
+from goldfinch.pretrained import find_model
 from goldfinch.settings import did_you_mean
 
 MAX_CHARACTER_BYTES = 4  # in UTF-8
@@ -38,7 +39,7 @@ def require_model_folder(path: Path, description: Description, given: Path | Non
     Raises:
         UserError: the file does not say, or the folder no longer exists.
     """
-    folder = given or model_folder(path, description)
+    folder = find_model(given) if given is not None else model_folder(path, description)
     if folder is None:
         raise UserError(f"{path} does not say where its model is: give the model folder with -m")
     if not folder.is_dir():

@@ -45,9 +45,11 @@ def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
     """The C++ layers of a model, for `num_tokens` tokens; None where PyTorch must run them.
 
     That is on other devices, for other layer kinds or dtypes, with hooks or replaced modules, when gradients are
-    enabled, for too many tokens, and without a compiler.
+    enabled, for too many tokens, inside torch.compile, and without a compiler.
     """
     if num_tokens > MAX_TOKENS_IF_FASTER or torch.is_grad_enabled() or model.device.type != "cpu":
+        return None
+    if torch.compiler.is_compiling():
         return None
     checked, entry = getattr(_CHECKED, "last", (None, None))
     if entry is None or checked is not model:

@@ -106,6 +106,12 @@ def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:
     return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"
 
 
+def make_traceable() -> None:
+    """Let torch.compile take for constants what depends on the machine: looking for a compiler cannot be traced."""
+    torch.compiler.assume_constant_result(cpu_is_fastest)
+    torch.compiler.assume_constant_result(cpu.vector_bytes)
+
+
 def cpu_is_fastest(with_gradients: bool) -> bool:
     """Whether "cpu" is faster than "chunked" on this machine. torch.compile takes it as a constant."""
     return is_faster(KERNELS[with_gradients])

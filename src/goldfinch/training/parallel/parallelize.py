@@ -18,7 +18,7 @@ from goldfinch.errors import UserError
 from goldfinch.mixers import KeyValueSource
 from goldfinch.model import Decoder
 from goldfinch.model.block import Block
-from goldfinch.ops.wkv6 import cpu, cpu_is_fastest
+from goldfinch.ops.wkv6 import make_traceable
 from goldfinch.state import BlockState
 
 BACKEND = "inductor"
@@ -76,9 +76,7 @@ def _compile(forward: Forward) -> Forward:
     # Imported here because it takes two seconds.
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
-    # Looking for a compiler and building cannot be traced.
-    torch.compiler.assume_constant_result(cpu_is_fastest)
-    torch.compiler.assume_constant_result(cpu.vector_bytes)
+    make_traceable()
     compiled = torch.compile(forward, fullgraph=True, dynamic=False, backend=BACKEND)
 
     def run(*args: Any) -> tuple[Tensor, BlockState]:

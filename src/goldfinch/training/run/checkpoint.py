@@ -158,7 +158,7 @@ class Checkpoints:
         """Keep `newest` and what the policy keeps of those before it; newer ones are damaged, or would not be there."""
         left = self._keep - 1
         for path in reversed(list_checkpoints(self._run)):
-            if path == newest or (self._keep_every and _step(path) % self._keep_every == 0 and path < newest):
+            if path == newest or (self._keep_every and step_of(path) % self._keep_every == 0 and path < newest):
                 continue
             if left and path < newest and _is_whole(path):
                 left -= 1
@@ -244,5 +244,6 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step that a checkpoint was written after."""
     return int(path.name.removeprefix("step-"))
