@@ -6,6 +6,7 @@ import torch
 
 from goldfinch.checkpoint.model_folder import save_model_folder
 from goldfinch.checkpoint.onnx import export_onnx
+from goldfinch.cli.main import run as run_command
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.language_model import LanguageModel
@@ -45,7 +46,7 @@ TEXTS = [list(b"Call me Ishmael."), list(b"It was the devil")]
 @pytest.mark.slow
 def test_a_finch_gives_the_same_logits_step_by_step(model, folder, tmp_path):
     finch = model("finch", "finch")
-    export_onnx(folder(finch), tmp_path / "finch.onnx")
+    assert run_command(["export", "onnx", str(folder(finch)), "-o", str(tmp_path / "finch.onnx")]) == 0
     with torch.no_grad():
         expected = finch(torch.tensor(TEXTS))[0]
     for step, outputs in enumerate(run(tmp_path / "finch.onnx", TEXTS)):

@@ -69,6 +69,7 @@ MISTAKES = [
     "read book.gfc -m nosuch -o x.gfc",
     "convert nosuch.pth -o x",
     "export gguf nosuch -o x.gguf",
+    "export onnx nosuch -o x.onnx",
     "export hf nosuch -o x",
     "export hf model -o x --shard-size 5XB",
     "generate hf:nosuch x",

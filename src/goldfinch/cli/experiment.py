@@ -190,7 +190,7 @@ class Needle:
     """A pass key hidden in a long text: does a model find it, at any depth and length?
 
     Needs no network: the text around the key is one paragraph again and again, or Moby-Dick. What lies before the key
-    is read once for all depths. A million tokens take small models some minutes for each key and depth.
+    is read once for all depths. A million tokens take a model of width 128 about 15 minutes for each key and depth.
     """
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]

@@ -101,11 +101,50 @@ class Hf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Onnx:
+    """Write one step of the recurrent layers as an ONNX file, for programs without PyTorch.
+
+    goldfinch export onnx runs/finch -o finch.onnx
+
+    Inputs are a token and the state of each layer, outputs the state after it and the logits of a Finch. Of a
+    GoldFinch, whose GOLD layers are not in the file, they are the compressed key and the hidden state of the token:
+    what reads a text into a context. Needs `pip install 'goldfinch[onnx]'`.
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL|PTH")]]
+    """A model folder or a training run, the .pth file of an RWKV-6 World model or one that `goldfinch convert` wrote,
+    or hf:OWNER/NAME."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.onnx")]
+    """Output file."""
+    overwrite: bool = False
+    """Overwrite the file if it exists."""
+
+    def run(self) -> None:
+        """Export, and print a summary and the next command.
+
+        Raises:
+            UserError: see `goldfinch.checkpoint.onnx`; then nothing is written.
+        """
+        source = find_model(self.model)
+        require_path(source)
+
+        from goldfinch.checkpoint.onnx import export_onnx
+
+        exported = export_onnx(source, self.output, overwrite=self.overwrite)
+        print_summary(exported)
+        print(f"wrote {self.output}")
+        program = f"import onnxruntime; print(*onnxruntime.InferenceSession({str(self.output)!r}).get_inputs())"
+        print(f"next: python -c {shlex.quote(program)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a model for other programs. (`goldfinch convert` writes RWKV's .pth.)"""
 
     command: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Hf, tyro.conf.subcommand("hf")] | Annotated[Gguf, tyro.conf.subcommand("gguf")]
+        Annotated[Hf, tyro.conf.subcommand("hf")]
+        | Annotated[Gguf, tyro.conf.subcommand("gguf")]
+        | Annotated[Onnx, tyro.conf.subcommand("onnx")]
     ]
 
 
