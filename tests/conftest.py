@@ -42,6 +42,11 @@ build.compiled(decoder.SOURCE, decoder.NAME)
 NOT_NATIVE = ("avx2",)
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: at the end, all other workers would wait for the last of them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 class AlwaysFaster(dict):
     """A record of measurements by which every kernel is faster than PyTorch."""
 

@@ -16,7 +16,16 @@ from goldfinch.inference.language_model import LanguageModel
 
 PROMISED = {
     *("load", "build", "LanguageModel", "Context", "Sampling", "Generation", "Score", "ChatTemplate", "CacheLevel"),
-    *("QuantizationReport", "ModelConfig", "RopeConfig", "Trainer", "TrainConfig", "UserError", "__version__"),
+    *(
+        "QuantizationReport",
+        "ModelConfig",
+        "RopeConfig",
+        "Trainer",
+        "TrainConfig",
+        "OptimizerConfig",
+        "UserError",
+        "__version__",
+    ),
 }
 
 

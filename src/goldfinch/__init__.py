@@ -32,6 +32,7 @@ _MODULES = {
     "RopeConfig": "config",
     "Trainer": "training.trainer",
     "TrainConfig": "training.config",
+    "OptimizerConfig": "training.config",
     "UserError": "errors",
 }
 
@@ -50,6 +51,7 @@ __all__ = [  # noqa: RUF022 (in the order in which people meet them)
     "RopeConfig",
     "Trainer",
     "TrainConfig",
+    "OptimizerConfig",
     "UserError",
     "__version__",
 ]
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from goldfinch.inference.language_model import LanguageModel, build, load
     from goldfinch.inference.sampling import Sampling
     from goldfinch.inference.score import Score
-    from goldfinch.training.config import TrainConfig
+    from goldfinch.training.config import OptimizerConfig, TrainConfig
     from goldfinch.training.trainer import Trainer
 
 

@@ -27,7 +27,7 @@ SMALLEST = {
     "block_plan": [PRESET, "--plans", "eager", "checkpointing", *TRAINING],
     "gold_only": [PRESET, *TRAINING],
     "train": [PRESET, "--shapes", "2x16", *ONCE, "--peers"],
-    "evaluate": [PRESET, "--questions", 2, "--examples", 40, "--vocab-size", 97, *ONCE],
+    "evaluate": [PRESET, "--questions", 2, "--examples", 40, "--vocab-size", 97, "--hf", 2, *ONCE],
 }
 ROWS = {
     "wkv6": ("cpu, us", 4),

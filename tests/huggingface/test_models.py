@@ -30,7 +30,7 @@ def config_of(plan="GoldFinch", **fields):
     layers = 3 if PLANS[plan] is None else len(PLANS[plan])
     sizes = {"vocab_size": 99, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": layers}
     channel_mix = "swiglu" if plan == "Llama" else "rwkv"
-    return GoldFinchConfig(**sizes, time_mixes=PLANS[plan], rope=rope, channel_mix=channel_mix, **fields)
+    return GoldFinchConfig(**sizes | fields, time_mixes=PLANS[plan], rope=rope, channel_mix=channel_mix)
 
 
 def model_of(plan="GoldFinch", cls=GoldFinchForCausalLM, dtype=torch.float32, **fields):
@@ -154,6 +154,16 @@ def test_a_batch_with_padding_writes_what_each_row_writes_alone(model, ids):
         assert together[row, -10:].tolist() == alone[0, -10:].tolist()
 
 
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}, {"prefill_chunk_size": 4}], ids=str)
+def test_text_padded_on_the_right_goes_on_after_its_last_token(model, ids, options):
+    mask = torch.ones_like(ids)
+    mask[1, 9:], mask[2, 1:] = 0, 0
+    options = {"max_new_tokens": 6, "pad_token_id": 0} | options
+    written = model.generate(ids, attention_mask=mask, **options)[:, 12:]
+    for row, length in enumerate((12, 9, 1)):
+        assert torch.equal(written[row], model.generate(ids[row : row + 1, :length], **options)[0, length:])
+
+
 def test_beams_and_a_small_assistant(model, ids):
     beams = model.generate(ids, num_beams=3, max_new_tokens=8, do_sample=False)
     without = model.generate(ids, num_beams=3, max_new_tokens=8, do_sample=False, use_cache=False)
@@ -214,6 +224,39 @@ def test_hidden_states_and_attentions(model, ids, use_cache):
         torch.testing.assert_close(of_tokens.sum(-1), torch.ones(2, int(is_token.sum())))
         assert of_tokens[:, :, ~is_token].abs().max() == 0 if bool((~is_token).any()) else True
     assert not any(block._forward_hooks for block in model.model.blocks), "our engine stays fast afterwards"
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_generate_returns_hidden_states_and_attentions_of_the_whole_prompt(model, ids, use_cache):
+    outputs = model.generate(
+        ids,
+        max_new_tokens=2,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+        output_attentions=True,
+        output_logits=True,
+    )
+    steps = [(12, 12), (1, 13)] if use_cache else [(12, 12), (13, 13)]
+    for (queries, keys), states, attentions in zip(steps, outputs.hidden_states, outputs.attentions, strict=True):
+        assert [tuple(state.shape) for state in states] == [(3, queries, 64)] * 4
+        assert [tuple(weights.shape) for weights in attentions] == [(3, 2, queries, keys)]
+    torch.testing.assert_close(model.lm_head(outputs.hidden_states[1][-1][:, -1]), outputs.logits[1])
+
+
+def test_hidden_states_of_some_layers(model, ids):
+    every = model(ids, output_hidden_states=True).hidden_states
+    some = model(ids, output_hidden_states=[0, -1]).hidden_states
+    assert [state is None for state in some] == [False, True, True, False]
+    assert torch.equal(some[0], every[0])
+    assert torch.equal(some[3], every[3])
+
+
+def test_hidden_states_and_attentions_have_gradients(model, ids):
+    outputs = model(ids, output_hidden_states=True, output_attentions=True)
+    values = (outputs.hidden_states[0], outputs.attentions[0])
+    for gradient in torch.autograd.grad(outputs.logits[:, -1].square().sum(), values):
+        assert gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -287,6 +330,8 @@ def test_classification_learns(cls, ids):
 def test_what_cannot_be_says_so(model, ids):
     with pytest.raises(ValueError, match="needs input_ids, not inputs_embeds"):
         model(inputs_embeds=torch.zeros(1, 2, 64))
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        model.generate(inputs_embeds=torch.zeros(1, 2, 64), max_new_tokens=2)
     with pytest.raises(ValueError, match="does not work with a GoldFinch"):
         model.generate(ids, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(gf.UserError, match="num_hidden_layers is 3, but time_mixes names 2"):

@@ -22,6 +22,7 @@ from goldfinch.huggingface.heads import (
     GoldFinchForTokenClassification,
 )
 from goldfinch.huggingface.modeling import GoldFinchModel
+from goldfinch.huggingface.training import PreparedDataset, build_optimizers, lora_targets
 from goldfinch.ops.wkv6 import make_traceable
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
     "GoldFinchForSequenceClassification",
     "GoldFinchForTokenClassification",
     "GoldFinchModel",
+    "PreparedDataset",
+    "build_optimizers",
+    "lora_targets",
 ]
 
 make_traceable()  # PyTorch's compiler, which takes seconds to import, is there already: transformers imports it

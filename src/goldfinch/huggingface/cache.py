@@ -82,18 +82,25 @@ class GoldFinchCache(Cache):
             after_row: called after each row; then rows are read one after another.
 
         Returns:
-            (B, W, D), normalised hidden states; zero where there is padding.
+            (B, W, D), normalised hidden states; padding behind a token has those of the token, and before it zero.
         """
         self._catch_up()
         self._begin(decoder, rows)
         hidden = torch.zeros(
             len(self.sequences), wanted, decoder.config.width, dtype=decoder.dtype, device=decoder.device
         )
-        if rows.shape[1] == wanted == 1 and rows.is_token is None and after_row is None:
+        if (
+            rows.shape[1] == wanted == 1
+            and rows.is_token is None
+            and after_row is None
+            and all(map(len, self.sequences))
+        ):
             hidden[:, 0] = advance_together(self.sequences, rows.ids[:, 0])
             return hidden
         for row, sequence in enumerate(self.sequences):
             tokens, count = rows.tokens(row), rows.num_wanted(row, wanted)
+            if (before := rows.num_before(row, wanted)) and len(sequence):
+                hidden[row, :before] = sequence.last_hidden()
             if len(tokens) and count:
                 rows.place(row, sequence.advance(tokens, count), wanted, hidden)
             elif len(tokens):

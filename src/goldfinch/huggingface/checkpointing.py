@@ -1,42 +1,46 @@
 """Gradient checkpointing as transformers does it: layers that are run again for their gradients."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from goldfinch.inference import cpu_decode
 from goldfinch.mixers import KeyValueSource, SharedKeys
 from goldfinch.model import Decoder
+from goldfinch.model.block import Block
 from goldfinch.state import BlockState
 
 
-class CheckpointedDecoder(Decoder):
-    """A decoder whose layers are run again for their gradients (gradient checkpointing)."""
+class GoldFinchBlock(GradientCheckpointingLayer, Block):
+    """A `Block` that transformers can run again for its gradients."""
 
-    run_again: Callable[..., Any]
+    def __call__(self, x: Tensor, *args: Any) -> tuple[Tensor, BlockState]:
+        """Give the tensors in shared keys as arguments as well: checkpointing follows gradients only through these."""
+        cache = args[1] if len(args) > 1 else None
+        parts = (cache.keys, cache.embeddings) if isinstance(cache, SharedKeys) else ()
+        return super().__call__(x, *args, *parts)
 
-    @classmethod
-    def of(cls, decoder: Decoder, run_again: Callable[..., Any]) -> "CheckpointedDecoder":
-        """The same layers; `run_again` is a form of `torch.utils.checkpoint.checkpoint`."""
-        other = cls.of_parts(decoder.config, **dict(decoder.named_children()) | {"token_cat": decoder.token_cat})
-        other.run_again = run_again
-        return other
-
-    def _run_block(
+    def forward(
         self,
-        block: nn.Module,
         x: Tensor,
-        state: BlockState | None,
-        cache: KeyValueSource | Sequence[KeyValueSource] | None,
-        document_starts: Tensor | None,
+        state: BlockState | None = None,
+        cache: KeyValueSource | Sequence[KeyValueSource] | None = None,
+        document_starts: Tensor | None = None,
+        *parts: Tensor,
     ) -> tuple[Tensor, BlockState]:
-        if not isinstance(cache, SharedKeys):
-            return self.run_again(block, x, state, cache, document_starts)
+        """As `Block.forward`; `parts` are the tensors in `cache`."""
+        if parts and isinstance(cache, SharedKeys):
+            cache = dataclasses.replace(cache, keys=parts[0], embeddings=parts[1])
+        return Block.forward(self, x, state, cache, document_starts)
 
-        # Checkpointing follows gradients through tensors that are arguments only.
-        def run(x: Tensor, keys: Tensor, embeddings: Tensor) -> tuple[Tensor, BlockState]:
-            shared = dataclasses.replace(cache, keys=keys, embeddings=embeddings)
-            return block(x, state, shared, document_starts)
 
-        return self.run_again(run, x, cache.keys, cache.embeddings)
+cpu_decode.KNOWN.add(GoldFinchBlock)
+
+
+class GoldFinchDecoder(Decoder):
+    """A `Decoder` of such layers."""
+
+    block_type = GoldFinchBlock

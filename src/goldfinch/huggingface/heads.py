@@ -39,10 +39,9 @@ class GoldFinchForCausalLM(GoldFinchPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: GoldFinchCache | None = None,
-        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -61,14 +60,14 @@ class GoldFinchForCausalLM(GoldFinchPreTrainedModel, GenerationMixin):
             attention_mask,
             position_ids,
             cache,
-            inputs_embeds,
             use_cache,
             output_hidden_states,
             output_attentions,
             num_wanted=last or None,
             head=self.lm_head,
+            inputs_embeds=kwargs.get("inputs_embeds"),
         )
-        hidden = outputs.last_hidden_state
+        hidden = outputs.last_hidden_state[:, -last:]
         if isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
         has_labels = labels is not None or kwargs.get("shift_labels") is not None
@@ -124,6 +123,10 @@ class GoldFinchForCausalLM(GoldFinchPreTrainedModel, GenerationMixin):
             model_kwargs["cache"]._is_user_defined = True
         elif generation_config.use_cache is not False:
             model_kwargs["cache"] = GoldFinchCache(self.config)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers, which learns from the missing `inputs_embeds` that these cannot be given."""
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. With `cache=`, `inputs` may also be only what follows what the cache has read."""

@@ -20,13 +20,12 @@ from transformers.utils import can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
 from goldfinch.huggingface.cache import GoldFinchCache
-from goldfinch.huggingface.checkpointing import CheckpointedDecoder
+from goldfinch.huggingface.checkpointing import GoldFinchBlock, GoldFinchDecoder
 from goldfinch.huggingface.configuration import GoldFinchConfig
 from goldfinch.huggingface.padding import Rows
 from goldfinch.huggingface.recording import Recorder
 from goldfinch.mixers import Gold
 from goldfinch.model import Decoder
-from goldfinch.model.block import Block
 from goldfinch.model.initialization import initialize_body, initialize_head
 
 accept_past_key_values = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
@@ -40,11 +39,11 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
     config_class = GoldFinchConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012  # as transformers declares it
+    _no_split_modules = ["GoldFinchBlock"]  # noqa: RUF012  # as transformers declares it
     _skip_keys_device_placement = ["cache", "head"]  # noqa: RUF012  # as transformers declares it
     _supports_sdpa = True
     _input_embed_layer = "embedding"
-    _can_record_outputs = {"hidden_states": Block, "attentions": Gold}  # noqa: RUF012  # as transformers declares it
+    _can_record_outputs = {"hidden_states": GoldFinchBlock, "attentions": Gold}  # noqa: RUF012  # as transformers declares it
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
@@ -58,20 +57,19 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Our initial values (Finch paper, appendix I), but for what a checkpoint has filled."""
-        filled = [
-            (parameter, parameter.clone())
-            for parameter in module.parameters()
-            if getattr(parameter, "_is_hf_initialized", False)
-        ]
-        if len(filled) + sum(parameter.is_meta for parameter in module.parameters()) == len(list(module.parameters())):
-            return  # with what accelerate keeps on disk, which has no numbers here
+        parameters = list(module.parameters())
+        # What accelerate keeps on disk has no numbers here.
+        filled = [each for each in parameters if each.is_meta or getattr(each, "_is_hf_initialized", False)]
+        if len(filled) == len(parameters):
+            return
+        values = [parameter.clone() for parameter in filled]
         if isinstance(module, GoldFinchModel):
             initialize_body(module, module.blocks)
         elif module is self.get_output_embeddings():
             initialize_head(cast(nn.Linear, module))
         elif module not in set(self.base_model.modules()):  # whose layers decide over their parts
             super()._init_weights(module)
-        for parameter, value in filled:
+        for parameter, value in zip(filled, values, strict=True):
             parameter.copy_(value)
 
 
@@ -80,7 +78,7 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
 
     def __init__(self, config: GoldFinchConfig) -> None:
         super().__init__(config)
-        decoder = Decoder(config.to_model_config())
+        decoder = GoldFinchDecoder(config.to_model_config())
         self.embedding = decoder.embedding
         self.embedding_norm = decoder.embedding_norm
         self.blocks = decoder.blocks
@@ -115,14 +113,13 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: GoldFinchCache | None = None,
-        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         output_attentions: bool | None = None,
         *,
         num_wanted: int | None = None,
         head: nn.Module | None = None,
-        **_: Any,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of T tokens, behind those that the cache has seen.
 
@@ -133,20 +130,21 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
             position_ids: (B, T); where they return to 0, a new document starts that sees nothing of those before it, as
                 in packed training. Else they do not matter.
             cache: of B rows; it is continued in place.
-            inputs_embeds: refused: GOLD layers read the token ids as well.
             use_cache: return a cache; None for `config.use_cache`.
-            output_hidden_states: return the input of the first layer and the output of each.
+            output_hidden_states: return the input of the first layer and the output of each; with a list, only those of
+                these numbers.
             output_attentions: return the attention weights of each GOLD layer.
-            num_wanted: how many of the T tokens, at the end, have outputs; None for all.
+            num_wanted: how many of the T tokens, at the end, have outputs; None for all. Hidden states and attentions
+                are those of all.
             head: what makes logits of hidden states, where the model has one: a cache predicts with it.
 
         Returns:
-            last_hidden_state: (B, wanted, D), normalised; zero for padding where there is a cache.
+            last_hidden_state: (B, wanted, D), normalised. Padding behind a token has what this token has.
 
         Raises:
             ValueError: there are no ids, or arguments that do not go together.
         """
-        if input_ids is None or inputs_embeds is not None:
+        if input_ids is None or kwargs.get("inputs_embeds") is not None:
             raise ValueError(
                 "GoldFinch needs input_ids, not inputs_embeds: GOLD layers rebuild keys and values from the ids"
             )
@@ -155,8 +153,10 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
         attentions_wanted = self.config.output_attentions if output_attentions is None else output_attentions
         decoder = self.decoder(head)
         rows = Rows(input_ids, attention_mask, position_ids)
-        recorder = Recorder(decoder, hidden=bool(hidden_wanted), attentions=bool(attentions_wanted))
-        wanted = input_ids.shape[1] if num_wanted is None else min(num_wanted, input_ids.shape[1])
+        recorder = Recorder(decoder, hidden=hidden_wanted or False, attentions=bool(attentions_wanted))
+        wanted = input_ids.shape[1]
+        if num_wanted is not None and not recorder.is_active:
+            wanted = min(num_wanted, wanted)
         if cache is None and use_cache:
             cache = GoldFinchCache(self.config)
         if cache is not None and not isinstance(cache, GoldFinchCache):
@@ -189,26 +189,29 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
         ids, starts = rows.ids, rows.document_starts
         if order is not None:
             ids, starts = ids.gather(1, order), starts if starts is None else starts.gather(1, order)
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            decoder = CheckpointedDecoder.of(decoder, self._gradient_checkpointing_func)
         with recorder:
             hidden, _ = decoder.hidden(ids, document_starts=starts)
         back = None if order is None else order.argsort(dim=1)
 
         def in_place(values: Tensor, dim: int) -> Tensor:
-            """Tokens back in their columns, and of these the wanted ones."""
-            if back is not None:
-                shape = [1] * values.dim()
-                shape[0], shape[dim] = back.shape
-                values = values.take_along_dim(back.view(shape), dim)
-            return values.narrow(dim, values.shape[dim] - wanted, wanted)
+            """Tokens back in their columns."""
+            if back is None:
+                return values
+            shape = [1] * values.dim()
+            shape[0], shape[dim] = back.shape
+            return values.take_along_dim(back.view(shape), dim)
 
-        hidden = in_place(hidden, 1)
-        states = [in_place(each, 1) for each in recorder.take_hidden(ids.shape[1])]
-        weights = [in_place(each, 2) for each in recorder.take_attentions(ids.shape[1])]
+        def last(values: Tensor, dim: int) -> Tensor:
+            """The wanted columns; if these are all, the very tensor."""
+            columns = values.shape[dim]
+            return values if columns == wanted else values.narrow(dim, columns - wanted, wanted)
+
+        hidden = last(rows.fill(in_place(hidden, 1)), 1)
+        states = [last(in_place(each, 1), 1) for each in recorder.take_hidden(ids.shape[1])]
+        weights = [last(in_place(each, 2), 2) for each in recorder.take_attentions(ids.shape[1])]
         if back is not None:
             weights = [each.take_along_dim(back[:, None, None], 3) for each in weights]
-        return _output(hidden, cache, states, weights)
+        return _output(hidden, cache, recorder.of_all_layers(states), weights)
 
     @torch.compiler.disable  # torch.compile does not see what C++ writes
     def _sequential(
@@ -236,7 +239,12 @@ class GoldFinchModel(GoldFinchPreTrainedModel):
                 spread[..., columns] = each
                 of_layers[layer] = spread
         in_rows = partial(rows.together, wanted=wanted)
-        return _output(hidden.clone(), cache, in_rows(states), [each.transpose(1, 2) for each in in_rows(weights)])
+        return _output(
+            hidden.clone(),
+            cache,
+            recorder.of_all_layers(in_rows(states)),
+            [each.transpose(1, 2) for each in in_rows(weights)],
+        )
 
 
 def _is_expansion_offloaded(decoder: Decoder) -> bool:
@@ -246,10 +254,14 @@ def _is_expansion_offloaded(decoder: Decoder) -> bool:
 
 
 def _output(
-    hidden: Tensor, cache: GoldFinchCache | None, states: list[Tensor], weights: list[Tensor]
+    hidden: Tensor, cache: GoldFinchCache | None, states: list[Tensor | None], weights: list[Tensor]
 ) -> BaseModelOutputWithPast:
     # By convention the last is what the head reads.
-    states = [*states[:-1], hidden] if states else []
+    if states and states[-1] is not None:
+        states = [*states[:-1], hidden]
     return BaseModelOutputWithPast(
-        last_hidden_state=hidden, cache=cache, hidden_states=tuple(states) or None, attentions=tuple(weights) or None
+        last_hidden_state=hidden,
+        cache=cache,
+        hidden_states=cast(tuple[torch.FloatTensor, ...], tuple(states)) or None,
+        attentions=tuple(weights) or None,
     )

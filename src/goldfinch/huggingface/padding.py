@@ -52,17 +52,40 @@ class Rows:
         return self.ids[row] if self.is_token is None else self.ids[row][self.is_token[row]]
 
     def num_wanted(self, row: int, wanted: int) -> int:
-        """How many of the last `wanted` columns of a row are tokens: they are its last tokens."""
+        """How many of a row's last tokens have outputs in its last `wanted` columns.
+
+        They are those among these columns and, if the first column is padding, the token before: padding behind a token
+        has the output of this token, so that a text may also go on after it.
+        """
         if self.is_token is None:
             return wanted
-        return int(self.is_token[row, self.shape[1] - wanted :].sum())
+        first = self.shape[1] - wanted
+        count = int(self.is_token[row, first:].sum())
+        return count + int(not self.is_token[row, first] and bool(self.is_token[row, :first].any()))
+
+    def num_before(self, row: int, wanted: int) -> int:
+        """How many of a row's last `wanted` columns are before its first token."""
+        if self.is_token is None:
+            return 0
+        first = int(self.is_token[row].int().argmax()) if bool(self.is_token[row].any()) else self.shape[1]
+        return max(0, first - (self.shape[1] - wanted))
+
+    def fill(self, values: Tensor) -> Tensor:
+        """(B, T, D), the padding behind a token with the values of this token."""
+        if self.is_token is None:
+            return values
+        columns = torch.arange(self.shape[1], device=self.ids.device)
+        last = torch.where(self.is_token, columns, 0).cummax(dim=1).values
+        return values.take_along_dim(last[:, :, None], 1)
 
     def order(self) -> Tensor | None:
-        """(B, T): columns with the padding of each row behind its tokens; None without padding.
+        """(B, T): columns with the padding of each row behind its tokens; None if it is there already.
 
         Causality then hides padding from all tokens, wherever it was.
         """
-        return None if self.is_token is None else (~self.is_token).int().argsort(dim=1, stable=True)
+        if self.is_token is None or bool((self.is_token[:, 1:] <= self.is_token[:, :-1]).all()):
+            return None
+        return (~self.is_token).int().argsort(dim=1, stable=True)
 
     def behind(self, past_ids: Tensor, past_is_token: Tensor) -> "Rows":
         """These columns behind earlier ones: (B, S) ids and, bool, which of them are tokens."""
@@ -78,14 +101,17 @@ class Rows:
 
         Args:
             row: of the batch.
-            values: (n, ...), one for each token among the last `wanted` columns.
+            values: (n, ...), one for each of the tokens that `num_wanted` counts.
             wanted: W.
             to: (B, W, ...).
         """
         if self.is_token is None:
             to[row] = values
-        else:
-            to[row, self.is_token[row, self.shape[1] - wanted :]] = values
+            return
+        number = self.is_token[row].cumsum(0)  # of the last token, up to each column
+        index = number[self.shape[1] - wanted :] - 1 - (number[-1] - len(values))
+        has_token = index >= 0
+        to[row, has_token] = values[index[has_token]]
 
     def together(self, values: dict[int, list[Tensor]], wanted: int) -> list[Tensor]:
         """Several tensors of each row, (n, ...) as in `place` -> as many of the batch, (B, W, ...), 0 for padding."""

@@ -163,6 +163,14 @@ class TokenSequence:
             self._prediction = prediction = dataclasses.replace(prediction, logits=logits)
         return cast(Tensor, prediction.logits)
 
+    def last_hidden(self) -> Tensor:
+        """(1, D): the normalised hidden state of the last token, for the head. Computed once for each length.
+
+        Raises:
+            ValueError: the sequence is empty.
+        """
+        return self._predict().hidden
+
     @one_thread
     @torch.inference_mode()
     def _predict(self) -> Prediction:

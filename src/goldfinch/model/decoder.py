@@ -1,7 +1,7 @@
 """The whole model, as in the paper's figure (SPEC 1)."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class Decoder(nn.Module):
     Parameters are not initialised here, but by `goldfinch.model.initialization` or a checkpoint.
     """
 
+    block_type: ClassVar[type[Block]] = Block
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -27,7 +29,7 @@ class Decoder(nn.Module):
         weight = torch.empty(config.vocab_size, config.width)
         self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
         self.embedding_norm = layer_norm(config.width)
-        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.time_mixes)
+        self.blocks = nn.ModuleList(self.block_type(config, kind) for kind in config.time_mixes)
         self.token_cat = TokenCat(config) if config.num_gold_layers else None
         self.output_norm = layer_norm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -134,22 +136,9 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[BlockState]]:
         after = []
         for number, layer in enumerate(layers):
-            x, state = self._run_block(
-                self.blocks[layer], x, states[number] if states else None, cache, document_starts
-            )
+            x, state = self.blocks[layer](x, states[number] if states else None, cache, document_starts)
             after.append(state)
         return x, after
-
-    def _run_block(
-        self,
-        block: nn.Module,
-        x: Tensor,
-        state: BlockState | None,
-        cache: KeyValueSource | Sequence[KeyValueSource] | None,
-        document_starts: Tensor | None,
-    ) -> tuple[Tensor, BlockState]:
-        """One layer; a subclass may run it otherwise."""
-        return block(x, state, cache, document_starts)
 
 
 def _join(past: KeyCacheState, new: KeyCacheState) -> KeyCacheState:

@@ -30,6 +30,10 @@ class KeyValueBlock(NamedTuple):
     value_index: Tensor | None = None
     """(S_i,) int64: the value of each key, as an index into `values`; None if each key has its own."""
 
+    def of_each_key(self) -> Tensor:
+        """Values, one for each key: (B, H, S_i, N)."""
+        return self.values if self.value_index is None else self.values[:, :, self.value_index]
+
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, document_starts: Tensor | None = None) -> Tensor:
     """Softmax attention of the last T of S positions on all positions up to their own, scale 1/sqrt(N).

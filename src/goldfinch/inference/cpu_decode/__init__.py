@@ -35,7 +35,8 @@ MAX_TOKENS = 16
 MAX_TOKENS_IF_FASTER = 32
 """The same where PyTorch is slow at products of a few rows, as in fp32 on some processors."""
 DTYPES = (torch.float32, torch.bfloat16)
-# A model is run in C++ only if it consists of exactly these: a subclass may compute something else.
+# A model is run in C++ only if it consists of exactly these: a subclass may compute something else. One that does not
+# is added by whoever defines it.
 KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
 

@@ -96,6 +96,8 @@ def _with_resets(
 
 
 def _fastest(r: Tensor, dtype: torch.dtype) -> Implementation:
+    if torch.compiler.is_exporting():  # a graph for other programs has PyTorch's own operators only
+        return "recurrent" if r.shape[1] < SHORTEST_CHUNKED else "chunked"
     on_gpu = r.device.type == "cuda" and dtype == torch.float32 and r.shape[-1] >= fla.SMALLEST_HEAD
     if on_gpu and fla.library() is not None:
         return "fla"
