@@ -57,20 +57,19 @@ class GoldFinchPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Our initial values (Finch paper, appendix I), but for what a checkpoint has filled."""
-        filled = [
-            (parameter, parameter.clone())
-            for parameter in module.parameters()
-            if getattr(parameter, "_is_hf_initialized", False)
-        ]
-        if len(filled) + sum(parameter.is_meta for parameter in module.parameters()) == len(list(module.parameters())):
-            return  # with what accelerate keeps on disk, which has no numbers here
+        parameters = list(module.parameters())
+        # What accelerate keeps on disk has no numbers here.
+        filled = [each for each in parameters if each.is_meta or getattr(each, "_is_hf_initialized", False)]
+        if len(filled) == len(parameters):
+            return
+        values = [parameter.clone() for parameter in filled]
         if isinstance(module, GoldFinchModel):
             initialize_body(module, module.blocks)
         elif module is self.get_output_embeddings():
             initialize_head(cast(nn.Linear, module))
         elif module not in set(self.base_model.modules()):  # whose layers decide over their parts
             super()._init_weights(module)
-        for parameter, value in filled:
+        for parameter, value in zip(filled, values, strict=True):
             parameter.copy_(value)
 
 
