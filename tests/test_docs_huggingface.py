@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from goldfinch.cli.main import run
+from goldfinch.data.moby_dick import moby_dick_chapters
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.pretrained import hub
@@ -29,6 +30,31 @@ def repository(tmp_path, monkeypatch, small_config, small_model):
     hub.hub_folder.cache_clear()
     yield tmp_path / "hub" / "models--OWNER--NAME"
     hub.hub_folder.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_way_to_a_tuned_evaluated_model(repository, capsys):
+    Path("books").mkdir()
+    for path, chapter in zip((Path("book.txt"), Path("books/whale.txt")), moby_dick_chapters(), strict=False):
+        path.write_text(chapter[:8000])
+    names: dict = {}
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", DOCS.partition("## The library's own tests")[0], flags=re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["sh", "python", "python", "sh", "python", "python"]
+    for kind, block in blocks:
+        if kind == "python":  # shorter, and without a file to be seen in a browser
+            short = re.sub(r"(max_steps|steps)=\d+", r"\1=2", block).replace(
+                "sequence_length=512", "sequence_length=32"
+            )
+            exec(
+                short.replace("TrainingArguments(", "TrainingArguments(report_to=[], use_cpu=True, output_dir="), names
+            )
+            continue
+        for program, *arguments in (shlex.split(line) for line in block.splitlines()):
+            if program == "goldfinch" and arguments != ["quickstart"]:
+                limit = ["--limit", "3"] if arguments[0] == "evaluate" else []
+                assert run([*arguments, *limit]) == 0, arguments
+    assert Path("results/tuned/results.md").exists()
 
 
 def test_a_model_goes_to_the_hub_and_comes_back(repository, capsys):
