@@ -39,7 +39,7 @@ class Evaluate:
     """
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
-    """Model folder, from `goldfinch train` or `goldfinch convert`."""
+    """Model folder, from `goldfinch train` or `goldfinch convert`, or hf:OWNER/NAME, one on the Hub."""
     files: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]] = ()
     """Text files to predict, as for `goldfinch read`."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("results")

@@ -35,7 +35,7 @@ class Read:
     for all text files in them except hidden ones and what .gitignore excludes; quoted patterns such as "src/**/*.py"; -
     for standard input."""
     model: Annotated[Path, tyro.conf.arg(aliases=["-m"], metavar="MODEL")]
-    """Model folder, from `goldfinch train` or `goldfinch convert`."""
+    """Model folder, from `goldfinch train` or `goldfinch convert`, or hf:OWNER/NAME, one on the Hub."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.gfc")]
     """Context file to write."""
     latents: Literal["float32", "bfloat16", "float16", "int8", "int4", "model"] = "bfloat16"
