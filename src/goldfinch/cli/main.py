@@ -24,6 +24,7 @@ COMMANDS = {
     "cache": "inspect, search and verify a .gfc context file",
     "generate": "generate text from a prompt",
     "chat": "chat with a model in the terminal",
+    "serve": "OpenAI's API on this machine",
     "evaluate": "benchmarks of lm-eval, or the loss of plain text",
     "bench": "measure speed and memory on this machine",
     "info": "parameters, FLOPs and memory of a preset or a run",

@@ -1,0 +1,56 @@
+"""A server on 127.0.0.1."""
+
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+import uvicorn
+
+from goldfinch.data.tokenizers import ByteTokenizer
+from goldfinch.inference.language_model import LanguageModel
+from goldfinch.serving.app import create_app
+from goldfinch.serving.engine import Engine
+
+
+@pytest.fixture
+def lm(small_config, small_model):
+    return LanguageModel(small_model(small_config("finch_c2", "gold", vocab_size=257), torch.float32), ByteTokenizer())
+
+
+@pytest.fixture
+def url(lm):
+    """Of a server with this model."""
+    engine = Engine(lm, max_cached_bytes=1 << 26)
+    engine.start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(engine, "small"), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    engine.stop(10)
+
+
+@pytest.fixture
+def ask(url):
+    """ask(path, **body) -> the answer; a list of chunks if it is streamed."""
+
+    def send(path, **body):
+        request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                content = answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read())
+        if not body.get("stream"):
+            return json.loads(content)
+        lines = [line.removeprefix("data: ") for line in content.split("\n\n") if line]
+        assert lines.pop() == "[DONE]"
+        return [json.loads(line) for line in lines]
+
+    return send
