@@ -127,9 +127,11 @@ async def _answer(
 ) -> JSONResponse | StreamingResponse:
     check_prompt(engine.lm, ids)
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-    job = Job(
-        ids, sampling, body.tokens_wanted, None, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
-    )
+
+    def tell(event: Event) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    job = Job(ids, sampling, body.tokens_wanted, None, tell)
     try:
         engine.submit(job)
     except QueueFullError:
