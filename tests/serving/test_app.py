@@ -1,10 +1,13 @@
 """What the server answers, by plain HTTP and by OpenAI's own client."""
 
+import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 
 import openai
 import pytest
@@ -96,6 +99,25 @@ def test_openais_client_reads_every_answer(client):
     )
     with pytest.raises(openai.BadRequestError, match="top_p"):
         client.completions.create(prompt="Call me", top_p=2, **options)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_nobody_waits_for_is_not_written_on(url, stream):
+    address = url.removeprefix("http://").split(":")
+    never_ends = {"max_tokens": 10_000_000, "logit_bias": {"256": -1000}}
+    body = json.dumps({"prompt": "Call me", "stream": stream} | never_ends)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+
+    def running():
+        with urllib.request.urlopen(f"{url}/health") as answer:
+            return json.load(answer)["running"]
+
+    with socket.create_connection((address[0], int(address[1]))) as connection:
+        connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        while not running():
+            time.sleep(0.05)
+    while running():  # a test that never ends is one that fails
+        time.sleep(0.05)
 
 
 def test_the_command_serves_and_ends_well_when_it_is_told_to(lm, tmp_path):

@@ -1,6 +1,7 @@
 """The routes: OpenAI's completions and chat completions, streamed or whole."""
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -58,8 +59,8 @@ def create_app(engine: Engine, model_name: str) -> FastAPI:
         return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param=place or None).response()
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> dict[str, str | int]:
+        return {"status": "ok", "running": engine.num_running, "waiting": engine.num_waiting}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -129,7 +130,8 @@ async def _answer(
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
     def tell(event: Event) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+        with contextlib.suppress(RuntimeError):  # the server has ended, and nobody waits any more
+            loop.call_soon_threadsafe(events.put_nowait, event)
 
     job = Job(ids, sampling, body.tokens_wanted, None, tell)
     try:

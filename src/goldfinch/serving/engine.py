@@ -110,6 +110,16 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._stopping = False
 
+    @property
+    def num_running(self) -> int:
+        """Answers that are being written."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests whose prompts wait or are being read."""
+        return self._num_waiting
+
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
