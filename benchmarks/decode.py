@@ -22,10 +22,9 @@ from peers import GoldFinch, add_arguments, peers
 
 from goldfinch.benchmark.speed import at_level, compare, copy_probe, decode_seconds, levels, tolerance
 from goldfinch.benchmark.timing import interleave, seconds
-from goldfinch.inference.batch import Batch
+from goldfinch.inference.batch import Batch, decode_together
 from goldfinch.inference.context import Context
 from goldfinch.inference.sampling import Sampling
-from goldfinch.inference.sequence import decode_together
 
 NOTHING_SHARED = "GoldFinch, latents, no distinct bigrams, no table"
 

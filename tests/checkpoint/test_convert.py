@@ -244,7 +244,7 @@ def test_a_disk_that_fails_leaves_what_was(overwrite, save_pth, same_bits, tmp_p
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("goldfinch.checkpoint.model_folder.save_file", fail)
+    monkeypatch.setattr("goldfinch.checkpoint.safetensors_file.save_file", fail)
     monkeypatch.setattr("torch.save", fail)
     with pytest.raises(UserError, match=r"cannot write .*folder: .*No space left on device"):
         import_reference(pth, None, folder, None, overwrite=overwrite)

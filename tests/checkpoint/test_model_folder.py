@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from goldfinch.checkpoint import model_folder
+from goldfinch.checkpoint import safetensors_file
 from goldfinch.checkpoint.model_folder import (
     load_model,
     read_config,
@@ -157,7 +157,7 @@ def test_a_save_that_is_killed_leaves_the_old_weights(error, seen, folder, model
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(model_folder, "save_file", write_half)
+    monkeypatch.setattr(safetensors_file, "save_file", write_half)
     with pytest.raises(seen):
         save_weights(folder, {name: tensor + 1 for name, tensor in model.state_dict().items()})
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]

@@ -7,6 +7,7 @@ from plans import PLANS
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.language_model import LanguageModel
+from goldfinch.inference.prefill import read_lower
 from goldfinch.inference.sampling import Sampling
 
 PROMPTS = ["Call me Ishmael.", "W", "The whale, the whale, the whale, the wh", "x" * 70, "It was the best of times"]
@@ -75,13 +76,13 @@ def test_more_prompts_than_step_together_all_get_their_answers(lm):
 
 def test_one_pass_over_the_weights_serves_all(lm, monkeypatch):
     calls = []
-    from goldfinch.inference import sequence
 
-    def counting(model, ids, states, original=sequence.read_lower):
+    def counting(model, ids, states):
         calls.append(tuple(ids.shape))
-        return original(model, ids, states)
+        return read_lower(model, ids, states)
 
-    monkeypatch.setattr(sequence, "read_lower", counting)
+    monkeypatch.setattr("goldfinch.inference.batch.read_lower", counting)
+    monkeypatch.setattr("goldfinch.inference.sequence.read_lower", counting)
     generations = lm.generate(["abc", "de", "f"], max_tokens=5, temperature=0, ignore_eos=True)
     # At the end each context reads its last token by itself.
     assert calls == [(1, 3), (1, 2), (1, 1), *[(3, 1)] * 4, *[(1, 1)] * 3]
@@ -100,7 +101,7 @@ def test_an_interrupted_step_leaves_every_context_with_what_was_generated(lm, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("goldfinch.inference.sequence.next_token_logits", interrupted)
+        patch.setattr("goldfinch.inference.batch.next_token_logits", interrupted)
         with pytest.raises(KeyboardInterrupt):
             batch.step()
     assert len(batch) == 0

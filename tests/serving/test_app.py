@@ -1,18 +1,22 @@
 """What the server answers, by plain HTTP and by OpenAI's own client."""
 
 import json
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import openai
 import pytest
 
 from goldfinch.cli.main import run
+from goldfinch.inference.sampling import Sampling
+from goldfinch.serving.engine import Engine, Job, RequestCancelledError
 
 
 def test_a_completion_is_what_the_engine_writes(ask, lm):
@@ -71,6 +75,45 @@ def test_what_cannot_be_is_refused_by_name_in_openais_form(ask, body, param):
     error = ask("/v1/completions", **body)["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert param in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status"),
+    [
+        ("/v1/nosuch", b"{}", 404),
+        ("/v1/completions", b'{"prompt": "x", ', 400),
+        ("/v1/completions", b'{"prompt": "\\ud800"}', 400),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+        ("/v1/completions", b'{"prompt": [1, 99999]}', 400),
+        ("/v1/completions", b'{"prompt": ""}', 400),
+    ],
+)
+def test_every_error_has_openais_form(url, path, content, status):
+    request = urllib.request.Request(url + path, content, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    body = json.loads(error.value.read())["error"]
+    assert (error.value.code, body["type"], body["param"]) == (status, "invalid_request_error", None)
+    assert body["message"]
+
+
+def test_a_request_that_is_cancelled_in_the_queue_is_never_read(lm):
+    engine, events = Engine(lm, max_cached_bytes=0), queue.SimpleQueue()
+    cancelled = Job([1, 2, 3], Sampling(temperature=0), 4, events.put)
+    other = Job([4, 5, 6], Sampling(temperature=0, ignore_eos=True), 4, lambda event: events.put((other, event)))
+    engine.submit(cancelled)
+    engine.submit(other)
+    cancelled.cancel()
+    assert engine.num_waiting == 2
+    engine.start()
+    assert isinstance(events.get(timeout=60), RequestCancelledError)
+    engine.stop(timeout=60)
+    answer = None
+    while not events.empty():
+        _, answer = events.get()
+    assert len(answer.generation.token_ids) == 4
+    assert engine.num_waiting == engine.num_running == 0
+    assert cancelled.context is None
 
 
 @pytest.fixture

@@ -140,9 +140,9 @@ class InSave:
     act: Callable[[], None]
 
     def __call__(self, rank: int) -> None:
-        from goldfinch.checkpoint import model_folder
+        from goldfinch.checkpoint import safetensors_file
 
-        save_file = model_folder.save_file
+        save_file = safetensors_file.save_file
 
         def patched(tensors, path, metadata=None):
             if rank in self.ranks and path.parent.parent.name == f".step-{self.step:08d}.tmp":
@@ -150,7 +150,7 @@ class InSave:
                 self.act()
             save_file(tensors, path, metadata)
 
-        model_folder.save_file = patched
+        safetensors_file.save_file = patched
 
 
 def die() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import goldfinch as gf
-from goldfinch.checkpoint import model_folder
+from goldfinch.checkpoint import safetensors_file
 from goldfinch.data.batches import sequential_windows
 from goldfinch.data.shards import TokenDataset
 from goldfinch.errors import UserError
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(settings, silent)
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silent, monkeypatch):
-    real = model_folder.save_file
+    real = safetensors_file.save_file
 
     def full(tensors, path, metadata=None):
         if "00000006" in str(path):
@@ -268,7 +268,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(settings, silen
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         real(tensors, path, metadata)
 
-    monkeypatch.setattr(model_folder, "save_file", full)
+    monkeypatch.setattr(safetensors_file, "save_file", full)
     with pytest.raises(UserError, match=r"step-00000006.*No space left.*the checkpoints before it are complete"):
         Trainer(settings(), silent()).train()
     folder = settings().output / "checkpoints"

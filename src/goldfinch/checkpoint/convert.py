@@ -1,6 +1,7 @@
 """Converting checkpoints: a published `.pth` to our folder, and back (SPEC 9)."""
 
 import dataclasses
+import itertools
 import pickle
 import re
 from pathlib import Path
@@ -42,6 +43,11 @@ class Converted:
     """Such as ("bfloat16",); several only if the source mixes them."""
     tokenizer: str | None
     """Name of the tokenizer that the folder has."""
+
+    @property
+    def plan(self) -> str:
+        """The layers from bottom to top, such as "8 finch_c2, then 4 gold"."""
+        return ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(self.config.time_mixes))
 
 
 def import_reference(

@@ -14,24 +14,23 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from goldfinch.checkpoint.config_json import from_json, to_json
+from goldfinch.checkpoint.safetensors_file import check_checksums, checksums_of, write_safetensors
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
-from goldfinch.data.checksums import checksum
 from goldfinch.data.tokenizer_config import TOKENIZER_CONFIG, save_tokenizer_config
 from goldfinch.data.tokenizers import Tokenizer, load_tokenizer
 from goldfinch.devices import COMPUTE_DTYPES, dtype_name
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import MODEL_CONFIG, require_model_folder
-from goldfinch.files import FileVersion, Replaced, atomic_directory, atomic_file, one_line, write_text
-from goldfinch.json_yaml import parse_json, read_json
+from goldfinch.files import atomic_directory, one_line, write_text
+from goldfinch.json_yaml import read_json
 from goldfinch.model import Decoder
 
 _LOGGER = logging.getLogger(__name__)
-CHECKSUMS = "checksums"  # in the metadata of model.safetensors: XXH3 of each tensor, as JSON
 CONFIG, WEIGHTS, TOKENIZER = MODEL_CONFIG, "model.safetensors", "tokenizer.json"
 SHARDS = "model.safetensors.index.json"
 """Which file holds which tensor, where Hugging Face wrote several."""
@@ -56,9 +55,7 @@ def save_description(
 def save_weights(folder: Path, weights: dict[str, Tensor], file: str = WEIGHTS) -> None:
     """Write `model.safetensors`, or a file with a part of the weights, atomically, with a checksum of each tensor."""
     stored = {name_in_file(name): tensor for name, tensor in weights.items()}
-    checksums = {name: tensor_checksum(tensor) for name, tensor in stored.items()}
-    metadata = {"format": "pt", CHECKSUMS: json.dumps(checksums, sort_keys=True)}
-    write_safetensors(folder / file, stored, metadata)
+    write_safetensors(folder / file, stored, {"format": "pt"} | checksums_of(stored))
 
 
 def name_in_file(name: str) -> str:
@@ -69,42 +66,6 @@ def name_in_file(name: str) -> str:
 def name_in_model(name: str) -> str:
     """The inverse; plain names stay as they are."""
     return "head." + name.removeprefix(HEAD) if name.startswith(HEAD) else name.removeprefix(BODY)
-
-
-def write_safetensors(
-    path: Path,
-    tensors: dict[str, Tensor],
-    metadata: dict[str, str] | None = None,
-    replaced: Replaced = "any",
-) -> FileVersion | None:
-    """Write one safetensors file atomically; `replaced` as in `atomic_file`. Returns the version that was written.
-
-    Raises:
-        UserError: it cannot be written, for example because the disk is full; then `path` is unchanged.
-    """
-    try:
-        with atomic_file(path, replaced) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-            if metadata:
-                _sort_metadata(temporary)
-            return FileVersion.of(temporary)  # renaming changes none of it, and others may write right after
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}; the existing file is unchanged") from error
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order, in place: the library writes it in a random one.
-
-    Equal models are equal files then.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(content) <= length:  # always, unless the library changes how it writes JSON
-            file.seek(8)
-            file.write(content.ljust(length))
 
 
 def save_model_folder(
@@ -288,28 +249,6 @@ def _weight_files(folder: Path) -> list[str]:
 
 def _is_str(value: object) -> bool:
     return isinstance(value, str)
-
-
-def tensor_checksum(tensor: Tensor) -> str:
-    """XXH3 of a tensor's bytes, 64 bits in hex."""
-    return checksum(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def check_checksums(path: Path, weights: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Compare weights with the checksums in their file. Files of other programs have none, and are believed.
-
-    Raises:
-        UserError: a tensor is not what was written.
-    """
-    if CHECKSUMS not in metadata:
-        return
-    try:
-        checksums = dict(parse_json(metadata[CHECKSUMS]))
-    except (ValueError, TypeError):
-        checksums = {}
-    for name, tensor in weights.items():
-        if checksums.get(name) != tensor_checksum(tensor):
-            raise UserError(f"{path} is corrupt: the checksum of {name} does not match; copy or write the file again")
 
 
 def compute_dtype(path: Path, weights: dict[str, Tensor]) -> torch.dtype:

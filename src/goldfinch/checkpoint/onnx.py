@@ -19,7 +19,6 @@ except ImportError as error:
 
 from goldfinch.checkpoint.convert import Converted, describe, read_model
 from goldfinch.checkpoint.model_folder import writing
-from goldfinch.config import ModelConfig
 from goldfinch.files import atomic_file
 from goldfinch.mixers import TIME_MIXES
 from goldfinch.model import Decoder
@@ -36,8 +35,8 @@ def export_onnx(source: Path, output: Path, *, overwrite: bool = False) -> Conve
 
     Inputs are `ids`, (B, 1) int64, and the state of each layer, all zero at the start of a text: `time_shift.LAYER` and
     `channel_shift.LAYER`, (B, D), and `wkv.LAYER`, (B, H, N, N). Outputs are the state after the token under the same
-    names behind `next.`, and, of a Finch, `logits`, (B, V). Of a GoldFinch they are what the layers above would go on
-    from: `hidden`, (B, D), and `compressed_keys`, (B, R), which is all that has to be kept of the token but its id.
+    names behind `next.`, and, of a Finch, `logits`, (B, V). Of a GoldFinch they are what the layers above read:
+    `hidden`, (B, D), and `compressed_keys`, (B, R), which is all that has to be kept of the token but its id.
 
     Args:
         source: a folder of ours or a `.pth`; see `read_model`.
@@ -53,8 +52,8 @@ def export_onnx(source: Path, output: Path, *, overwrite: bool = False) -> Conve
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists: choose another name, or give --overwrite")
     model = read_model(source)
-    _check(source, model.config)
     decoder = Decoder.on_meta(model.config)
+    _check(source, decoder)
     decoder.load_state_dict({name: tensor.float() for name, tensor in model.weights.items()}, assign=True)
     program = _export(decoder.eval())
     with writing(output), atomic_file(output) as temporary:
@@ -62,14 +61,13 @@ def export_onnx(source: Path, output: Path, *, overwrite: bool = False) -> Conve
     return dataclasses.replace(describe(model.config, model.weights, model.tokenizer), dtypes=("float32",))
 
 
-def _check(source: Path, config: ModelConfig) -> None:
-    lower = config.time_mixes[: config.first_gold_layer]
-    if not all(TIME_MIXES[kind].is_recurrent for kind in lower) or config.channel_mix != "rwkv":
-        raise UserError(
-            f"{source} has layers whose state grows with the text: only recurrent ones are exported as ONNX"
-        )
-    with torch.device("meta"):
-        nbytes = 4 * sum(parameter.numel() for parameter in _Step(Decoder(config)).parameters())
+def _check(source: Path, decoder: Decoder) -> None:
+    config = decoder.config
+    others = {kind for kind in config.time_mixes[: config.first_gold_layer] if not TIME_MIXES[kind].is_recurrent}
+    if others or config.channel_mix != "rwkv":
+        what = f"{' and '.join(sorted(others))} layers" if others else f"the channel mix {config.channel_mix}"
+        raise UserError(f"{source} has {what}: only recurrent layers with the channel mix rwkv can be exported as ONNX")
+    nbytes = 4 * sum(parameter.numel() for parameter in _Step(decoder).parameters())
     if nbytes > MAX_BYTES:
         raise UserError(f"{source} would take {nbytes / 1e9:.1f} GB, and ONNX files end at 2 GiB")
 

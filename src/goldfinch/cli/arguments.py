@@ -181,6 +181,20 @@ def require_path(path: Path, names: Sequence[str] = ()) -> None:
     raise UserError(f"{path} does not exist" + (f"; did you mean {folder / near}?" if near else ""))
 
 
+def require_source(path: Path) -> Path:
+    """Find a model folder or a .pth file, and check that it exists, likewise.
+
+    Args:
+        path: it, or a name that `find_model` knows.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    source = find_model(path)
+    require_path(source, pretrained_names())
+    return source
+
+
 def require_model(path: Path) -> Path:
     """Find the folder of a model, and check that it has a config, likewise.
 
@@ -190,8 +204,7 @@ def require_model(path: Path) -> Path:
     Raises:
         UserError: there is no such model.
     """
-    folder = find_model(path)
-    require_path(folder, pretrained_names())
+    folder = require_source(path)
     require_model_folder(folder)
     return folder
 

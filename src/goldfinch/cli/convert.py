@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from goldfinch.cli.arguments import parse, require_path
+from goldfinch.cli.arguments import parse, require_source
 from goldfinch.cli.terminal import shown
-from goldfinch.pretrained import find_model
 
 if TYPE_CHECKING:
     from goldfinch.checkpoint.convert import Converted
@@ -42,8 +41,7 @@ class Convert:
         Raises:
             UserError: see `goldfinch.checkpoint.convert`; then nothing is written.
         """
-        source = find_model(self.source)
-        require_path(source)
+        source = require_source(self.source)
         if source.is_dir():
             self._export(source)
         else:
@@ -94,8 +92,7 @@ class Convert:
 def print_summary(converted: "Converted") -> None:
     """Print the layers and parameters of a model that was converted or exported."""
     config = converted.config
-    plan = ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes))
-    print(f"layers:     {plan}; width {config.width}, vocabulary {config.vocab_size}")
+    print(f"layers:     {converted.plan}; width {config.width}, vocabulary {config.vocab_size}")
     print(f"parameters: {converted.parameters:,} in {' and '.join(converted.dtypes)}")
 
 

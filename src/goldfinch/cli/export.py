@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from goldfinch.argument_checks import num_bytes
-from goldfinch.cli.arguments import parse, require_path
+from goldfinch.cli.arguments import parse, require_source
 from goldfinch.cli.convert import print_summary
 from goldfinch.errors import UserError
-from goldfinch.pretrained import find_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,7 @@ class Gguf:
         Raises:
             UserError: see `goldfinch.checkpoint.gguf`; then nothing is written.
         """
-        finch = find_model(self.finch)
-        require_path(finch)
+        finch = require_source(self.finch)
 
         from goldfinch.checkpoint.gguf import export_gguf
 
@@ -86,8 +84,7 @@ class Hf:
         shard_bytes = num_bytes("--shard-size", self.shard_size)
         if not shard_bytes:
             raise UserError("--shard-size must be above 0")
-        source = find_model(self.model)
-        require_path(source)
+        source = require_source(self.model)
         try:
             from goldfinch.huggingface.repository import export_repository
         except ImportError as error:
@@ -125,8 +122,7 @@ class Onnx:
         Raises:
             UserError: see `goldfinch.checkpoint.onnx`; then nothing is written.
         """
-        source = find_model(self.model)
-        require_path(source)
+        source = require_source(self.model)
 
         from goldfinch.checkpoint.onnx import export_onnx
 

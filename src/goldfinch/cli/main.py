@@ -30,7 +30,7 @@ COMMANDS = {
     "info": "parameters, FLOPs and memory of a preset or a run",
     "doctor": "versions, processor, compiler and GPUs: what a bug report needs",
     "convert": "convert between RWKV .pth and goldfinch folders",
-    "export": "write a model for the Hugging Face Hub, or a Finch for llama.cpp",
+    "export": "write a model for the Hugging Face Hub, llama.cpp or ONNX Runtime",
     "upgrade": "add GOLD layers to a pre-trained Finch",
     "data": "prepare, verify and export training data",
 }

@@ -9,9 +9,12 @@ from typing import Annotated
 import tyro
 
 from goldfinch.argument_checks import num_bytes
-from goldfinch.cli.arguments import parse
+from goldfinch.cli.arguments import parse, require_model
+from goldfinch.cli.contexts import load_folder
 from goldfinch.errors import UserError
-from goldfinch.pretrained import find_model
+
+SECONDS_TO_FINISH = 30
+"""How long answers that are being written may take when the server is told to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +41,19 @@ class Serve:
     """cpu, cuda or cuda:N; auto is a GPU if there is one."""
 
     def run(self) -> None:
-        """Serve until Ctrl-C or SIGTERM; answers that are being written are finished.
+        """Serve until Ctrl-C or SIGTERM; answers that are being written then have 30 seconds.
 
         Raises:
             UserError: the model cannot be loaded, or the address cannot be listened on.
         """
         max_bytes = num_bytes("--prompt-cache", self.prompt_cache)
-        find_model(self.model)
+        require_model(self.model)
         try:
             import uvicorn
 
             from goldfinch.serving.app import create_app
         except ImportError as error:
             raise UserError(f"the server needs {error.name}: pip install 'goldfinch[serve]'") from error
-        from goldfinch.inference.language_model import load
         from goldfinch.serving.engine import Engine
 
         try:
@@ -59,7 +61,7 @@ class Serve:
         except (OSError, OverflowError) as error:
             raise UserError(f"cannot listen on {self.host}:{self.port} ({error}): choose another --port") from error
         with listener:
-            engine = Engine(load(self.model, dtype=self.dtype, device=self.device), max_bytes)
+            engine = Engine(load_folder(self.model, self.dtype, self.device, rope=None), max_bytes)
             if engine.lm.tokenizer is None:
                 raise UserError(f"{self.model} has no tokenizer, so it cannot be asked in words")
             url = f"http://{self.host}:{listener.getsockname()[1]}"
@@ -68,8 +70,9 @@ class Serve:
             print(f"next: curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
             engine.start()
             app = create_app(engine, self.model.name)
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)).run([listener])
-            engine.stop(timeout=30)
+            # It ends with the signal that ended it, after the answers that are being written.
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_FINISH)
+            uvicorn.Server(config).run([listener])
 
 
 def main(args: list[str]) -> None:

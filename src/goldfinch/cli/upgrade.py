@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from goldfinch.cli.arguments import parse, require_path
+from goldfinch.cli.arguments import parse, require_source
 from goldfinch.cli.rope import rope_on_one_line
 from goldfinch.config import RopeConfig
 from goldfinch.errors import UserError
-from goldfinch.pretrained import find_model
 
 if TYPE_CHECKING:
     from goldfinch.data.tokenizers import Tokenizer
@@ -56,8 +55,7 @@ class Upgrade:
         Raises:
             UserError: the base is not a Finch, the output exists, or the text cannot be read; then nothing is written.
         """
-        finch = find_model(self.finch)
-        require_path(finch)
+        finch = require_source(self.finch)
 
         from goldfinch.checkpoint.model_folder import check_model_output, save_model_folder
         from goldfinch.checkpoint.upgrade import old_weights_slowly, read_finch, upgrade, upgraded_config

@@ -13,9 +13,10 @@ from goldfinch.cache.latents import latent_format
 from goldfinch.checkpoint.config_json import ATTENTION
 from goldfinch.huggingface.configuration import GoldFinchConfig
 from goldfinch.huggingface.padding import Rows
+from goldfinch.inference.batch import advance_together
 from goldfinch.inference.context_file.format import open_context
 from goldfinch.inference.points import Mark
-from goldfinch.inference.sequence import TokenSequence, advance_together
+from goldfinch.inference.sequence import TokenSequence
 from goldfinch.model import Decoder
 
 
@@ -23,7 +24,7 @@ class GoldFinchCache(Cache):
     """All that a model keeps of each row of a batch: states of fixed size, token ids and compressed keys.
 
     Made by a forward pass with `use_cache`, or here to choose how it is stored; `open` reads a context file, so that
-    `generate` goes on after a book:
+    `generate` continues after a book:
 
         cache = GoldFinchCache.open("book.gfc", model)
         model.generate(**tokenizer("Who is Ahab?", return_tensors="pt"), cache=cache)
@@ -100,7 +101,7 @@ class GoldFinchCache(Cache):
         for row, sequence in enumerate(self.sequences):
             tokens, count = rows.tokens(row), rows.num_wanted(row, wanted)
             if (before := rows.num_before(row, wanted)) and len(sequence):
-                hidden[row, :before] = sequence.last_hidden()
+                hidden[row, :before] = sequence.predict().hidden
             if len(tokens) and count:
                 rows.place(row, sequence.advance(tokens, count), wanted, hidden)
             elif len(tokens):

@@ -67,7 +67,7 @@ class GoldFinchForCausalLM(GoldFinchPreTrainedModel, GenerationMixin):
             head=self.lm_head,
             inputs_embeds=kwargs.get("inputs_embeds"),
         )
-        hidden = outputs.last_hidden_state[:, -last:]
+        hidden = outputs.last_hidden_state[:, -last:]  # 0: all
         if isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
         has_labels = labels is not None or kwargs.get("shift_labels") is not None

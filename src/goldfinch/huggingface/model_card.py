@@ -1,15 +1,13 @@
 """The model card, README.md of a repository: what is known of a model, and nothing else."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from goldfinch.checkpoint.convert import StoredModel, describe
-from goldfinch.config import ModelConfig
+from goldfinch.checkpoint.convert import Converted, StoredModel, describe
 from goldfinch.data.mixture import parse_sources
 from goldfinch.data.shards import INDEX, Index
 from goldfinch.errors import UserError
@@ -84,7 +82,8 @@ def model_card(source: Path, name: str, model: StoredModel) -> ModelCard:
         datasets=run.hub_datasets or None if run else None,
         eval_results=run.eval_results() or None if run else None,
     )
-    text = _TEXT.format(name=name, plan=_plan(model.config), model=_table(_model_rows(model)))
+    facts = describe(model.config, model.weights, model.tokenizer)
+    text = _TEXT.format(name=name, plan=f"{facts.plan} layers", model=_table(_model_rows(facts)))
     if run is not None:
         text += f"\n## Training\n\n{_table(run.rows())}\n"
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
@@ -101,13 +100,8 @@ def _read(path: Path) -> ModelCard:
     return card
 
 
-def _plan(config: ModelConfig) -> str:
-    """The layers from bottom to top."""
-    return ", then ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(config.time_mixes)) + " layers"
-
-
-def _model_rows(model: StoredModel) -> list[tuple[str, str]]:
-    config, facts, costs = model.config, describe(model.config, model.weights, model.tokenizer), account(model.config)
+def _model_rows(facts: Converted) -> list[tuple[str, str]]:
+    config, costs = facts.config, account(facts.config)
     transformer = f"{costs.transformer_bytes_per_token:,} for a Transformer of this depth and width"
     return [
         ("parameters", f"{facts.parameters:,}, in {' and '.join(facts.dtypes)}"),

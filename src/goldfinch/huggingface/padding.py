@@ -55,7 +55,7 @@ class Rows:
         """How many of a row's last tokens have outputs in its last `wanted` columns.
 
         They are those among these columns and, if the first column is padding, the token before: padding behind a token
-        has the output of this token, so that a text may also go on after it.
+        has the output of this token, so that a text may also continue after it.
         """
         if self.is_token is None:
             return wanted

@@ -45,7 +45,7 @@ def export_repository(source: Path, output: Path, shard_bytes: int, *, overwrite
         overwrite: replace `output` if it holds such a repository and nothing else.
 
     Raises:
-        UserError: `source` is no model or corrupt, or `output` exists or cannot be written.
+        UserError: `source` is not a model or is corrupt, or `output` exists or cannot be written.
     """
     check_model_output(output, overwrite, lambda name: name in _FILES or bool(_SHARD.fullmatch(name)))
     model = read_model(source)

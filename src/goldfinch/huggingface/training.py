@@ -57,9 +57,8 @@ class PreparedDataset(IterableDataset[dict[str, Tensor]]):
         worker = get_worker_info()
         for step in itertools.count(worker.id if worker else 0, worker.num_workers if worker else 1):
             windows, answers = self._batches.batch(step), self._batches.answers(step)
-            labels = windows if answers is None else windows.where(answers, IGNORED)
-            labels = labels.clone()
-            labels[:, 0] = IGNORED  # nothing is before it; so that labels which count are counted right
+            labels = windows.clone() if answers is None else windows.where(answers, IGNORED)
+            labels[:, 0] = IGNORED  # no token predicts it, and `Trainer` divides by the number of labels
             more = {}
             if self._end_of_text is not None:
                 starts = find_document_starts(windows, self._end_of_text)
@@ -108,13 +107,10 @@ def lora_targets(model: GoldFinchPreTrainedModel, layers: Literal["all", "gold"]
     Raises:
         UserError: there are no GOLD layers.
     """
-    first = model.config.to_model_config().first_gold_layer if layers == "gold" else 0
-    blocks = set(cast(GoldFinchModel, model.base_model).blocks[first:].modules())
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (module in blocks or (layers == "all" and "token_cat" in name))
-    ]
+    body = cast(GoldFinchModel, model.base_model)
+    adapted = body if layers == "all" else body.blocks[model.config.to_model_config().first_gold_layer :]
+    modules = set(adapted.modules())
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module in modules]
     if not names:
         raise UserError("this model has no GOLD layers to adapt: `goldfinch upgrade` adds some to a Finch")
     return names

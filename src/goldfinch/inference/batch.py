@@ -1,9 +1,14 @@
 """Several contexts that generate together: one pass over the weights per step for all of them."""
 
-import torch
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from goldfinch.inference.cpu_decode import checked_once
 from goldfinch.inference.generation import GenerationState
-from goldfinch.inference.sequence import decode_together
+from goldfinch.inference.prefill import next_token_logits, read_lower, read_upper
+from goldfinch.inference.sequence import TokenSequence
 
 
 class Batch:
@@ -63,3 +68,48 @@ class Batch:
                 self._running.remove(generation)
                 generation.settle()
         return pieces
+
+
+@torch.inference_mode()
+def decode_together(sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
+    """Append one token to each of several sequences: one pass over the weights for all of them.
+
+    Args:
+        sequences: of the same model, none of them empty, no two the same.
+        ids: (B,) int64, on the model's device.
+
+    Returns:
+        (B, V) float32: what follows each token. The same numbers as from `verify_draft` one by one.
+    """
+    if len(sequences) == 1:
+        return sequences[0].verify_draft(ids)
+    model = sequences[0].model
+    with checked_once(model):
+        logits = next_token_logits(model, advance_together(sequences, ids))
+    for sequence, row in zip(sequences, logits, strict=True):
+        sequence.remember_logits(row)
+    return logits
+
+
+@torch.inference_mode()
+def advance_together(sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
+    """The same without the head: (B, D), normalised hidden states. Sequences may be empty if there is only one."""
+    model = sequences[0].model
+    if len(sequences) == 1:
+        return sequences[0].advance(ids, 1)
+    past = [sequence.predict() for sequence in sequences]
+    states = [sequence.current_state() for sequence in sequences]
+    with checked_once(model):
+        x, latents, after = read_lower(model, ids[:, None], states)
+        for row, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
+            sequence.store(ids[row : row + 1], x[row : row + 1], None if latents is None else latents[row], state)
+        caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
+        if caches:
+            gold = [prediction.gold_states for prediction in past]
+            hidden, gold_states = read_upper(model, x, 1, gold, caches)
+            hidden = hidden[:, 0]
+        else:
+            hidden, gold_states = model.output_norm(x[:, -1]), [[] for _ in sequences]
+    for row, (sequence, state, of_row) in enumerate(zip(sequences, after, gold_states, strict=True)):
+        sequence.finish_step(state, of_row, hidden[row : row + 1])
+    return hidden

@@ -127,11 +127,18 @@ class TokenSequence:
         before, count = self._state, self._num_pending
         pending = self.key_cache.ids(len(self) - count, len(self))
         x, latents, (state,) = read_lower(self.model, torch.cat([pending, ids])[None], [before])
-        self._store(ids, x[:, count:], None if latents is None else latents[0, count:], before)
+        self.store(ids, x[:, count:], None if latents is None else latents[0, count:], before)
         return x, state
 
-    def _store(self, ids: Tensor, x: Tensor, latents: Tensor | None, before: LowerState | None) -> None:
-        """Put (T,) ids and their latents, (T, R), into the key cache; x: (1, T, D)."""
+    def store(self, ids: Tensor, x: Tensor, latents: Tensor | None, before: LowerState | None) -> None:
+        """Put (T,) ids into the key cache, before `finish_step`.
+
+        Args:
+            ids: the new tokens.
+            x: (1, T, D), the output of the layers below GOLD for them.
+            latents: (T, R); None in models without GOLD layers.
+            before: the state that these layers continued from.
+        """
         self.key_cache.append(ids, latents)
         if self.probe is not None and latents is not None:
             self.probe.observe(ids, latents, x, before)
@@ -142,6 +149,18 @@ class TokenSequence:
         fixed_size = not any(block.time_mix.GROWS for block in state.blocks)
         if len(self) % self.block_size == 0 and fixed_size:
             self.snapshots.add(len(self), state, self.block_size)
+
+    def finish_step(self, state: LowerState, gold_states: list[BlockState], hidden: Tensor) -> None:
+        """Take over what the layers computed for tokens that were stored.
+
+        Args:
+            state: after the last token.
+            gold_states: the states of the GOLD layers after it.
+            hidden: (1, D), its normalised hidden state.
+        """
+        self._prediction = Prediction(len(self), gold_states, hidden)
+        self._draft = None
+        self._finish_append(state)
 
     def snapshot(self) -> None:
         """Keep the present state, so that going back here costs nothing."""
@@ -156,24 +175,24 @@ class TokenSequence:
             ValueError: the sequence is empty.
             UserError: the key cache comes from a file that is corrupt.
         """
-        prediction = self._predict()
+        prediction = self.predict()
         if prediction.logits is None:
             with torch.inference_mode():
-                logits = next_token_logits(self.model, prediction.hidden)[0]
-            self._prediction = prediction = dataclasses.replace(prediction, logits=logits)
-        return cast(Tensor, prediction.logits)
+                self.remember_logits(next_token_logits(self.model, prediction.hidden)[0])
+        return cast(Tensor, self.predict().logits)
 
-    def last_hidden(self) -> Tensor:
-        """(1, D): the normalised hidden state of the last token, for the head. Computed once for each length.
+    def remember_logits(self, logits: Tensor) -> None:
+        """Keep (V,) logits that were computed from `predict`, for `compute_logits`."""
+        self._prediction = dataclasses.replace(self.predict(), logits=logits)
+
+    @one_thread
+    @torch.inference_mode()
+    def predict(self) -> Prediction:
+        """What the GOLD layers make of the last token. Computed once for each length.
 
         Raises:
             ValueError: the sequence is empty.
         """
-        return self._predict().hidden
-
-    @one_thread
-    @torch.inference_mode()
-    def _predict(self) -> Prediction:
         state = self.current_state()
         if state is None:
             raise ValueError("the context is empty: read a text first")
@@ -357,50 +376,3 @@ class TokenSequence:
     def nbytes(self) -> int:
         """Bytes held, in total."""
         return self.memory_usage().total
-
-
-@torch.inference_mode()
-def decode_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
-    """Append one token to each of several sequences: one pass over the weights for all of them.
-
-    Args:
-        sequences: of the same model, none of them empty, no two the same.
-        ids: (B,) int64, on the model's device.
-
-    Returns:
-        (B, V) float32: what follows each token. The same numbers as from `verify_draft` one by one.
-    """
-    if len(sequences) == 1:
-        return sequences[0].verify_draft(ids)
-    model = sequences[0].model
-    with checked_once(model):
-        logits = next_token_logits(model, advance_together(sequences, ids))
-    for sequence, row in zip(sequences, logits, strict=True):
-        sequence._prediction = dataclasses.replace(sequence._predict(), logits=row)
-    return logits
-
-
-@torch.inference_mode()
-def advance_together(sequences: "list[TokenSequence]", ids: Tensor) -> Tensor:
-    """The same without the head: (B, D), normalised hidden states. Sequences may be empty if there is only one."""
-    model = sequences[0].model
-    if len(sequences) == 1:
-        return sequences[0].advance(ids, 1)
-    past = [sequence._predict() for sequence in sequences]  # brings all states up to date
-    states = [sequence._state for sequence in sequences]
-    with checked_once(model):
-        x, latents, after = read_lower(model, ids[:, None], states)
-        for row, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
-            sequence._store(ids[row : row + 1], x[row : row + 1], None if latents is None else latents[row], state)
-        caches = [sequence.key_value_cache for sequence in sequences if sequence.key_value_cache is not None]
-        if caches:
-            gold = [prediction.gold_states for prediction in past]
-            hidden, gold_states = read_upper(model, x, 1, gold, caches)
-            hidden = hidden[:, 0]
-        else:
-            hidden, gold_states = model.output_norm(x[:, -1]), [[] for _ in sequences]
-    for row, (sequence, state, states_) in enumerate(zip(sequences, after, gold_states, strict=True)):
-        sequence._prediction = Prediction(len(sequence), states_, hidden[row : row + 1])
-        sequence._draft = None
-        sequence._finish_append(state)
-    return hidden

@@ -11,12 +11,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from torch import Tensor
 
 from goldfinch import __version__
 from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
-from goldfinch.inference.token_ids import require_tokenizer
-from goldfinch.serving.engine import Engine, Event, Job, PromptCounts, QueueFullError, check_prompt
+from goldfinch.inference.token_ids import token_ids
+from goldfinch.serving.engine import Answer, Engine, Event, Job, PromptCounts, QueueFullError, RequestCancelledError
 from goldfinch.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
 
 RETRY_AFTER = 1
@@ -30,33 +32,25 @@ class ApiError(Exception):
         self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.param = status, kind, param
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": None}}
+
+    @classmethod
+    def of(cls, error: Exception) -> "ApiError":
+        """What went wrong in the engine."""
+        return cls(400, str(error)) if isinstance(error, UserError) else cls(500, str(error), "server_error")
 
     def response(self) -> JSONResponse:
-        """`{"error": {...}}`."""
-        error = {"message": str(self), "type": self.kind, "param": self.param, "code": None}
+        """The answer to the request."""
         headers = {"Retry-After": str(RETRY_AFTER)} if self.status == 429 else None
-        return JSONResponse({"error": error}, self.status, headers)
+        return JSONResponse(self.body, self.status, headers)
 
 
 def create_app(engine: Engine, model_name: str) -> FastAPI:
     """The application around an engine that runs."""
     app = FastAPI(title="GoldFinch", version=__version__)
     created = int(time.time())
-
-    @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(UserError)
-    async def user_error(_: Request, error: UserError) -> JSONResponse:
-        return ApiError(400, str(error)).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param=place or None).response()
+    _answer_errors_in_openais_form(app)
 
     @app.get("/health")
     async def health() -> dict[str, str | int]:
@@ -71,49 +65,89 @@ def create_app(engine: Engine, model_name: str) -> FastAPI:
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> JSONResponse | StreamingResponse:
-        ids = engine.lm.encode(body.prompt).tolist()
-        form = _Form("cmpl", "text_completion", "text_completion", model_name)
-        return await _answer(engine, body, body.sampling(), ids, form, request)
+        ids = engine.lm.encode(body.prompt)
+        return await _answer(engine, body, body.sampling(), ids, _ResponseFormat(model_name, is_chat=False), request)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> JSONResponse | StreamingResponse:
-        template = engine.lm.chat_template
-        text = template.render([message.model_dump() for message in body.messages])
-        sampling = body.sampling(more_stops=template.stop(engine.lm.tokenizer))
-        ids = require_tokenizer(engine.lm.tokenizer).encode(text, special_tokens=True)
-        form = _Form("chatcmpl", "chat.completion", "chat.completion.chunk", model_name)
-        return await _answer(engine, body, sampling, ids, form, request)
+        lm = engine.lm
+        text = lm.chat_template.render([message.model_dump() for message in body.messages])
+        ids = token_ids(text, lm.tokenizer, lm.config.vocab_size, special_tokens=True)
+        sampling = body.sampling(more_stops=lm.chat_template.stop(lm.tokenizer))
+        return await _answer(engine, body, sampling, ids, _ResponseFormat(model_name, is_chat=True), request)
 
     return app
 
 
-class _Form:
-    """How answers look."""
+def _answer_errors_in_openais_form(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
 
-    def __init__(self, prefix: str, whole: str, chunk: str, model: str) -> None:
+    @app.exception_handler(UserError)
+    async def user_error(_: Request, error: UserError) -> JSONResponse:
+        return ApiError.of(error).response()
+
+    @app.exception_handler(HTTPException)  # no such route, or another method
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(error.status_code, error.detail).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        is_json = first["type"] != "json_invalid"  # else the place is a number of characters
+        param = ".".join(str(part) for part in first["loc"] if part != "body") if is_json else ""
+        return ApiError(400, f"{param}: {first['msg']}" if param else first["msg"], param=param or None).response()
+
+
+class _ResponseFormat:
+    """Answers of one request as `/v1/completions` or `/v1/chat/completions` gives them."""
+
+    def __init__(self, model: str, *, is_chat: bool) -> None:
+        self._is_chat = is_chat
+        prefix = "chatcmpl" if is_chat else "cmpl"
         self._base = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._whole, self._chunk = whole, chunk
-        self.is_chat = prefix == "chatcmpl"
 
-    def whole(self, text: str, reason: str | None, usage: dict[str, Any]) -> dict[str, Any]:
-        content = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        choice = {"index": 0, "finish_reason": reason, "logprobs": None} | content
-        return self._base | {"object": self._whole, "choices": [choice], "usage": usage}
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        text = answer.generation.text
+        content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        return self._response(kind, [_choice(content, answer.generation.finish_reason)]) | {"usage": _usage(answer)}
 
-    def chunk(self, text: str | None, reason: str | None = None, first: bool = False) -> dict[str, Any]:
-        if self.is_chat:
-            delta = ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})
-            content: dict[str, Any] = {"delta": delta}
-        else:
-            content = {"text": text or ""}
-        choice = {"index": 0, "finish_reason": reason, "logprobs": None} | content
-        return self._base | {"object": self._chunk, "choices": [choice]}
+    def begin(self) -> dict[str, Any] | None:
+        """The first chunk, if there is one before the text."""
+        return self._chunk({"delta": {"role": "assistant", "content": ""}}) if self._is_chat else None
 
-    def usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        return self._base | {"object": self._chunk, "choices": [], "usage": usage}
+    def piece(self, text: str) -> dict[str, Any]:
+        """A chunk of text."""
+        return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
+
+    def end(self, answer: Answer) -> dict[str, Any]:
+        """The last chunk with a choice."""
+        return self._chunk({"delta": {}} if self._is_chat else {"text": ""}, answer.generation.finish_reason)
+
+    def usage(self, answer: Answer) -> dict[str, Any]:
+        """The chunk after it, if the client wants to know."""
+        return self._response(self._chunk_kind, []) | {"usage": _usage(answer)}
+
+    def _chunk(self, content: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        return self._response(self._chunk_kind, [_choice(content, finish_reason)])
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self._is_chat else "text_completion"
+
+    def _response(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._base | {"object": kind, "choices": choices}
 
 
-def _usage(counts: PromptCounts, written: int) -> dict[str, Any]:
+def _choice(content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "finish_reason": finish_reason, "logprobs": None} | content
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    counts: PromptCounts = answer.prompt
+    written = len(answer.generation.token_ids)
     details = {"cached_tokens": counts.cached, "replayed_tokens": counts.replayed, "computed_tokens": counts.computed}
     return {
         "prompt_tokens": counts.total,
@@ -124,69 +158,66 @@ def _usage(counts: PromptCounts, written: int) -> dict[str, Any]:
 
 
 async def _answer(
-    engine: Engine, body: GenerationRequest, sampling: Sampling, ids: list[int], form: _Form, request: Request
+    engine: Engine,
+    body: GenerationRequest,
+    sampling: Sampling,
+    ids: Tensor,
+    response_format: _ResponseFormat,
+    request: Request,
 ) -> JSONResponse | StreamingResponse:
-    check_prompt(engine.lm, ids)
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
-    def tell(event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the server has ended, and nobody waits any more
+    def on_event(event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended: nobody waits
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    job = Job(ids, sampling, body.tokens_wanted, None, tell)
+    job = Job(ids.tolist(), sampling, body.max_tokens_or_default, on_event)
     try:
         engine.submit(job)
     except QueueFullError:
         raise ApiError(429, "too many requests wait: try again in a moment", "rate_limit_error") from None
     if body.stream:
-        return StreamingResponse(_stream(job, events, body, form), media_type="text/event-stream")
+        return StreamingResponse(_stream(job, events, body, response_format), media_type="text/event-stream")
     watcher = asyncio.create_task(_cancel_on_disconnect(request, job))
     try:
-        while (event := await events.get()).kind != "done":
-            _raise_failure(event)
+        while isinstance(event := await events.get(), str):
+            pass  # the answer has the whole text
     finally:
         watcher.cancel()
         job.cancel()
-    assert event.generation is not None
-    assert event.counts is not None
-    usage = _usage(event.counts, len(event.generation.token_ids))
-    return JSONResponse(form.whole(event.generation.text, event.generation.finish_reason, usage))
+    if isinstance(event, RequestCancelledError):
+        raise ApiError(499, "the client has closed the connection")
+    if isinstance(event, Exception):
+        raise ApiError.of(event)
+    return JSONResponse(response_format.whole(event))
 
 
-async def _stream(job: Job, events: asyncio.Queue[Event], body: GenerationRequest, form: _Form) -> AsyncIterator[str]:
+async def _stream(
+    job: Job, events: asyncio.Queue[Event], body: GenerationRequest, response_format: _ResponseFormat
+) -> AsyncIterator[str]:
     try:
-        if form.is_chat:
-            yield _line(form.chunk("", first=True))
-        while (event := await events.get()).kind != "done":
-            if event.kind == "failed":
-                yield _line(
-                    {"error": {"message": str(event.error), "type": "server_error", "param": None, "code": None}}
-                )
-                return
-            if event.kind == "piece":
-                yield _line(form.chunk(event.piece))
-        assert event.generation is not None
-        assert event.counts is not None
-        yield _line(form.chunk(None, event.generation.finish_reason))
+        if (begin := response_format.begin()) is not None:
+            yield _line(begin)
+        while isinstance(event := await events.get(), str):
+            yield _line(response_format.piece(event))
+        if isinstance(event, Exception):
+            yield _line(ApiError.of(event).body)
+            return
+        yield _line(response_format.end(event))
         if body.stream_options is not None and body.stream_options.include_usage:
-            yield _line(form.usage(_usage(event.counts, len(event.generation.token_ids))))
+            yield _line(response_format.usage(event))
         yield "data: [DONE]\n\n"
     finally:
         job.cancel()
 
 
 async def _cancel_on_disconnect(request: Request, job: Job) -> None:
+    # Nothing tells a handler that does not stream.
     while not await request.is_disconnected():
         await asyncio.sleep(0.1)
     job.cancel()
 
 
-def _raise_failure(event: Event) -> None:
-    if event.kind == "failed" and event.error is not None:
-        if isinstance(event.error, UserError):
-            raise event.error
-        raise ApiError(500, str(event.error), "server_error")
-
-
 def _line(content: dict[str, Any]) -> str:
+    """An event of a stream (server-sent events)."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

@@ -8,16 +8,14 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
 
-from goldfinch.errors import UserError
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
 from goldfinch.inference.generation import Generation, GenerationState
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.inference.sampling import Sampling
-from goldfinch.serving.prefixes import PrefixCache
+from goldfinch.serving.prefix_cache import PrefixCache
 
 MAX_WAITING = 256
 """Requests that wait for their turn; more are refused."""
@@ -43,17 +41,23 @@ class PromptCounts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Event:
-    """What a request tells whoever waits for it."""
+class Answer:
+    """The end of a request that was answered, or cancelled while it was."""
 
-    kind: Literal["started", "piece", "done", "failed"]
-    piece: str = ""
-    """Text that is certain now."""
-    counts: PromptCounts | None = None
-    """Of the prompt, once it is read."""
-    generation: Generation | None = None
-    """All of it, in the end."""
-    error: Exception | None = None
+    generation: Generation
+    prompt: PromptCounts
+
+
+class QueueFullError(Exception):
+    """Too many requests wait, or the engine is about to end."""
+
+
+class RequestCancelledError(Exception):
+    """Nobody waits for the answer any more, of which nothing was written yet."""
+
+
+Event = str | Answer | Exception
+"""Of a request: pieces of text that are certain, then an `Answer` or what went wrong."""
 
 
 class Job:
@@ -63,31 +67,25 @@ class Job:
         ids: the prompt, at least one token.
         sampling: how tokens are sampled, and where generation stops.
         max_tokens: maximum number of tokens.
-        logprobs: as for `Context.stream`.
-        listener: called in the engine's thread for each event; it must return at once.
+        on_event: called in the engine's thread; it must return at once, and must not fail.
     """
 
-    def __init__(
-        self,
-        ids: list[int],
-        sampling: Sampling,
-        max_tokens: int,
-        logprobs: int | None,
-        listener: Callable[[Event], None],
-    ) -> None:
-        self.ids, self.sampling, self.max_tokens, self.logprobs = ids, sampling, max_tokens, logprobs
-        self.tell = listener
+    def __init__(self, ids: list[int], sampling: Sampling, max_tokens: int, on_event: Callable[[Event], None]) -> None:
+        self.ids, self.sampling, self.max_tokens, self.on_event = ids, sampling, max_tokens, on_event
         self.is_cancelled = False
         self.context: Context | None = None
-        self.counts: PromptCounts | None = None
+        """What was read of the prompt; None before the first chunk."""
+        self.num_cached = self.num_replayed = 0
 
     def cancel(self) -> None:
         """Stop before the next chunk or step; from any thread, any number of times."""
         self.is_cancelled = True
 
-
-class QueueFullError(Exception):
-    """Too many requests wait."""
+    @property
+    def counts(self) -> PromptCounts:
+        """Of the prompt."""
+        cached, replayed = self.num_cached, self.num_replayed
+        return PromptCounts(cached=cached, replayed=replayed, computed=len(self.ids) - cached)
 
 
 class Engine:
@@ -100,7 +98,7 @@ class Engine:
 
     def __init__(self, lm: LanguageModel, max_cached_bytes: int) -> None:
         self.lm = lm
-        self.prefixes = PrefixCache(max_cached_bytes)
+        self._prefixes = PrefixCache(max_cached_bytes)
         self._arriving: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._num_waiting = 0
         self._lock = threading.Lock()
@@ -108,7 +106,7 @@ class Engine:
         self._running: dict[GenerationState, Job] = {}
         self._batch = Batch()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._stopping = False
+        self._is_stopping = False
 
     @property
     def num_running(self) -> int:
@@ -125,8 +123,8 @@ class Engine:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Finish what runs, for at most `timeout` seconds, and end."""
-        self._stopping = True
+        """Finish what was submitted, for at most `timeout` seconds, and end."""
+        self._is_stopping = True
         self._arriving.put(None)
         self._thread.join(timeout)
 
@@ -134,97 +132,100 @@ class Engine:
         """Give the engine a job; from any thread.
 
         Raises:
-            QueueFullError: too many wait.
+            QueueFullError: too many wait, or `stop` was called.
         """
         with self._lock:
-            if self._num_waiting >= MAX_WAITING or self._stopping:
+            if self._num_waiting >= MAX_WAITING or self._is_stopping:
                 raise QueueFullError
             self._num_waiting += 1
         self._arriving.put(job)
 
     def _work(self) -> None:
         while True:
-            busy = bool(self._reading or self._running)
-            while not (busy and self._arriving.empty()):
-                job = self._arriving.get()
-                if job is None:
-                    if self._stopping and not (self._reading or self._running):
-                        return
-                    break
-                self._reading.append(job)
-                busy = True
-            self._step()
-            if self._stopping and not (self._reading or self._running):
+            self._receive()
+            if self._is_idle and self._is_stopping:
                 return
+            self._drop_cancelled()
+            if self._reading and len(self._running) < MAX_RUNNING:
+                self._read_chunk(self._reading.popleft())
+            self._step()
 
-    def _step(self) -> None:
-        """One chunk of one prompt, and one token of each generation."""
-        if self._reading and len(self._running) < MAX_RUNNING:
-            job = self._reading.popleft()
-            try:
-                self._read_some(job)
-            except Exception as error:
-                self._leave(job, Event("failed", error=error))
-        for generation in [each for each, job in self._running.items() if job.is_cancelled]:
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._reading or self._running)
+
+    def _receive(self) -> None:
+        """Take what has arrived; wait for it if there is nothing else to do."""
+        must_wait = self._is_idle and not self._is_stopping
+        while must_wait or not self._arriving.empty():
+            job = self._arriving.get()
+            must_wait = False
+            if job is not None:
+                self._reading.append(job)
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._reading if job.is_cancelled]:
+            self._reading.remove(job)
+            self._leave_queue()
+            job.on_event(RequestCancelledError())
+        for generation in [generation for generation, job in self._running.items() if job.is_cancelled]:
             self._batch.remove(generation)
             self._finish(generation)
-        if not len(self._batch):
+
+    def _leave_queue(self) -> None:
+        with self._lock:
+            self._num_waiting -= 1
+
+    def _read_chunk(self, job: Job) -> None:
+        """Read some of a prompt; then it is the others' turn or, after its end, the generation begins."""
+        try:
+            context = job.context = job.context or self._open_context(job)
+            chunk = job.ids[len(context) : len(context) + CHUNK_SIZE]
+            if chunk:
+                context.read(chunk)
+            if len(context) < len(job.ids):
+                self._reading.append(job)
+                return
+            context.snapshot()  # so that the prompt can be asked again at no cost
+            self._prefixes.add(context.fork())
+            generation = context.generation_state(job.sampling, job.max_tokens)
+            piece = self._batch.add(generation)
+        except Exception as error:
+            self._leave_queue()
+            job.on_event(error)
             return
+        self._leave_queue()
+        self._running[generation] = job
+        self._advance(generation, piece)
+
+    def _open_context(self, job: Job) -> Context:
+        """A context with as much of the prompt as is known."""
+        found = self._prefixes.find(job.ids)
+        if found is None:
+            return self.lm.context()
+        job.num_cached, job.num_replayed = len(found.context), found.num_replayed
+        return found.context
+
+    def _step(self) -> None:
+        """One token of each generation."""
         try:
             pieces = self._batch.step()
         except Exception as error:
             for job in self._running.values():
-                job.tell(Event("failed", error=error))
+                job.on_event(error)
             self._running.clear()
             return
         for generation, piece in pieces:
             self._advance(generation, piece)
 
-    def _read_some(self, job: Job) -> None:
-        if job.is_cancelled:
-            self._leave(job, None)
-            return
-        if job.context is None:
-            found = self.prefixes.take(job.ids)
-            job.context = found.context if found else self.lm.context()
-            cached, replayed = (found.length, found.replayed) if found else (0, 0)
-            job.counts = PromptCounts(cached=cached, replayed=replayed, computed=len(job.ids) - cached)
-        start = len(job.context)
-        rest = job.ids[start : start + CHUNK_SIZE]
-        if rest:
-            job.context.read(rest)
-        if len(job.context) < len(job.ids):
-            self._reading.append(job)  # the others' turn
-            return
-        job.context.snapshot()  # so that the prompt can be asked again at no cost
-        self.prefixes.add(job.context.fork())
-        generation = job.context.generation_state(job.sampling, job.max_tokens, job.logprobs)
-        self._leave(job, Event("started", counts=job.counts))
-        self._running[generation] = job
-        self._advance(generation, self._batch.add(generation))
-
-    def _leave(self, job: Job, event: Event | None) -> None:
-        """A job no longer waits."""
-        with self._lock:
-            self._num_waiting -= 1
-        if event is not None:
-            job.tell(event)
-
     def _advance(self, generation: GenerationState, piece: str) -> None:
         if piece:
-            self._running[generation].tell(Event("piece", piece))
+            self._running[generation].on_event(piece)
         if generation.finish_reason is not None:
             self._finish(generation)
 
     def _finish(self, generation: GenerationState) -> None:
         job = self._running.pop(generation)
         if job.context is not None:
-            self.prefixes.add(job.context)
-        job.tell(Event("done", counts=job.counts, generation=generation.result()))
-
-
-def check_prompt(lm: LanguageModel, ids: list[int]) -> None:
-    """Raise a UserError if there is no prompt."""
-    if not ids:
-        raise UserError("the prompt is empty: give at least one token")
-    lm.encode(ids)
+            self._prefixes.add(job.context)
+        job.on_event(Answer(generation.result(), job.counts))

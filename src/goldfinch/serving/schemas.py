@@ -1,13 +1,13 @@
 """What requests look like: OpenAI's fields that mean something here. Others are refused by name."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from goldfinch.inference.generation import DEFAULT_MAX_TOKENS
 from goldfinch.inference.sampling import Sampling
-
-DEFAULT_MAX_TOKENS = 256
 
 
 class StreamOptions(BaseModel):
@@ -40,7 +40,7 @@ class GenerationRequest(BaseModel):
     user: str | None = None
 
     @property
-    def tokens_wanted(self) -> int:
+    def max_tokens_or_default(self) -> int:
         """Maximum number of tokens."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
@@ -50,19 +50,9 @@ class GenerationRequest(BaseModel):
         Raises:
             UserError: a value is out of range.
         """
+        names = {field.name for field in dataclasses.fields(Sampling)} - {"stop"}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            logit_bias=self.logit_bias or {},
-            seed=self.seed,
-            stop=(*stop, *more_stops),
-        )
+        return Sampling(**self.model_dump(include=names, exclude_none=True), stop=(*stop, *more_stops))
 
 
 class CompletionRequest(GenerationRequest):
@@ -87,6 +77,6 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=0)
 
     @property
-    def tokens_wanted(self) -> int:
+    def max_tokens_or_default(self) -> int:
         """Maximum number of tokens, by the newer name or the older one."""
-        return super().tokens_wanted if self.max_completion_tokens is None else self.max_completion_tokens
+        return super().max_tokens_or_default if self.max_completion_tokens is None else self.max_completion_tokens

@@ -58,7 +58,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_that_is_there_alone(checkpoint,
     def fail(tensors, path, metadata=None):
         raise OSError("no space")
 
-    monkeypatch.setattr("goldfinch.checkpoint.model_folder.save_file", fail)
+    monkeypatch.setattr("goldfinch.checkpoint.safetensors_file.save_file", fail)
     with pytest.raises(dcp.CheckpointException, match="no space"):
         dcp.save(TENSORS, storage_writer=CheckpointWriter(checkpoint, 0, {"step": 2}, lambda: None), no_dist=True)
     assert read_index(checkpoint).progress == {"step": 1}

@@ -21,7 +21,7 @@ from torch import Tensor
 from goldfinch.cache.growing_tensor import GrowingTensor
 from goldfinch.cache.key_cache import KeyCache, is_plausible
 from goldfinch.cache.latents import latent_format
-from goldfinch.checkpoint.model_folder import write_safetensors
+from goldfinch.checkpoint.safetensors_file import write_safetensors
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError

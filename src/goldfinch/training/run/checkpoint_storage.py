@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from goldfinch.checkpoint.model_folder import tensor_checksum, write_safetensors
+from goldfinch.checkpoint.safetensors_file import tensor_checksum, write_safetensors
 from goldfinch.data.checksums import checksum
 from goldfinch.errors import UserError
 from goldfinch.files import one_line, swap_directory, sync, write_text

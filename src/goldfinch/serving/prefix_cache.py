@@ -6,18 +6,17 @@ from collections.abc import Sequence
 
 from goldfinch.inference.context import Context
 
-SHORTEST = 16
-"""Tokens in common from which going back in a context is worth it."""
+MIN_COMMON_TOKENS = 16
+"""With fewer tokens in common, a prompt is read from its start: forking a context is hardly faster."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A context that ends with the longest known beginning of a prompt."""
+class CachedPrefix:
+    """A context that ends with the longest known prefix of a prompt."""
 
     context: Context
-    length: int
-    replayed: int
-    """Tokens that were read again on the way back."""
+    num_replayed: int
+    """Tokens that recurrent layers read again to go back to its end."""
 
 
 class PrefixCache:
@@ -45,22 +44,18 @@ class PrefixCache:
         while self._contexts and self.nbytes > self._max_bytes:
             self._contexts.popitem(last=False)
 
-    def take(self, ids: Sequence[int]) -> Found | None:
-        """A context of its own with the longest known beginning of a prompt, but for its last token at most."""
-        best, length = None, SHORTEST - 1
-        for known in self._contexts:
-            common = _common(known, ids)
-            if common > length:
-                best, length = known, common
-        if best is None:
+    def find(self, ids: Sequence[int]) -> CachedPrefix | None:
+        """The longest known prefix of a prompt, all of it if possible; None if none is long enough."""
+        common = {known: _num_common(known, ids) for known in self._contexts}
+        best = max(common, key=lambda known: common[known], default=None)
+        if best is None or common[best] < MIN_COMMON_TOKENS:
             return None
         self._contexts.move_to_end(best)
         context = self._contexts[best].fork()
-        length = min(length, len(ids))
-        return Found(context, length, context.truncate(length))
+        return CachedPrefix(context, context.truncate(common[best]))
 
 
-def _common(known: Sequence[int], ids: Sequence[int]) -> int:
+def _num_common(known: Sequence[int], ids: Sequence[int]) -> int:
     count = 0
     for ours, theirs in zip(known, ids, strict=False):
         if ours != theirs:
