@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from fastapi import Request
 from goldfinch.serving.engine import Engine
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.tasks import Event, Task
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_CHECKS = 0.1
 """Between looks at whether a client that gets no stream still waits."""
@@ -77,12 +80,16 @@ async def server_sent(bodies: AsyncIterator[dict[str, Any]]) -> AsyncIterator[st
     """JSON objects as server-sent events; an error is the last of them, otherwise [DONE]."""
     try:
         async for body in bodies:
-            yield _line(body)
+            yield event_line(body)
     except Exception as error:
-        yield _line(ApiError.of(error).body)
+        shown = ApiError.of(error)
+        if shown.status == 500:
+            logger.exception("a stream has failed")
+        yield event_line(shown.body)
         return
     yield "data: [DONE]\n\n"
 
 
-def _line(body: dict[str, Any]) -> str:
+def event_line(body: dict[str, Any]) -> str:
+    """A JSON object as one server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
