@@ -4,6 +4,7 @@ import pytest
 
 from goldfinch.errors import UserError
 from goldfinch.serving.access import Allowance, read_api_keys
+from goldfinch.serving.context_store import ContextStore, NoRoomError
 
 ALICE, BOB = "alices-secret-0123456789", "bobs-secret-0123456789"
 KEYS = f"""
@@ -37,7 +38,6 @@ def of(keys_file, client_of):
     [
         None,
         "Bearer",
-        "Bearer ",
         "Bearer wrong-secret-0123456789",
         f"Bearer {ALICE[:-1]}",
         f"Bearer {ALICE}x",
@@ -144,8 +144,9 @@ def test_an_answer_that_is_cut_off_is_counted(of, engine):
     bob = of(BOB)
     body = {"prompt": "x", "max_tokens": 100_000, "logit_bias": {"256": -1000}, "stream": True}
     with bob.stream("POST", "/v1/completions", json=body) as answer:
+        pieces = answer.iter_raw()
         while engine.statistics.tokens_by_owner["bob"] < 50:
-            next(answer.iter_raw())
+            next(pieces)
     assert bob.post("/v1/completions", json={"prompt": "x"}).status_code == 429
 
 
@@ -159,12 +160,10 @@ def test_a_context_that_is_too_large_is_refused_before_it_is_read(of, engine):
 
 
 def test_contexts_together_may_not_be_larger_than_a_key_allows(lm, tmp_path):
-    from goldfinch.serving.context_store import ContextStore, NoRoomError
-
     context = lm.read(TEXT)
     context.save(tmp_path / "size.gfc")
     size = (tmp_path / "size.gfc").stat().st_size
-    store = ContextStore(tmp_path / "contexts", 1 << 30, {"bob": int(1.5 * size)})
+    store = ContextStore(tmp_path / "contexts", 1 << 30, {"bob": size + context.sequence.key_cache.nbytes - 1})
     first = store.add("bob", context, None)
     with pytest.raises(NoRoomError, match="delete a context"):
         store.add("bob", context.fork(), None)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from goldfinch.argument_checks import shortened
 from goldfinch.errors import UserError
 from goldfinch.files import FileVersion, sync, write_text
 from goldfinch.inference.context import Context
@@ -98,7 +99,7 @@ class ContextStore:
         """
         stored = self._look_up(id) if id in self._ids() else None
         if stored is None or stored.note.owner != owner:
-            raise NotFoundError(f"there is no context {id!r}: GET /v1/contexts lists those that there are")
+            raise NotFoundError(f"there is no context {shortened(id)}: GET /v1/contexts lists those that there are")
         with contextlib.suppress(FileNotFoundError):  # removed in the meantime: whoever opens the file says so
             os.utime(self._note_path(id))
         return stored

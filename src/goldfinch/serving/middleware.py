@@ -197,7 +197,7 @@ class SameSite:
         if self._only_local_names and not is_local(_hostname(host)):
             return "the server is called by a name that is not of this machine: use localhost, or --api-keys"
         is_known = origin is None or "*" in self._cors_origins or origin in self._cors_origins
-        if is_known or urlsplit(str(origin)).netloc.lower() == host.lower():
+        if is_known or origin in (f"http://{host}", f"https://{host}"):
             return None
         return "pages of this site may not use the server: start it with --cors-origin to allow them"
 
