@@ -221,11 +221,11 @@ class Engine:
     def _advance(self, generation: GenerationState, piece: str) -> None:
         if piece:
             self._running[generation].on_event(piece)
-        if generation.finish_reason is not None:
+        if generation.finish_reason is not None or generation.error is not None:
             self._finish(generation)
 
     def _finish(self, generation: GenerationState) -> None:
         job = self._running.pop(generation)
         if job.context is not None:
             self._prefixes.add(job.context)
-        job.on_event(Answer(generation.result(), job.counts))
+        job.on_event(generation.error or Answer(generation.result(), job.counts))
