@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from goldfinch.data.chat_template import Message
+from goldfinch.errors import UserError
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS
+from goldfinch.inference.grammar import Grammar
 from goldfinch.inference.sampling import Sampling
 
 MAX_ANSWERS = 64
@@ -28,6 +30,43 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A schema with its name, as OpenAI's clients send it."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    name: str | None = None
+    description: str | None = None
+    content: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What an answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema", "grammar", "regex"]
+    json_schema: JsonSchema | None = None
+    grammar: str | None = Field(None, description="a Lark grammar, for the type grammar")
+    regex: str | None = Field(None, description="a regular expression, for the type regex")
+
+    def to_grammar(self) -> Grammar | None:
+        """The same as a grammar; None for any text.
+
+        Raises:
+            UserError: it is invalid, or what its type names is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Grammar.json_object()
+        given = getattr(self, self.type)
+        if given is None:
+            raise UserError(f"response_format: the type {self.type} needs a field {self.type}")
+        if isinstance(given, JsonSchema):
+            return Grammar.json_schema(given.content or {})
+        return Grammar.regex(given) if self.type == "regex" else Grammar.lark(given)
+
+
 class GenerationRequest(Body):
     """What all generations have in common."""
 
@@ -46,6 +85,7 @@ class GenerationRequest(Body):
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     # These change no answer here: what prompts have in common is found without being told.
@@ -74,9 +114,11 @@ class GenerationRequest(Body):
         Raises:
             UserError: a value is out of range.
         """
-        names = {field.name for field in dataclasses.fields(Sampling)} - {"stop"}
+        names = {field.name for field in dataclasses.fields(Sampling)} - {"stop", "grammar"}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(**self.model_dump(include=names, exclude_none=True), stop=(*stop, *more_stops))
+        grammar = None if self.response_format is None else self.response_format.to_grammar()
+        settings = self.model_dump(include=names, exclude_none=True)
+        return Sampling(**settings, stop=(*stop, *more_stops), grammar=grammar)
 
 
 class CompletionRequest(GenerationRequest):
