@@ -329,6 +329,9 @@ class Engine:
     def _advance(self, generation: GenerationState, piece: str) -> None:
         task = self._generating[generation]
         self.statistics.tokens_by_owner[task.owner] += 1
+        if generation.error is not None:
+            self._fail(task, generation.error)
+            return
         if piece:
             task.on_piece(generation, piece)
         if generation.finish_reason is not None:

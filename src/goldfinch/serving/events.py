@@ -76,8 +76,13 @@ async def cancelled_on_disconnect(request: Request, tasks: Sequence[Task]) -> As
         watcher.cancel()
 
 
-async def server_sent(bodies: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """JSON objects as server-sent events; an error is the last of them, otherwise [DONE]."""
+async def server_sent(bodies: AsyncIterator[dict[str, Any]], *, ends: bool = True) -> AsyncIterator[str]:
+    """JSON objects as server-sent events, named by their type if they have one; an error is the last of them.
+
+    Args:
+        bodies: the objects.
+        ends: whether [DONE] follows the last.
+    """
     try:
         async for body in bodies:
             yield event_line(body)
@@ -87,9 +92,11 @@ async def server_sent(bodies: AsyncIterator[dict[str, Any]]) -> AsyncIterator[st
             logger.exception("a stream has failed")
         yield event_line(shown.body)
         return
-    yield "data: [DONE]\n\n"
+    if ends:
+        yield "data: [DONE]\n\n"
 
 
 def event_line(body: dict[str, Any]) -> str:
     """A JSON object as one server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    name = f"event: {body['type']}\n" if "type" in body else ""
+    return f"{name}data: {json.dumps(body, ensure_ascii=False)}\n\n"
