@@ -22,7 +22,7 @@ from goldfinch.serving.middleware import HttpLimits
 from goldfinch.serving.server import Server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lm(small_config, small_model):
     return LanguageModel(small_model(small_config("finch_c2", "gold", vocab_size=257), torch.float32), ByteTokenizer())
 
@@ -36,26 +36,31 @@ def engine(lm):
     engine.stop(10)
 
 
-@pytest.fixture
-def start(engine, tmp_path):
-    """start(**limits) -> URL of a server with this model; `limits` are those of `HttpLimits`."""
-    started = []
+@pytest.fixture(scope="session")
+def served():
+    """served(engine, folder, **limits): a context with the URL of a server; `limits` are those of `HttpLimits`."""
 
-    def start(**limits):
+    @contextlib.contextmanager
+    def serve(engine, folder, **limits):
         listener = socket.create_server(("127.0.0.1", 0))
         keys = limits.get("keys")
-        store = ContextStore(tmp_path / "contexts", 1 << 30, keys and keys.max_context_bytes())
+        store = ContextStore(folder, 1 << 30, keys and keys.max_context_bytes())
         app = create_app(Server(engine, store, "small"), HttpLimits(**limits))
         server = uvicorn.Server(uvicorn_config(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        started.append((server, thread))
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    yield start
-    for server, thread in started:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+    return serve
+
+
+@pytest.fixture
+def start(served, engine, tmp_path):
+    """start(**limits) -> URL of a server with this model."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **limits: stack.enter_context(served(engine, tmp_path / "contexts", **limits))
 
 
 @pytest.fixture

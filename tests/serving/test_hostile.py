@@ -7,13 +7,15 @@ import socket
 import httpx
 import pytest
 
-from goldfinch.serving.access import read_api_keys
+from goldfinch.serving.access import ApiKey, ApiKeys
+from goldfinch.serving.engine import Engine
 
 KEY = "alices-secret-0123456789"
 DEEP = 200_000
 ROUTES = (
     "/v1/completions",
     "/v1/chat/completions",
+    "/v1/responses",
     "/v1/contexts",
     "/v1/contexts/ctx-0/append",
     "/v1/contexts/ctx-0/fork",
@@ -52,7 +54,30 @@ BODIES = {
 }
 
 
-@pytest.fixture
+# One server for all: it has to go on whatever was sent before.
+
+
+@pytest.fixture(scope="module")
+def engine(lm):
+    engine = Engine(lm, max_bytes=1 << 28)
+    engine.start()
+    yield engine
+    engine.stop(10)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the contexts of the server in a folder of it."""
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="module")
+def url(served, engine, folder):
+    with served(engine, folder / "contexts") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def post(url):
     """post(path, content, **headers) -> the answer."""
     with httpx.Client(base_url=url, timeout=60) as client:
@@ -61,6 +86,32 @@ def post(url):
             return client.post(path, content=content, headers={"Content-Type": "application/json"} | headers)
 
         yield send
+
+
+@pytest.mark.parametrize(
+    "response_format",
+    [
+        {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}},
+        {"type": "json_schema", "json_schema": {"schema": {"$ref": "https://elsewhere.example/schema.json"}}},
+        {"type": "json_schema", "json_schema": {"schema": {"minLength": 10**9, "type": "string"}}},
+        {"type": "json_schema", "json_schema": {"schema": {"enum": ["a" * 100] * 10_000}}},
+        {"type": "json_schema", "json_schema": {"schema": {"minimum": float("nan"), "type": "number"}}},
+        {"type": "json_schema", "json_schema": {"schema": {"type": "no such type"}}},
+        {"type": "regex", "regex": "(a+)+" * 50 + "b"},
+        {"type": "regex", "regex": "(((a{1,1000}){1,1000}){1,1000})"},
+        {"type": "regex", "regex": "(" * 10_000},
+        {"type": "regex", "regex": "[\ud800]"},
+        {"type": "grammar", "grammar": "start: start start"},
+        {"type": "grammar", "grammar": "start: " + "(" * 10_000},
+        {"type": "grammar", "grammar": '%import elsewhere.x\nstart: "a"'},
+    ],
+    ids=lambda each: str(each)[:60],
+)
+def test_grammars_that_cannot_be_are_refused(post, response_format):
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "response_format": response_format}
+    answer = post("/v1/chat/completions", json.dumps(body))
+    assert answer.status_code in (200, 400)
+    assert answer.status_code == 200 or is_openais(answer)
 
 
 def is_openais(answer):
@@ -117,8 +168,7 @@ def test_other_kinds_of_bodies_are_refused(post, kind):
     "name",
     ["../../evil.txt", "/etc/passwd", "C:\\evil.txt", "..", "", "a\0b", "\ud800", "\u202etxt.exe", "a" * 10_000, "con"],
 )
-def test_names_of_files_never_become_paths(url, tmp_path, name):
-    before = {path for path in tmp_path.rglob("*") if "contexts" not in path.parts}
+def test_names_of_files_never_become_paths(url, folder, name):
     boundary = "limit"
     shown = name.encode("utf-8", "surrogatepass").replace(b'"', b"")
     body = (
@@ -137,36 +187,38 @@ def test_names_of_files_never_become_paths(url, tmp_path, name):
         assert "\n" not in file.headers["Content-Disposition"]
     else:
         assert is_openais(answer)
-    assert {path for path in tmp_path.rglob("*") if "contexts" not in path.parts} == before
-    assert {path.suffix for path in (tmp_path / "contexts").iterdir()} <= {".gfc", ".json"}
+    assert [path.name for path in folder.iterdir()] == ["contexts"]
+    assert all(path.name.startswith("ctx-") for path in (folder / "contexts").iterdir())
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\ud800", "a" * 10_000, "\x1b[31m", "\u2028"])
 def test_a_name_that_cannot_be_shown_is_refused_before_anything_is_read(post, engine, name):
+    num_before = engine.statistics.tokens_by_owner[""]
     answer = post("/v1/contexts", json.dumps({"text": "Call me Ishmael.", "name": name}))
     if answer.status_code == 201:  # no name is one, and what is harmless may be shown
         assert name in ("", "\u2028")
         return
     assert answer.status_code == 400
     assert is_openais(answer)
-    assert not engine.statistics.tokens_by_owner
+    assert engine.statistics.tokens_by_owner[""] == num_before
 
 
-@pytest.fixture
-def raw(client_of, tmp_path, start):
+@pytest.fixture(scope="module")
+def raw(served, engine, tmp_path_factory):
     """raw(request) -> status of the answer to some bytes, from a server that wants a key."""
-    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: alice, key: {KEY}}}]")
-    host, port = start(keys=read_api_keys(tmp_path / "keys.yaml")).removeprefix("http://").split(":")
+    keys = ApiKeys({KEY: ApiKey(name="alice")})
+    with served(engine, tmp_path_factory.mktemp("contexts"), keys=keys) as url:
+        host, port = url.removeprefix("http://").split(":")
 
-    def send(content):
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
-            connection.sendall(content)
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            response.read()
-            return response.status
+        def send(content):
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
+                connection.sendall(content)
+                response = http.client.HTTPResponse(connection)
+                response.begin()
+                response.read()
+                return response.status
 
-    return send
+        yield send
 
 
 @pytest.mark.parametrize(
@@ -228,4 +280,4 @@ def test_no_header_leads_around_the_keys(raw, header):
 
 
 def test_a_header_without_end_is_refused(raw):
-    assert raw(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (1 << 20)) in (400, 431)
+    assert raw(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (1 << 16)) in (400, 431)
