@@ -1,11 +1,13 @@
 """A server on 127.0.0.1."""
 
+import contextlib
 import json
 import socket
 import threading
 import urllib.error
 import urllib.request
 
+import httpx
 import pytest
 import torch
 import uvicorn
@@ -13,12 +15,14 @@ import uvicorn
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.serving.app import create_app
+from goldfinch.serving.connections import uvicorn_config
 from goldfinch.serving.context_store import ContextStore
 from goldfinch.serving.engine import Engine
+from goldfinch.serving.middleware import HttpLimits
 from goldfinch.serving.server import Server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lm(small_config, small_model):
     return LanguageModel(small_model(small_config("finch_c2", "gold", vocab_size=257), torch.float32), ByteTokenizer())
 
@@ -32,17 +36,49 @@ def engine(lm):
     engine.stop(10)
 
 
+@pytest.fixture(scope="session")
+def served():
+    """served(engine, folder, **limits): a context with the URL of a server; `limits` are those of `HttpLimits`."""
+
+    @contextlib.contextmanager
+    def serve(engine, folder, **limits):
+        listener = socket.create_server(("127.0.0.1", 0))
+        keys = limits.get("keys")
+        store = ContextStore(folder, 1 << 30, keys and keys.max_context_bytes())
+        app = create_app(Server(engine, store, "small"), HttpLimits(**limits))
+        server = uvicorn.Server(uvicorn_config(app))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+    return serve
+
+
 @pytest.fixture
-def url(engine, tmp_path):
+def start(served, engine, tmp_path):
+    """start(**limits) -> URL of a server with this model."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **limits: stack.enter_context(served(engine, tmp_path / "contexts", **limits))
+
+
+@pytest.fixture
+def url(start):
     """Of a server with this model."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(Server(engine, ContextStore(tmp_path / "contexts", 1 << 30), "small"))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    return start()
+
+
+@pytest.fixture
+def client_of(start):
+    """client_of(**limits) -> a function from headers to a client of one server with these limits."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**limits):
+            url = start(**limits)
+            return lambda headers=(): stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60))
+
+        yield make
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -44,9 +45,17 @@ class Serve:
     latents: Literal["float32", "bfloat16", "float16", "int8", "int4", "model"] = "bfloat16"
     """How compressed keys are stored, as for `goldfinch read`."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all. There is no login: others on the network can use it then."""
+    """Address to listen on; 0.0.0.0 for all. Others on the network can use it then: give --api-keys."""
     port: int = 8080
     """Port to listen on; 0 for any that is free."""
+    api_keys: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file of the API keys that may use it, each with its limits: docs/serving.md. Without it no key is needed."""
+    max_body: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "64MiB"
+    """Maximum size of a request, and so of an uploaded file."""
+    timeout: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """Seconds for a request, with reading its text and writing the answer. Without it there is no limit."""
+    cors_origin: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL ...")] = ()
+    """Other sites whose pages may use it in a browser, such as https://example.com."""
     dtype: Annotated[str, tyro.conf.arg(metavar="auto|DTYPE")] = "auto"
     """Weight dtype, as for `goldfinch generate`."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|DEVICE")] = "auto"
@@ -62,17 +71,28 @@ class Serve:
 
         max_stored = num_bytes("--contexts-size", self.contexts_size)
         max_bytes = num_bytes("--memory", self.memory) if self.memory != "auto" else None
+        max_body = num_bytes("--max-body", self.max_body)
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise UserError(f"--timeout must be more than 0 seconds, not {self.timeout}")
         require_model(self.model)
         try:
-            import uvicorn  # noqa: F401
-
             from goldfinch.serving.app import create_app
         except ImportError as error:
             raise UserError(f"the server needs {error.name}: pip install 'goldfinch[serve]'") from error
+        from goldfinch.serving.access import read_api_keys
         from goldfinch.serving.context_store import ContextStore
         from goldfinch.serving.engine import Engine
+        from goldfinch.serving.middleware import HttpLimits, is_local
         from goldfinch.serving.server import Server, serve
 
+        keys = read_api_keys(self.api_keys) if self.api_keys is not None else None
+        limits = HttpLimits(
+            keys=keys,
+            max_body_bytes=max_body,
+            timeout=self.timeout,
+            cors_origins=self.cors_origin,
+            only_local_names=is_local(self.host),
+        )
         try:
             listener = socket.create_server((self.host, self.port))
         except (OSError, OverflowError) as error:
@@ -83,7 +103,8 @@ class Serve:
                 raise UserError(f"{self.model} has no tokenizer, so it cannot be asked in words")
             memory = parse_budget("auto", lm.model.device) if max_bytes is None else max_bytes
             engine = Engine(lm, memory, None if self.latents == "model" else self.latents)
-            app = create_app(Server(engine, ContextStore(folder, max_stored), self.model.name))
+            store = ContextStore(folder, max_stored, keys.max_context_bytes() if keys is not None else None)
+            app = create_app(Server(engine, store, self.model.name), limits)
             self._announce(engine, f"http://{self.host}:{listener.getsockname()[1]}", folder)
             engine.start()
             serve(app, engine, listener)

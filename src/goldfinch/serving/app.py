@@ -12,16 +12,22 @@ from goldfinch.devices import dtype_name
 from goldfinch.model.accounting import account
 from goldfinch.serving.answers import add_answer_routes
 from goldfinch.serving.contexts import add_context_routes
-from goldfinch.serving.errors import ApiError, answer_errors
+from goldfinch.serving.errors import ERROR_RESPONSES, ApiError, answer_errors
+from goldfinch.serving.metrics import Metrics, add_metrics_route
+from goldfinch.serving.middleware import HttpLimits, add_middleware
 from goldfinch.serving.responses import add_response_routes
 from goldfinch.serving.schemas import DetokenizeRequest, TokenizeRequest
 from goldfinch.serving.server import Server
 
 
-def create_app(server: Server) -> FastAPI:
+def create_app(server: Server, limits: HttpLimits | None = None) -> FastAPI:
     """The application around an engine that runs."""
-    app = FastAPI(title="GoldFinch", version=__version__)
+    # Without FastAPI's pages about the API, which load scripts from elsewhere.
+    app = FastAPI(title="GoldFinch", version=__version__, docs_url=None, redoc_url=None, responses=ERROR_RESPONSES)
     answer_errors(app)
+    metrics = Metrics(server)
+    add_middleware(app, limits or HttpLimits(), server.engine, metrics)
+    add_metrics_route(app, metrics)
     _add_model_routes(app, server)
     add_answer_routes(app, server)
     add_response_routes(app, server)

@@ -12,9 +12,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from goldfinch.argument_checks import shortened
 from goldfinch.errors import UserError
 from goldfinch.files import FileVersion, sync, write_text
 from goldfinch.inference.context import Context
@@ -36,7 +38,7 @@ class ConflictError(UserError):
 
 
 class NoRoomError(UserError):
-    """A context is larger than all contexts may be."""
+    """A context is larger than all contexts may be, or than its owner may keep."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,19 +69,22 @@ class ContextStore:
     Args:
         folder: made if it is missing.
         max_bytes: of all files; those used longest ago are removed when a new one does not fit.
+        max_bytes_by_owner: of the files of some owners; what does not fit is refused.
 
     Raises:
         UserError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, max_bytes_by_owner: Mapping[str, int] | None = None) -> None:
         self._folder, self.max_bytes = folder, max_bytes
+        self._max_bytes_by_owner = dict(max_bytes_by_owner or {})
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {folder} for contexts: {error.strerror or error}") from error
         self._lock = threading.Lock()
         self._descriptions: dict[Path, tuple[FileVersion, Description]] = {}
+        self._being_written = Counter[str]()  # bytes by owner; used with the lock only
 
     def list(self, owner: str) -> list[StoredContext]:
         """All contexts of an owner, the one used last first. Files that are corrupt are left out."""
@@ -94,8 +99,9 @@ class ContextStore:
         """
         stored = self._look_up(id) if id in self._ids() else None
         if stored is None or stored.note.owner != owner:
-            raise NotFoundError(f"there is no context {id!r}: GET /v1/contexts lists those that there are")
-        os.utime(self._note_path(id))
+            raise NotFoundError(f"there is no context {shortened(id)}: GET /v1/contexts lists those that there are")
+        with contextlib.suppress(FileNotFoundError):  # removed in the meantime: whoever opens the file says so
+            os.utime(self._note_path(id))
         return stored
 
     def add(self, owner: str, context: Context, name: str | None) -> StoredContext:
@@ -119,10 +125,11 @@ class ContextStore:
         id = f"ctx-{uuid.uuid4().hex}"
         note = Note(name=check_name(name), owner=owner, created_at=int(time.time()))
         sync(path)
-        self._make_room(path.stat().st_size)
-        self._write_note(id, note)
-        path.replace(self._path(id))
-        sync(self._folder)
+        with self._reserved(owner, nbytes := path.stat().st_size):
+            self._make_room(nbytes)
+            self._write_note(id, note)
+            path.replace(self._path(id))
+            sync(self._folder)
         return self.get(owner, id)
 
     @contextlib.contextmanager
@@ -169,14 +176,39 @@ class ContextStore:
         self.get(owner, id)
         self._remove(id)
 
+    def check_room(self, owner: str, needed: int, but_not: str = "") -> None:
+        """Check that a context may be stored, before it is read.
+
+        Args:
+            owner: whose it will be.
+            needed: bytes of its file.
+            but_not: id of the context in whose place it will be.
+
+        Raises:
+            NoRoomError: it is too large.
+        """
+        if needed > self.max_bytes:
+            raise NoRoomError(
+                f"the context takes {needed:,} bytes, and all contexts may take {self.max_bytes:,}: "
+                "start the server with more --contexts-size"
+            )
+        if (limit := self._max_bytes_by_owner.get(owner)) is None:
+            return
+        taken = sum(stored.nbytes for stored in self.list(owner) if stored.id != but_not) + self._being_written[owner]
+        if taken + needed > limit:
+            raise NoRoomError(
+                f"the context takes {needed:,} bytes, and the contexts of this API key may take {limit:,}, of which "
+                f"{taken:,} are taken: delete a context, or give a shorter text"
+            )
+
     @property
     def nbytes(self) -> int:
         """Bytes of all files."""
         return sum(_size(path) for path in self._folder.glob(f"*{SUFFIX}"))
 
-    def nbytes_of(self, owner: str) -> int:
-        """Bytes of the files of one owner."""
-        return sum(stored.nbytes for stored in self.list(owner))
+    def __len__(self) -> int:
+        """Number of contexts."""
+        return len(self._ids())
 
     def _path(self, id: str) -> Path:
         return self._folder / f"{id}{SUFFIX}"
@@ -214,18 +246,26 @@ class ContextStore:
         write_text(self._note_path(id), json.dumps(dataclasses.asdict(note), ensure_ascii=False))
 
     def _save(self, id: str, context: Context, note: Note) -> None:
-        self._make_room(context.sequence.key_cache.nbytes, but_not=id)
-        self._write_note(id, note)
-        context.save(self._path(id))
+        with self._reserved(note.owner, nbytes := context.sequence.key_cache.nbytes, but_not=id):
+            self._make_room(nbytes, but_not=id)
+            self._write_note(id, note)
+            context.save(self._path(id))
         self._make_room(0, but_not=id)  # with its states the file is larger than that
+
+    @contextlib.contextmanager
+    def _reserved(self, owner: str, needed: int, but_not: str = "") -> Iterator[None]:
+        """Let others that are written at the same time not have the same room."""
+        with self._lock:
+            self.check_room(owner, needed, but_not)
+            self._being_written[owner] += needed
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._being_written[owner] -= needed
 
     def _make_room(self, needed: int, but_not: str = "") -> None:
         """Remove what was used longest ago until `needed` more bytes fit."""
-        if needed > self.max_bytes:
-            raise NoRoomError(
-                f"the context takes {needed:,} bytes, and all contexts may take {self.max_bytes:,}: "
-                "start the server with more --contexts-size"
-            )
         with self._lock:
             ids = self._ids() - {but_not}
             for id in sorted(ids, key=lambda id: _time_used(self._note_path(id))):

@@ -13,10 +13,11 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from goldfinch.data.text_encoding import UTF8
 from goldfinch.inference.context import Context
+from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.context_file.text import StoredText
 from goldfinch.inference.documents import shown_name
 from goldfinch.model.accounting import account
-from goldfinch.serving.context_store import SUFFIX, StoredContext
+from goldfinch.serving.context_store import SUFFIX, StoredContext, check_name
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.events import Events, cancelled_on_disconnect, server_sent
 from goldfinch.serving.schemas import (
@@ -51,6 +52,8 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/contexts", status_code=201, response_model=None)
     async def create(body: CreateContextRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
+        if body.name:
+            check_name(body.name)
         base = None if body.parent is None else store.get(owner, body.parent).path
         if body.length is not None and base is None:
             raise ApiError(400, "length: it is of a parent, which is missing", param="length")
@@ -67,6 +70,8 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
         name: Annotated[str | None, Form()] = None,
         stream: Annotated[bool, Form()] = False,
     ) -> JSONResponse | StreamingResponse:
+        if name:
+            check_name(name)
         if len(files) == 1 and _base_name(files[0]).endswith(SUFFIX):
             stored = await contexts.keep_file(owner, files[0], name)
             return JSONResponse(contexts.shown(stored), 201)
@@ -104,7 +109,7 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
     @app.post("/v1/contexts/{id}/fork", status_code=201, response_model=None)
     async def fork(id: str, body: ForkRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         parent = store.get(owner, id)
-        name = body.name or parent.note.name
+        name = check_name(body.name or parent.note.name)
         return await contexts.read(
             request, owner, parent.path, body.length, [], lambda read: store.add(owner, read, name), stream=False
         )
@@ -196,14 +201,16 @@ class _Contexts:
         texts: list[Text],
         save: Callable[[Context], StoredContext],
         stream: bool,
-        status: int = 201,
+        in_place_of: str = "",
     ) -> JSONResponse | StreamingResponse:
         """Read texts after a context, save the result, and answer with it."""
+        status = 200 if in_place_of else 201
+        await asyncio.to_thread(self._check_room, owner, base, length, texts, in_place_of)
         events = Events()
         task = ReadTask(owner, events.put, base, length, texts)
         bodies = self._progress(events.start(self._server.engine, [task]), save)
         if stream:
-            return StreamingResponse(server_sent(bodies), media_type="text/event-stream")
+            return StreamingResponse(server_sent(bodies), status, media_type="text/event-stream")
         async with cancelled_on_disconnect(request, [task]):
             *_, last = [body async for body in bodies]
         replayed = {} if length is None else {"replayed_tokens": task.num_replayed}
@@ -215,8 +222,18 @@ class _Contexts:
         """The same in place of the context itself, unless it was changed in the meantime."""
         base = self._store.get(owner, id).path
         return await self.read(
-            request, owner, base, length, texts, lambda read: self._store.replace(owner, id, read), stream, 200
+            request, owner, base, length, texts, lambda read: self._store.replace(owner, id, read), stream, id
         )
+
+    def _check_room(
+        self, owner: str, base: Path | None, length: int | None, texts: list[Text], in_place_of: str
+    ) -> None:
+        """Refuse a context that will not fit before it is read, which may take long."""
+        num_tokens = sum(len(text.ids) for text in texts)
+        if base is not None:
+            num_stored = read_description(base).num_tokens
+            num_tokens += num_stored if length is None else min(length, num_stored)
+        self._store.check_room(owner, num_tokens * self._bytes_per_token, in_place_of)
 
     async def _progress(
         self, arriving: AsyncIterator[Event], save: Callable[[Context], StoredContext]

@@ -3,9 +3,8 @@
 One thread does all work on the model, so that contexts have one owner; others give it tasks and get events.
 """
 
-import dataclasses
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.model.accounting import account
 from goldfinch.serving.prefix_cache import MIN_COMMON_TOKENS, CachedPrefix, PrefixCache, context_ids
 from goldfinch.serving.prefix_tree import Ids, concatenated
-from goldfinch.serving.tasks import GenerationTask, PromptCounts, RequestCancelledError, Task
+from goldfinch.serving.statistics import Statistics
+from goldfinch.serving.tasks import GenerationTask, RequestCancelledError, Task
 
 MAX_WAITING = 256
 """Tasks that have not begun; more are refused."""
@@ -50,29 +50,6 @@ class StoppingError(Exception):
 
 class TooLargeError(UserError):
     """A text needs more memory than there is."""
-
-
-@dataclasses.dataclass
-class Statistics:
-    """What an engine has done since it started."""
-
-    prompt_tokens: Counter[str] = dataclasses.field(default_factory=Counter)
-    """By where they came from: "cached", "replayed" (some of these) and "computed"."""
-    generated_tokens: int = 0
-    steps: int = 0
-    """Passes over the weights for all generations together."""
-    misses: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Prompts of which nothing was in memory, by reason."""
-    num_reclaimed: int = 0
-    """Times that memory was taken from contexts that were kept."""
-    num_paused: int = 0
-    """Times that a generation was put aside for want of memory."""
-    nbytes: int = 0
-    """Of all contexts, when they were last measured."""
-
-    def count(self, prompt: PromptCounts) -> None:
-        """Add the tokens of a prompt."""
-        self.prompt_tokens.update(dataclasses.asdict(prompt))
 
 
 class Engine:
@@ -317,7 +294,9 @@ class Engine:
 
     def _continue_reading(self, task: Task) -> None:
         try:
-            task.num_computed += next(self._reading[task])
+            num_read = next(self._reading[task])
+            task.num_computed += num_read
+            self.statistics.tokens_by_owner[task.owner] += num_read
         except StopIteration:
             del self._reading[task]
         except Exception as error:
@@ -348,11 +327,13 @@ class Engine:
             self._check_memory()
 
     def _advance(self, generation: GenerationState, piece: str) -> None:
+        task = self._generating[generation]
+        self.statistics.tokens_by_owner[task.owner] += 1
         if generation.error is not None:
-            self._fail(self._generating[generation], generation.error)
+            self._fail(task, generation.error)
             return
         if piece:
-            self._generating[generation].on_piece(generation, piece)
+            task.on_piece(generation, piece)
         if generation.finish_reason is not None:
             self._end(generation)
 

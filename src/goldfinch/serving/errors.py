@@ -1,8 +1,12 @@
 """Errors in OpenAI's form, whatever went wrong."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from goldfinch.errors import UserError
@@ -36,6 +40,7 @@ class ApiError(Exception):
         kind: OpenAI's `type`.
         param: the field of the request that is wrong.
         code: OpenAI's `code`, where it has one.
+        headers: of the answer; 429 and 503 have Retry-After anyway.
     """
 
     def __init__(
@@ -45,9 +50,11 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self._headers = ({"Retry-After": str(RETRY_AFTER)} if status in (429, 503) else {}) | dict(headers or {})
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     @classmethod
@@ -58,12 +65,33 @@ class ApiError(Exception):
         for kind, status, openais_type, code, message in _KNOWN:
             if isinstance(error, kind):
                 return cls(status, message or str(error), openais_type, code=code)
-        return cls(500, str(error) or type(error).__name__, "server_error")
+        return cls(500, "the server has failed, and its log says how: this is a bug", "server_error")
 
     def response(self) -> JSONResponse:
         """The answer to the request."""
-        headers = {"Retry-After": str(RETRY_AFTER)} if self.status in (429, 503) else None
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(self.body, self.status, self._headers)
+
+
+class ErrorDescription(BaseModel):
+    """What is wrong, as OpenAI's API says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer whose status is 400 or more."""
+
+    error: ErrorDescription
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "The request is wrong, not allowed, or one too many (429)"},
+    "5XX": {"model": ErrorResponse, "description": "The server has failed, is about to end (503), or took too long"},
+}
+"""For the OpenAPI document: what any route may answer."""
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -72,13 +100,13 @@ def answer_errors(app: FastAPI) -> None:
     async def of_ours(_: Request, error: Exception) -> JSONResponse:
         return ApiError.of(error).response()
 
-    kinds: list[type[Exception]] = [ApiError, *(known[0] for known in _KNOWN)]
+    kinds: list[type[Exception]] = [ApiError, *(known[0] for known in _KNOWN), Exception]
     for kind in kinds:
         app.exception_handler(kind)(of_ours)
 
     @app.exception_handler(HTTPException)  # no such route, or another method
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, error.detail).response()
+        return ApiError(error.status_code, error.detail, headers=error.headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from fastapi import Request
 from goldfinch.serving.engine import Engine
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.tasks import Event, Task
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_CHECKS = 0.1
 """Between looks at whether a client that gets no stream still waits."""
@@ -82,14 +85,18 @@ async def server_sent(bodies: AsyncIterator[dict[str, Any]], *, ends: bool = Tru
     """
     try:
         async for body in bodies:
-            yield _line(body)
+            yield event_line(body)
     except Exception as error:
-        yield _line(ApiError.of(error).body)
+        shown = ApiError.of(error)
+        if shown.status == 500:
+            logger.exception("a stream has failed")
+        yield event_line(shown.body)
         return
     if ends:
         yield "data: [DONE]\n\n"
 
 
-def _line(body: dict[str, Any]) -> str:
+def event_line(body: dict[str, Any]) -> str:
+    """A JSON object as one server-sent event."""
     name = f"event: {body['type']}\n" if "type" in body else ""
     return f"{name}data: {json.dumps(body, ensure_ascii=False)}\n\n"

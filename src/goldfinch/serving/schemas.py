@@ -21,7 +21,7 @@ MAX_ALTERNATIVES = 20
 class Body(BaseModel):
     """Of any request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class StreamOptions(Body):

@@ -19,6 +19,7 @@ from goldfinch.inference.chat import gap_before_chat
 from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.context_file.format import open_key_cache
 from goldfinch.inference.token_ids import require_tokenizer, token_ids
+from goldfinch.serving.connections import uvicorn_config
 from goldfinch.serving.context_store import ContextStore
 from goldfinch.serving.engine import Engine
 from goldfinch.serving.prefix_tree import Ids
@@ -89,7 +90,7 @@ def serve(app: FastAPI, engine: Engine, listener: socket.socket) -> None:
     Then nothing new is taken (503, also from `/health`, so that others send no more), and what was asked before has 30
     seconds. A second signal ends at once.
     """
-    server = _DrainingServer(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1), engine)
+    server = _DrainingServer(uvicorn_config(app), engine)
     server.run([listener])
 
 

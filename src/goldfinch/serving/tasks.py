@@ -1,6 +1,7 @@
 """What is asked of the engine: answers after a prompt, and texts to be read into a context."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,7 @@ class Task:
     def __init__(self, owner: str, on_event: Callable[[Event], None]) -> None:
         self.owner, self.on_event = owner, on_event
         self.is_cancelled = False
+        self.requested_at = time.monotonic()
         self.num_computed = 0
         """Tokens that were read for it so far: the task with the fewest is next."""
         self.context: Context | None = None
@@ -165,6 +167,7 @@ class GenerationTask(Task):
         self._index: dict[GenerationState, int] = {}
         self._contexts: dict[GenerationState, Context] = {}
         self._num_reported: dict[GenerationState, int] = {}
+        self._began_at: dict[GenerationState, float] = {}
 
     def num_new_tokens(self, engine: "Engine") -> int:
         """See `Task`."""
@@ -191,6 +194,8 @@ class GenerationTask(Task):
             )
             self._index[generation], self._contexts[generation] = index, branch
             self._num_reported[generation] = 0
+            now = self._began_at[generation] = time.monotonic()
+            engine.statistics.seconds_to_first_token.add(now - self.requested_at)
             engine.begin(generation, self)
 
     def _read_prompt(self, engine: "Engine") -> Iterator[int]:
@@ -226,7 +231,10 @@ class GenerationTask(Task):
         engine.cache.add(self.owner, self._contexts.pop(generation))
         rest, index = self._new_logprobs(generation), self._index.pop(generation)
         result = generation.result()
-        engine.statistics.generated_tokens += len(result.token_ids)
+        num_tokens, seconds = len(result.token_ids), time.monotonic() - self._began_at.pop(generation)
+        engine.statistics.generated_tokens += num_tokens
+        if num_tokens > 1:
+            engine.statistics.seconds_per_token.add(seconds / (num_tokens - 1))
         self.on_event(Answer(index, result, self._counts, rest, self._prompt_logprobs))
 
     def _new_logprobs(self, generation: GenerationState) -> tuple[TokenLogprob, ...] | None:
