@@ -19,6 +19,7 @@ from goldfinch.errors import UserError
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.token_ids import token_ids
 from goldfinch.serving.engine import Answer, Engine, Event, Job, PromptCounts, QueueFullError, RequestCancelledError
+from goldfinch.serving.page import mount_page
 from goldfinch.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
 
 RETRY_AFTER = 1
@@ -51,6 +52,7 @@ def create_app(engine: Engine, model_name: str) -> FastAPI:
     app = FastAPI(title="GoldFinch", version=__version__)
     created = int(time.time())
     _answer_errors_in_openais_form(app)
+    mount_page(app)
 
     @app.get("/health")
     async def health() -> dict[str, str | int]:

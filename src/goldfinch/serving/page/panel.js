@@ -1,0 +1,119 @@
+// One text: what it takes, what is in it, where a word is.
+
+import { contexts } from "./api.js";
+import { byId, element, iconButton } from "./dom.js";
+import { count, tokens } from "./format.js";
+import { memoryPicture } from "./memory.js";
+
+const AROUND = 200; // tokens shown before and after a place
+
+/** Show a context. actions: {rename, download, remove, close, fail(error)}. */
+export function showPanel(context, model, actions) {
+  const action = (name, label, run) => element("button", { type: "button", onclick: run, class: name }, label);
+  byId("panel").replaceChildren(
+    element(
+      "div",
+      { class: "heading-row" },
+      element("h2", {}, context.name),
+      iconButton("close", "Close", actions.close),
+    ),
+    element("p", { class: "note" }, `${tokens(context.num_tokens)}, read on ${date(context.created_at)}`),
+    element(
+      "div",
+      { class: "buttons" },
+      action("rename", "Rename", actions.rename),
+      action("download", "Download", actions.download),
+      action("remove", "Delete", actions.remove),
+    ),
+    element("h3", {}, "Search"),
+    search(context, actions.fail),
+    element("h3", {}, "Memory"),
+    memoryPicture(context, model),
+    element("h3", {}, context.documents.length === 1 ? "Document" : "Documents"),
+    element(
+      "ul",
+      { class: "places" },
+      context.documents.map(({ name, start, stop }) =>
+        place(
+          [element("span", { class: "name" }, name), element("span", { class: "number" }, count(stop - start))],
+          () => passage(context, start, start, Math.min(start + 2 * AROUND, stop)),
+          actions.fail,
+        ),
+      ),
+    ),
+  );
+}
+
+const date = (seconds) => new Date(1000 * seconds).toLocaleDateString(undefined, { dateStyle: "medium" });
+
+function search(context, fail) {
+  const input = element("input", { type: "search", placeholder: "A word or a phrase", "aria-label": "Search this text" });
+  const summary = element("p", { class: "note", role: "status" });
+  const places = element("ul", { class: "places" });
+  const form = element(
+    "form",
+    {
+      role: "search",
+      onsubmit: async (event) => {
+        event.preventDefault();
+        const query = input.value.trim();
+        if (!query) return;
+        try {
+          const { matches, total } = await contexts.search(context.id, query);
+          const shown = matches.length < total ? `, the first ${matches.length} of them here` : "";
+          summary.textContent = total ? `${count(total)} ${total === 1 ? "place" : "places"}${shown}` : `“${query}” is not in this text.`;
+          places.replaceChildren(...matches.map((match) => found(context, match, fail)));
+        } catch (error) {
+          fail(error);
+        }
+      },
+    },
+    input,
+    element("button", {}, "Search"),
+  );
+  return [form, summary, places];
+}
+
+function found(context, { start, stop, document, line, before, match, after }, fail) {
+  return place(
+    [
+      element("span", { class: "excerpt" }, before, element("mark", {}, match), after),
+      element("span", { class: "note" }, `${document}, line ${count(line)} · tokens ${count(start)}–${count(stop)}`),
+    ],
+    () => passage(context, Math.max(start - AROUND, 0), start, stop, Math.min(stop + AROUND, context.num_tokens)),
+    fail,
+  );
+}
+
+/** An entry of a list that opens to show the text there. `load`: the nodes of it. */
+function place(label, load, fail) {
+  const text = element("blockquote", { hidden: true });
+  const button = element(
+    "button",
+    {
+      type: "button",
+      "aria-expanded": "false",
+      onclick: async () => {
+        try {
+          if (!text.hasChildNodes()) text.append(...(await load()));
+          text.hidden = !text.hidden;
+          button.setAttribute("aria-expanded", String(!text.hidden));
+        } catch (error) {
+          fail(error);
+        }
+      },
+    },
+    label,
+  );
+  return element("li", {}, button, text);
+}
+
+/** The text between positions (tokens): what lies between the second and the third is marked. */
+async function passage(context, ...positions) {
+  const pieces = positions.slice(1).map((stop, index) => {
+    const start = positions[index];
+    return start < stop ? contexts.text(context.id, start, stop) : "";
+  });
+  const texts = await Promise.all(pieces);
+  return texts.map((text, index) => (index === 1 && texts.length === 3 ? element("mark", {}, text) : text));
+}
