@@ -66,19 +66,22 @@ async function* stream(path, options) {
   const response = await send(path, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
+  let isComplete = false;
   try {
     for (;;) {
       const { value, done } = await reader.read().catch((error) => {
         if (error.name === "AbortError") throw error;
         return { done: true };
       });
+      if (done && isComplete) return;
       if (done) throw new ServerError("lost", "The connection to the server was lost before the end.");
       const lines = (text + value).split(/\r?\n/);
       text = lines.pop();
       for (const line of lines) {
         if (!line.startsWith("data:")) continue;
         const data = line.slice(5).trim();
-        if (data === "[DONE]") return;
+        isComplete = data === "[DONE]";
+        if (isComplete) continue;
         const event = JSON.parse(data);
         if (event.error) throw fromStatus(event.error.code === "context_too_large" ? 413 : 400, event.error.message);
         yield event;

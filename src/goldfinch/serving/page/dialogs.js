@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 
 async function open(text, yes, value) {
   const dialog = byId("question");
+  if (dialog.open) return null; // one at a time
   const input = byId("question-answer");
   byId("question-text").textContent = text;
   byId("question-yes").textContent = yes;
@@ -11,6 +12,7 @@ async function open(text, yes, value) {
   input.type = "text";
   input.value = value ?? "";
   dialog.returnValue = "";
+  byId("question-no").onclick = () => dialog.close();
   dialog.showModal();
   if (value !== null) input.select();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));

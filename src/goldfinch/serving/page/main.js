@@ -261,7 +261,7 @@ function setUp() {
     "add-text": "plus",
     "toggle-theme": "theme",
     "open-sidebar": "menu",
-    attach: "text",
+    attach: "plus",
     send: "send",
     stop: "stop",
     "close-settings": "close",
@@ -306,7 +306,8 @@ function setUp() {
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
     if (document.body.classList.contains("sidebar-open")) toggleSidebar(false);
-    else answers.stop(state.current);
+    else if (answers.isRunning(state.current)) answers.stop(state.current);
+    else if (byId("panel").contains(document.activeElement)) togglePanel(false);
   });
   on("mode", "change", (event) => {
     state.current.mode = event.target.value;
@@ -342,10 +343,11 @@ function setUpDrop() {
 }
 
 setUp();
+await load();
 try {
   state.conversations = await store.open();
+  show();
 } catch {
   fail(new Error("This browser keeps nothing for this page: conversations end when it is closed."));
 }
-await load();
 byId("message").focus();

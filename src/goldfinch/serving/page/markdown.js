@@ -71,8 +71,8 @@ function block(source) {
   const fence = FENCE.exec(lines[0]);
   if (fence) return codeBlock(lines, fence);
   const heading = HEADING.exec(lines[0]);
-  // The page itself has the first two levels.
-  if (heading) return element(`h${Math.min(heading[1].length + 2, 6)}`, {}, inline(heading[2]));
+  // The first level is the title of the conversation.
+  if (heading) return element(`h${Math.min(heading[1].length + 1, 6)}`, {}, inline(heading[2]));
   if (RULE.test(source)) return element("hr");
   if (QUOTE.test(lines[0])) return nested("blockquote", lines.map((line) => line.replace(QUOTE, "")).join("\n"));
   if (ITEM.test(lines[0])) return list(lines);

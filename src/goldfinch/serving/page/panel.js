@@ -5,7 +5,7 @@ import { byId, element, iconButton } from "./dom.js";
 import { count, tokens } from "./format.js";
 import { memoryPicture } from "./memory.js";
 
-const AROUND = 200; // tokens shown before and after a place
+const AROUND = 150; // tokens shown before and after a place
 
 /** Show a context. actions: {rename, download, remove, close, fail(error)}. */
 export function showPanel(context, model, actions) {
@@ -26,7 +26,7 @@ export function showPanel(context, model, actions) {
       action("remove", "Delete", actions.remove),
     ),
     element("h3", {}, "Search"),
-    search(context, actions.fail),
+    ...search(context, actions.fail),
     element("h3", {}, "Memory"),
     memoryPicture(context, model),
     element("h3", {}, context.documents.length === 1 ? "Document" : "Documents"),
@@ -77,7 +77,7 @@ function search(context, fail) {
 function found(context, { start, stop, document, line, before, match, after }, fail) {
   return place(
     [
-      element("span", { class: "excerpt" }, before, element("mark", {}, match), after),
+      element("span", { class: "excerpt" }, "…", before, element("mark", {}, match), after, "…"),
       element("span", { class: "note" }, `${document}, line ${count(line)} · tokens ${count(start)}–${count(stop)}`),
     ],
     () => passage(context, Math.max(start - AROUND, 0), start, stop, Math.min(stop + AROUND, context.num_tokens)),
@@ -97,6 +97,7 @@ function place(label, load, fail) {
         try {
           if (!text.hasChildNodes()) text.append(...(await load()));
           text.hidden = !text.hidden;
+          text.querySelector("mark")?.scrollIntoView({ block: "nearest" });
           button.setAttribute("aria-expanded", String(!text.hidden));
         } catch (error) {
           fail(error);
@@ -108,12 +109,18 @@ function place(label, load, fail) {
   return element("li", {}, button, text);
 }
 
-/** The text between positions (tokens): what lies between the second and the third is marked. */
+/** The text between positions (tokens); of four, what lies between the middle ones is marked. */
 async function passage(context, ...positions) {
   const pieces = positions.slice(1).map((stop, index) => {
     const start = positions[index];
     return start < stop ? contexts.text(context.id, start, stop) : "";
   });
-  const texts = await Promise.all(pieces);
-  return texts.map((text, index) => (index === 1 && texts.length === 3 ? element("mark", {}, text) : text));
+  const texts = flow(await Promise.all(pieces));
+  return texts.map((text, index) => (index === 1 ? element("mark", {}, text) : text));
+}
+
+/** Lines that were broken to fit the width of a page flow again; short ones, as of verse, stay. */
+function flow(texts) {
+  const BORDER = "\u0000";
+  return texts.join(BORDER).replace(/(?<=\S.{40,})\r?\n(?=\S)/g, " ").split(BORDER);
 }
