@@ -13,7 +13,9 @@ import uvicorn
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.serving.app import create_app
+from goldfinch.serving.context_store import ContextStore
 from goldfinch.serving.engine import Engine
+from goldfinch.serving.server import Server
 
 
 @pytest.fixture
@@ -22,18 +24,25 @@ def lm(small_config, small_model):
 
 
 @pytest.fixture
-def url(lm):
-    """Of a server with this model."""
-    engine = Engine(lm, max_cached_bytes=1 << 26)
+def engine(lm):
+    """An engine that runs."""
+    engine = Engine(lm, max_bytes=1 << 28)
     engine.start()
+    yield engine
+    engine.stop(10)
+
+
+@pytest.fixture
+def url(engine, tmp_path):
+    """Of a server with this model."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, "small"), log_level="warning"))
+    app = create_app(Server(engine, ContextStore(tmp_path / "contexts", 1 << 30), "small"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
-    engine.stop(10)
 
 
 @pytest.fixture

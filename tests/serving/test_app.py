@@ -16,7 +16,8 @@ import pytest
 
 from goldfinch.cli.main import run
 from goldfinch.inference.sampling import Sampling
-from goldfinch.serving.engine import Engine, Job, RequestCancelledError
+from goldfinch.serving.engine import Engine
+from goldfinch.serving.tasks import Answer, GenerationTask, RequestCancelledError
 
 
 def test_a_completion_is_what_the_engine_writes(ask, lm):
@@ -98,9 +99,9 @@ def test_every_error_has_openais_form(url, path, content, status):
 
 
 def test_a_request_that_is_cancelled_in_the_queue_is_never_read(lm):
-    engine, events = Engine(lm, max_cached_bytes=0), queue.SimpleQueue()
-    cancelled = Job([1, 2, 3], Sampling(temperature=0), 4, events.put)
-    other = Job([4, 5, 6], Sampling(temperature=0, ignore_eos=True), 4, lambda event: events.put((other, event)))
+    engine, events = Engine(lm, max_bytes=1 << 26), queue.SimpleQueue()
+    cancelled = GenerationTask("", events.put, [1, 2, 3], Sampling(temperature=0), 4)
+    other = GenerationTask("", events.put, [4, 5, 6], Sampling(temperature=0, ignore_eos=True), 4)
     engine.submit(cancelled)
     engine.submit(other)
     cancelled.cancel()
@@ -108,9 +109,8 @@ def test_a_request_that_is_cancelled_in_the_queue_is_never_read(lm):
     engine.start()
     assert isinstance(events.get(timeout=60), RequestCancelledError)
     engine.stop(timeout=60)
-    answer = None
-    while not events.empty():
-        _, answer = events.get()
+    while not isinstance(answer := events.get(timeout=60), Answer):
+        pass
     assert len(answer.generation.token_ids) == 4
     assert engine.num_waiting == engine.num_running == 0
     assert cancelled.context is None

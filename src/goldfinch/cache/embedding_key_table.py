@@ -28,6 +28,10 @@ class EmbeddingKeyTable:
         """Bytes of the keys and of the index."""
         return self._keys.nbytes + self._index.nbytes
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The keys and the index."""
+        return self._keys, self._index
+
     def set_limit(self, nbytes: int) -> None:
         """Keep at most this many bytes from now on."""
         self._limit = nbytes

@@ -72,6 +72,10 @@ class GrowingTensor:
         """Bytes of all blocks, with the unused capacity of the last one."""
         return sum(block.storage.nbytes for block in self._blocks)
 
+    def tensors(self) -> list[Tensor]:
+        """The storage of all blocks, some of which forks use as well."""
+        return [block.storage for block in self._blocks]
+
     def append(self, rows: Tensor) -> None:
         """Add (k, *shape) at the end, converted to the dtype of this tensor."""
         done = 0

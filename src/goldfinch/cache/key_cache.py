@@ -3,7 +3,7 @@
 import copy
 import itertools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,11 @@ class KeyCache:
     def nbytes(self) -> int:
         """Bytes of all blocks, with the unused capacity of the last ones."""
         return sum(column.nbytes for column in self.columns.values())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held; forks hold some of them as well."""
+        for column in self.columns.values():
+            yield from column.tensors()
 
     def append(self, ids: Tensor, latents: Tensor | None) -> None:
         """Store tokens at the end: (T,) ids and, if the model has them, (T, R) latents."""

@@ -95,10 +95,26 @@ class KeyValueCache:
         kept = sum(keys.nbytes + values.nbytes for keys, values in self._keys_values.values())
         return kept + self._shared_keys.nbytes + self._embedding_keys.nbytes
 
+    def _columns(self) -> list[GrowingTensor]:
+        return [self._shared_keys, *(part for pair in self._keys_values.values() for part in pair)]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held; forks hold some of them as well."""
+        for column in self._columns():
+            yield from column.tensors()
+        yield from self._embedding_keys.tensors()
+
+    def clear(self) -> None:
+        """Drop all that was expanded; it is rebuilt when it is needed."""
+        self._block_inputs = None
+        self._keys_values.clear()
+        self._shared_keys = self._new_column()
+        self._embedding_keys = EmbeddingKeyTable(self._model)
+
     def truncate(self, length: int) -> None:
         """Drop what was expanded of the tokens from `length` on."""
         self._block_inputs = None
-        for column in (self._shared_keys, *(part for pair in self._keys_values.values() for part in pair)):
+        for column in self._columns():
             column.truncate(length)
 
     def fork(self, key_cache: KeyCache) -> "KeyValueCache":

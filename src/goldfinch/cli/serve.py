@@ -1,20 +1,24 @@
 """`goldfinch serve`: OpenAI's API on this machine."""
 
+import contextlib
 import json
 import socket
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from goldfinch.argument_checks import num_bytes
 from goldfinch.cli.arguments import parse, require_model
 from goldfinch.cli.contexts import load_folder
+from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
-SECONDS_TO_FINISH = 30
-"""How long answers that are being written may take when the server is told to end."""
+if TYPE_CHECKING:
+    from goldfinch.serving.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +26,27 @@ class Serve:
     """Serve a model with OpenAI's API: goldfinch serve runs/quickstart
 
     Completions and chat completions, streamed or whole, many at once. What prompts have in common is read once: a
-    conversation costs its new tokens.
+    conversation costs its new tokens. Contexts, texts that were read, are small files that can be continued, forked,
+    downloaded and brought back.
 
     Needs `pip install 'goldfinch[serve]'`.
     """
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
     """Model folder, from `goldfinch train` or `goldfinch convert`, or hf:OWNER/NAME, one on the Hub."""
+    contexts: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder for contexts, as .gfc files; they are there again after a restart. Without it they go with the server."""
+    contexts_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "10GiB"
+    """Maximum size of all contexts on disk; those used longest ago are removed."""
+    memory: Annotated[str, tyro.conf.arg(metavar="auto|SIZE")] = "auto"
+    """Memory for the texts that are being read and answered, and for those kept for prompts that begin like them, such
+    as 4GiB; auto is half of the free memory."""
+    latents: Literal["float32", "bfloat16", "float16", "int8", "int4", "model"] = "bfloat16"
+    """How compressed keys are stored, as for `goldfinch read`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all. There is no login: others on the network can use it then."""
     port: int = 8080
     """Port to listen on; 0 for any that is free."""
-    prompt_cache: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "1GiB"
-    """Memory for texts that were read, kept for prompts that begin like them; 0 keeps none."""
     dtype: Annotated[str, tyro.conf.arg(metavar="auto|DTYPE")] = "auto"
     """Weight dtype, as for `goldfinch generate`."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|DEVICE")] = "auto"
@@ -46,33 +58,53 @@ class Serve:
         Raises:
             UserError: the model cannot be loaded, or the address cannot be listened on.
         """
-        max_bytes = num_bytes("--prompt-cache", self.prompt_cache)
+        from goldfinch.cache.budget import parse_budget
+
+        max_stored = num_bytes("--contexts-size", self.contexts_size)
+        max_bytes = num_bytes("--memory", self.memory) if self.memory != "auto" else None
         require_model(self.model)
         try:
-            import uvicorn
+            import uvicorn  # noqa: F401
 
             from goldfinch.serving.app import create_app
         except ImportError as error:
             raise UserError(f"the server needs {error.name}: pip install 'goldfinch[serve]'") from error
+        from goldfinch.serving.context_store import ContextStore
         from goldfinch.serving.engine import Engine
+        from goldfinch.serving.server import Server, serve
 
         try:
             listener = socket.create_server((self.host, self.port))
         except (OSError, OverflowError) as error:
             raise UserError(f"cannot listen on {self.host}:{self.port} ({error}): choose another --port") from error
-        with listener:
-            engine = Engine(load_folder(self.model, self.dtype, self.device, rope=None), max_bytes)
-            if engine.lm.tokenizer is None:
+        with listener, self._folder() as folder:
+            lm = load_folder(self.model, self.dtype, self.device, rope=None)
+            if lm.tokenizer is None:
                 raise UserError(f"{self.model} has no tokenizer, so it cannot be asked in words")
-            url = f"http://{self.host}:{listener.getsockname()[1]}"
-            body = json.dumps({"prompt": "Call me", "max_tokens": 32})
-            print(f"serving {self.model} at {url}, until Ctrl-C")
-            print(f"next: curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
+            memory = parse_budget("auto", lm.model.device) if max_bytes is None else max_bytes
+            engine = Engine(lm, memory, None if self.latents == "model" else self.latents)
+            app = create_app(Server(engine, ContextStore(folder, max_stored), self.model.name))
+            self._announce(engine, f"http://{self.host}:{listener.getsockname()[1]}", folder)
             engine.start()
-            app = create_app(engine, self.model.name)
-            # It ends with the signal that ended it, after the answers that are being written.
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_FINISH)
-            uvicorn.Server(config).run([listener])
+            serve(app, engine, listener)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        if self.contexts is not None:
+            yield self.contexts
+            return
+        with tempfile.TemporaryDirectory(prefix="goldfinch-contexts-") as folder:
+            yield Path(folder)
+
+    def _announce(self, engine: "Engine", url: str, folder: Path) -> None:
+        body = json.dumps({"prompt": "Call me", "max_tokens": 32})
+        kept = f"in {folder}" if self.contexts is not None else "until the server ends (--contexts keeps them)"
+        print(f"serving {self.model} at {url}, until Ctrl-C")
+        print(
+            f"memory: {size(engine.max_bytes)} for texts, {engine.bytes_per_token:,} bytes a token; contexts: "
+            f"at most {self.contexts_size}, {kept}"
+        )
+        print(f"next: curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
 
 
 def main(args: list[str]) -> None:

@@ -24,6 +24,9 @@ class Batch:
         """Number of generations that are not finished."""
         return len(self._running)
 
+    def __contains__(self, generation: GenerationState) -> bool:
+        return generation in self._running
+
     def add(self, generation: GenerationState) -> str:
         """Let a generation join. Its first token is sampled at once; returns the text that it completes.
 
@@ -43,6 +46,14 @@ class Batch:
         """Let a generation leave; its context ends with what was generated so far."""
         self._running.remove(generation)
         generation.settle()
+
+    def pause(self, generation: GenerationState) -> None:
+        """Let a generation wait as it is: it is not stepped until `resume`."""
+        self._running.remove(generation)
+
+    def resume(self, generation: GenerationState) -> None:
+        """Continue a generation that waits."""
+        self._running.append(generation)
 
     def step(self) -> list[tuple[GenerationState, str]]:
         """Generate one token of each; returns the text that is certain now, piece by piece."""

@@ -1,8 +1,10 @@
 """A conversation on a context."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from goldfinch.data.chat_template import ChatTemplate, Message
+from goldfinch.data.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from goldfinch.inference.context import Context
@@ -49,7 +51,7 @@ class ChatSession:
             self._turns = [(self._start, num_messages, "") for _, num_messages, _ in self._turns]
         new = text[len(self._text) :]
         if not self._text:
-            new = self._gap() + new
+            new = gap_before_chat(self.template, self.context.tokenizer, self._last_ids()) + new
         if new:
             self.context.read(new, special_tokens=True)
         self._text = text
@@ -86,9 +88,19 @@ class ChatSession:
         written = self.template.render(self.messages, add_generation_prompt=False)
         self._text = written.removesuffix(self.template.turn_end())
 
-    def _gap(self) -> str:
-        """What is missing to an empty line before the first message, if a text precedes it."""
-        if self.template.is_plain or not self._start or self.context.tokenizer is None:
-            return ""
-        end = self.context.tokenizer.decode(self.context.ids(max(self._start - 2, 0), self._start))
-        return "\n\n"[len(end) - len(end.rstrip("\n")) :]
+    def _last_ids(self) -> list[int]:
+        return self.context.ids(max(self._start - 2, 0), self._start)
+
+
+def gap_before_chat(template: ChatTemplate, tokenizer: Tokenizer | None, last_ids: Sequence[int]) -> str:
+    """What is missing to an empty line before the first message, if a text precedes it.
+
+    Args:
+        template: how messages are written.
+        tokenizer: of the model.
+        last_ids: at least the last two tokens of the text; fewer if it is shorter.
+    """
+    if template.is_plain or not last_ids or tokenizer is None:
+        return ""
+    end = tokenizer.decode(last_ids[-2:])
+    return "\n\n"[len(end) - len(end.rstrip("\n")) :]

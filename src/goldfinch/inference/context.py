@@ -267,9 +267,19 @@ class Context:
         """
         length = integer("length", length, maximum=len(self))
         replayed = self.sequence.truncate(length, progress)
+        self._cut_documents(length)
+        return replayed
+
+    def truncate_lazily(self, length: int) -> int:
+        """The same, but nothing is read again yet; returns how many tokens will be, by `TokenSequence.replay`."""
+        length = integer("length", length, maximum=len(self))
+        num_pending = self.sequence.truncate_lazily(length)
+        self._cut_documents(length)
+        return num_pending
+
+    def _cut_documents(self, length: int) -> None:
         kept = [document for document in self.documents if document.start < length]
         self.documents = [dataclasses.replace(document, stop=min(document.stop, length)) for document in kept]
-        return replayed
 
     def fork(self) -> "Context":
         """A second context with the same past, without copying it; the two grow independently."""

@@ -48,12 +48,12 @@ def read_documents(
 
         context.read(ids, progress=advance)
         if not piece.continues:
-            context.documents.append(Document(name=_shown_name(piece.name), start=start, stop=len(context)))
+            context.documents.append(Document(name=shown_name(piece.name), start=start, stop=len(context)))
             num_documents += 1
             start = None
     return num_documents
 
 
-def _shown_name(name: str) -> str:
+def shown_name(name: str) -> str:
     """A file's name with U+FFFD for what cannot be shown: control characters, and bytes that are not UTF-8."""
     return "".join("\ufffd" if unicodedata.category(each) in UNSHOWN else each for each in name)

@@ -12,23 +12,13 @@ from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.inference.points import Mark
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
+from goldfinch.inference.score import TokenLogprob, logprobs_with_alternatives
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.speculation import DraftPolicy, PromptLookup
 from goldfinch.inference.text_stream import FinishReason, TextStream
 from goldfinch.inference.token_ids import token_ids
 
 DEFAULT_MAX_TOKENS = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenLogprob:
-    """The log-probability of a generated token, before penalties, temperature and truncation."""
-
-    token_id: int
-    logprob: float
-    """Nats."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The most likely tokens there and their log-probabilities, as many as were asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +121,7 @@ class GenerationState:
             self.finish_reason = "stop"
             return self._stream.flush()
         if self._num_logprobs is not None:
-            self._logprobs.append(_logprob(logits, token, self._num_logprobs))
+            self._logprobs += logprobs_with_alternatives(logits[None], [token], self._num_logprobs)
         self._ids.append(token)
         self.next_token = token
         piece = self._stream.push(token)
@@ -253,11 +243,3 @@ def _generate(state: GenerationState, drafts: DraftPolicy) -> Iterator[str]:
     except BaseException:
         state.settle(interrupted=True)
         raise
-
-
-def _logprob(logits: Tensor, token: int, num_top: int) -> TokenLogprob:
-    logprobs = logits.float().log_softmax(-1)
-    values, ids = logprobs.topk(min(num_top, len(logprobs)))
-    return TokenLogprob(
-        token_id=token, logprob=float(logprobs[token]), top=tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    )

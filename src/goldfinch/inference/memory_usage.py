@@ -1,6 +1,9 @@
-"""Bytes that a context holds, part by part."""
+"""Bytes that a context holds, part by part, and what several hold together."""
 
 import dataclasses
+from collections.abc import Iterable
+
+from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,3 +25,9 @@ class MemoryUsage:
     def total(self) -> int:
         """All of it."""
         return sum(vars(self).values())
+
+
+def nbytes_together(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storage of tensors, each counted once: forks share most of what they hold."""
+    storages = {storage.data_ptr(): storage.nbytes() for tensor in tensors if (storage := tensor.untyped_storage())}
+    return sum(storages.values())

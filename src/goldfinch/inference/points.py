@@ -21,6 +21,11 @@ class Prediction:
     logits: Tensor | None = None
     """(V,) float32; None until they are asked for."""
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors."""
+        logits = [] if self.logits is None else [self.logits]
+        return [self.hidden, *logits, *(tensor for state in self.gold_states for tensor in state.tensors())]
+
 
 @dataclasses.dataclass(frozen=True)
 class Mark:

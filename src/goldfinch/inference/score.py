@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,17 @@ from goldfinch.inference.prefill import chunks, next_token_logits
 from goldfinch.inference.sequence import TokenSequence
 
 MAX_LOGITS = 1 << 25  # numbers that exist at once: 128 MiB in fp32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """The log-probability of a token, before penalties, temperature and truncation."""
+
+    token_id: int
+    logprob: float
+    """Nats."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens there and their log-probabilities, as many as were asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +71,36 @@ class Score:
 @torch.inference_mode()
 def append_and_score(sequence: TokenSequence, ids: Tensor) -> tuple[list[float], bool]:
     """Append (T,) ids to a sequence that is not empty: the log-probability of each, and whether all are the argmax."""
+    parts = [token_logprobs(logits, targets) for logits, targets in _append_and_predict(sequence, ids)]
+    logprobs, is_best = (torch.cat(each) for each in zip(*parts, strict=True))
+    return logprobs.tolist(), bool(is_best.all())
+
+
+@torch.inference_mode()
+def append_with_logprobs(sequence: TokenSequence, ids: Tensor, num_top: int) -> list[TokenLogprob]:
+    """Append (T,) ids to a sequence that is not empty: the log-probability of each, and the most likely ones there."""
+    return [
+        logprob
+        for logits, targets in _append_and_predict(sequence, ids)
+        for logprob in logprobs_with_alternatives(logits, targets.tolist(), num_top)
+    ]
+
+
+def logprobs_with_alternatives(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprob]:
+    """Log-probabilities of T tokens by (T, V) logits, and of the `num_top` most likely ones in their places."""
+    logprobs = logits.float().log_softmax(-1)
+    values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]))
+    rows = zip(tokens, logprobs, ids.tolist(), values.tolist(), strict=True)
+    return [
+        TokenLogprob(token_id=token, logprob=float(row[token]), top=tuple(zip(top, top_values, strict=True)))
+        for token, row, top, top_values in rows
+    ]
+
+
+def _append_and_predict(sequence: TokenSequence, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Append (T,) ids, T >= 1; yields (t, V) logits with the (t,) ids that they predict, in order."""
     model = sequence.model
-    parts = [token_logprobs(sequence.compute_logits()[None], ids[:1])]
+    yield sequence.compute_logits()[None], ids[:1]
     before = len(sequence)
     rows = max(1, MAX_LOGITS // model.config.vocab_size)
     for start, stop in chunks(before, before + len(ids), sequence.chunk_size):
@@ -68,9 +108,7 @@ def append_and_score(sequence: TokenSequence, ids: Tensor) -> tuple[list[float],
         following = ids[start - before + 1 : stop - before + 1]
         for targets, some in zip(following.split(rows), hidden.split(rows), strict=False):
             if len(targets):  # none follows a chunk of one token at the very end
-                parts.append(token_logprobs(next_token_logits(model, some[: len(targets)]), targets))
-    logprobs, is_best = (torch.cat(each) for each in zip(*parts, strict=True))
-    return logprobs.tolist(), bool(is_best.all())
+                yield next_token_logits(model, some[: len(targets)]), targets
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -84,10 +84,29 @@ class TokenSequence:
     @torch.inference_mode()
     def current_state(self) -> LowerState | None:
         """The state after the last token, for which pending tokens are run through the layers; None without tokens."""
-        if self._num_pending:
-            ids, self._num_pending = self.key_cache.ids(len(self) - self._num_pending, len(self)), 0
-            (self._state,) = read_lower(self.model, ids[None], [self._state]).states
+        while self._num_pending:
+            self.replay(self.chunk_size)
         return self._state
+
+    @property
+    def num_pending(self) -> int:
+        """Number of tokens at the end that the state has not seen yet."""
+        return self._num_pending
+
+    @one_thread
+    @torch.inference_mode()
+    def replay(self, max_tokens: int) -> int:
+        """Run some of the pending tokens through the layers below GOLD.
+
+        Returns:
+            How many these were, at most `max_tokens`.
+        """
+        length = len(self)
+        first, last = next(chunks(length - self._num_pending, length, self.chunk_size))
+        last = min(last, first + max_tokens)
+        (self._state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [self._state]).states
+        self._num_pending = length - last
+        return last - first
 
     def _set_state(self, state: LowerState | None) -> None:
         self._state, self._num_pending = state, 0
@@ -316,6 +335,19 @@ class TokenSequence:
         self._set_state(state)
         return length - start
 
+    def snapshot_before(self, length: int) -> int:
+        """The position that going back to `length` tokens starts from."""
+        return length if length == len(self) else self.snapshots.nearest(length)[0]
+
+    def truncate_lazily(self, length: int) -> int:
+        """The same, but the tokens after the nearest snapshot become pending; returns how many these are."""
+        if length == len(self):
+            return 0
+        start, state = self.snapshots.nearest(length)
+        self._forget(length)
+        self._state, self._num_pending = state, length - start
+        return self._num_pending
+
     def restore(
         self,
         key_cache: KeyCache,
@@ -358,6 +390,19 @@ class TokenSequence:
             self.quantization = self.probe.measure_quantization(self.key_cache) or self.quantization
             self.probe = None
         return self.quantization
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held; forks hold some of them as well."""
+        yield from self.key_cache.tensors()
+        if self.key_value_cache is not None:
+            yield from self.key_value_cache.tensors()
+        for state in (self._state, *self.snapshots.states.values()):
+            if state is not None:
+                yield from state.tensors()
+        if self._prediction is not None:
+            yield from self._prediction.tensors()
+        if self.probe is not None:
+            yield from self.probe.tensors()
 
     def memory_usage(self) -> MemoryUsage:
         """Bytes held; runs no layer."""

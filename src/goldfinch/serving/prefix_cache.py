@@ -1,13 +1,25 @@
 """Contexts that are kept for prompts which begin like them."""
 
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
 
 from goldfinch.inference.context import Context
+from goldfinch.serving.prefix_tree import Ids, PrefixTree
 
 MIN_COMMON_TOKENS = 16
 """With fewer tokens in common, a prompt is read from its start: forking a context is hardly faster."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CachedContext:
+    """A context that is kept."""
+
+    owner: str
+    ids: Ids
+    context: Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,49 +28,73 @@ class CachedPrefix:
 
     context: Context
     num_replayed: int
-    """Tokens that recurrent layers read again to go back to its end."""
+    """Tokens at its end that are pending: recurrent layers have to read them again."""
 
 
 class PrefixCache:
-    """The contexts that were used last, up to a number of bytes.
+    """The contexts that were used last. Those of one owner are never found by another, not even by their speed."""
 
-    Args:
-        max_bytes: of all contexts, each counted as if it shared nothing.
-    """
+    def __init__(self) -> None:
+        self._trees: defaultdict[str, PrefixTree[CachedContext]] = defaultdict(PrefixTree)
+        self._kept: OrderedDict[CachedContext, None] = OrderedDict()  # the last used is the last
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._contexts: OrderedDict[tuple[int, ...], Context] = OrderedDict()  # the last used is the last
+    def __len__(self) -> int:
+        """Number of contexts."""
+        return len(self._kept)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all contexts."""
-        return sum(context.nbytes for context in self._contexts.values())
+    def __iter__(self) -> Iterator[Context]:
+        return (kept.context for kept in self._kept)
 
-    def add(self, context: Context) -> None:
-        """Keep a context, in place of those that it begins with and of those used longest ago."""
-        ids = tuple(context.ids())
-        for known in [known for known in self._contexts if ids[: len(known)] == known]:
-            del self._contexts[known]
-        self._contexts[ids] = context
-        while self._contexts and self.nbytes > self._max_bytes:
-            self._contexts.popitem(last=False)
+    def add(self, owner: str, context: Context) -> None:
+        """Keep a context, in place of those that it begins with and can go back to at no cost."""
+        ids, tree = context_ids(context), self._trees[owner]
+        for length, known in tree.prefixes(ids):
+            if length == len(ids) or length in context.sequence.snapshots.states:
+                self._remove(known)
+        kept = CachedContext(owner, ids, context)
+        tree.insert(ids, kept)
+        self._kept[kept] = None
 
-    def find(self, ids: Sequence[int]) -> CachedPrefix | None:
-        """The longest known prefix of a prompt, all of it if possible; None if none is long enough."""
-        common = {known: _num_common(known, ids) for known in self._contexts}
-        best = max(common, key=lambda known: common[known], default=None)
-        if best is None or common[best] < MIN_COMMON_TOKENS:
+    def has_any(self, owner: str) -> bool:
+        """Whether anything of an owner is kept."""
+        return any(kept.owner == owner for kept in self._kept)
+
+    def num_known(self, owner: str, ids: Ids) -> int:
+        """How many of (T,) ids, at their start, some context of an owner has."""
+        return self._trees[owner].find(ids)[0]
+
+    def find(self, owner: str, ids: Ids, min_tokens: int = MIN_COMMON_TOKENS) -> CachedPrefix | None:
+        """The longest known prefix of (T,) ids, all of them if possible; None if it has fewer than `min_tokens`."""
+        num_common, found = self._trees[owner].find(ids)
+        if num_common < min_tokens:
             return None
-        self._contexts.move_to_end(best)
-        context = self._contexts[best].fork()
-        return CachedPrefix(context, context.truncate(common[best]))
+        # All of these begin with the common tokens; one may have a snapshot nearer to their end.
+        best = max(found, key=lambda kept: kept.context.sequence.snapshot_before(num_common))
+        self._kept.move_to_end(best)
+        context = best.context.fork()
+        return CachedPrefix(context, context.truncate_lazily(num_common))
+
+    def reclaim(self) -> bool:
+        """Free some memory, at the expense of what was used longest ago; False if nothing is left to free.
+
+        First keys and values that can be rebuilt, then whole contexts.
+        """
+        for kept in self._kept:
+            cache = kept.context.sequence.key_value_cache
+            if cache is not None and cache.nbytes:
+                cache.clear()
+                return True
+        if not self._kept:
+            return False
+        self._remove(next(iter(self._kept)))
+        return True
+
+    def _remove(self, kept: CachedContext) -> None:
+        self._trees[kept.owner].remove(kept.ids)
+        del self._kept[kept]
 
 
-def _num_common(known: Sequence[int], ids: Sequence[int]) -> int:
-    count = 0
-    for ours, theirs in zip(known, ids, strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count
+def context_ids(context: Context) -> Ids:
+    """(T,) int64: all tokens of a context."""
+    ids: Ids = context.sequence.key_cache.ids(0, len(context)).cpu().numpy().astype(np.int64)
+    return ids

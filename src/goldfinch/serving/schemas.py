@@ -2,29 +2,39 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from goldfinch.data.chat_template import Message
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS
 from goldfinch.inference.sampling import Sampling
 
+MAX_ANSWERS = 64
+"""Answers to one request."""
+MAX_ALTERNATIVES = 20
+"""Log-probabilities of other tokens in the place of one."""
 
-class StreamOptions(BaseModel):
-    """How a stream ends."""
+
+class Body(BaseModel):
+    """Of any request."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Body):
+    """How a stream ends."""
 
     include_usage: bool = False
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(Body):
     """What all generations have in common."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str | None = None
+    context: str | None = Field(None, description="id of a context whose text comes before the prompt")
     max_tokens: int | None = Field(None, ge=0)
+    n: int = Field(1, ge=1, le=MAX_ANSWERS)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -35,14 +45,28 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[int, float] | None = None
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
+    ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+    # These change no answer here: what prompts have in common is found without being told.
     user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
 
     @property
     def max_tokens_or_default(self) -> int:
         """Maximum number of tokens."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, more_stops: Sequence[str | int] = ()) -> Sampling:
         """The same as settings of ours.
@@ -58,16 +82,37 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """`/v1/completions`."""
 
-    prompt: str | list[int]
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    best_of: Literal[1] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or several texts, or token ids."""
+        if isinstance(self.prompt, str) or not self.prompt or isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]  # a list of integers: its first is one
+        return list(self.prompt)
 
 
-class ChatMessage(BaseModel):
+class TextPart(Body):
+    """Text, as newer clients send it."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = None
+
+
+class ChatMessage(Body):
     """One message."""
 
-    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    def to_message(self) -> Message:
+        """As chat templates take it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class ChatRequest(GenerationRequest):
@@ -75,8 +120,71 @@ class ChatRequest(GenerationRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=0)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
 
     @property
     def max_tokens_or_default(self) -> int:
         """Maximum number of tokens, by the newer name or the older one."""
         return super().max_tokens_or_default if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As in `Context.stream`."""
+        return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
+
+
+class NamedText(Body):
+    """A document."""
+
+    name: str
+    text: str
+
+
+class ReadRequest(Body):
+    """A text for a context, in one of these forms."""
+
+    text: str | None = None
+    token_ids: list[int] | None = None
+    documents: list[NamedText] | None = None
+    messages: list[ChatMessage] | None = None
+    stream: bool = False
+
+
+class CreateContextRequest(ReadRequest):
+    """`/v1/contexts`."""
+
+    name: str | None = None
+    parent: str | None = Field(None, description="id of the context whose text it begins with")
+    length: int | None = Field(None, ge=1, description="tokens of the parent to keep; all without it")
+
+
+class TruncateRequest(Body):
+    """`/v1/contexts/ID/truncate`."""
+
+    length: int = Field(ge=1)
+
+
+class ForkRequest(Body):
+    """`/v1/contexts/ID/fork`."""
+
+    name: str | None = None
+    length: int | None = Field(None, ge=1)
+
+
+class RenameRequest(Body):
+    """`PATCH /v1/contexts/ID`."""
+
+    name: str
+
+
+class TokenizeRequest(Body):
+    """`/tokenize`."""
+
+    text: str
+
+
+class DetokenizeRequest(Body):
+    """`/detokenize`."""
+
+    tokens: list[int]

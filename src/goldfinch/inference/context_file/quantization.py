@@ -1,7 +1,7 @@
 """What rounding latents to small integers changes, measured on the text that was read."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ class QuantizationProbe:
     def nbytes(self) -> int:
         """Bytes held."""
         return self.key_cache.nbytes + sum(sample.nbytes for sample in self._samples.values())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held."""
+        yield from self.key_cache.tensors()
+        yield from self._samples.values()
 
     def observe(self, ids: Tensor, latents: Tensor, x: Tensor, before: LowerState | None) -> None:
         """Record new tokens: (T,) ids, (T, R) latents, outputs below GOLD (1, T, D), and the state before them."""

@@ -1,0 +1,291 @@
+"""The routes of contexts as resources: read once, kept as files, forked, searched, downloaded and brought back."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path, PurePath
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+
+from goldfinch.data.text_encoding import UTF8
+from goldfinch.inference.context import Context
+from goldfinch.inference.context_file.text import StoredText
+from goldfinch.inference.documents import shown_name
+from goldfinch.model.accounting import account
+from goldfinch.serving.context_store import SUFFIX, StoredContext
+from goldfinch.serving.errors import ApiError
+from goldfinch.serving.events import Events, cancelled_on_disconnect, server_sent
+from goldfinch.serving.schemas import (
+    CreateContextRequest,
+    ForkRequest,
+    ReadRequest,
+    RenameRequest,
+    TruncateRequest,
+)
+from goldfinch.serving.server import Owner, Server
+from goldfinch.serving.tasks import Event, Progress, ReadTask, Text
+
+SECONDS_BETWEEN_PROGRESS = 0.25
+MAX_MATCHES = 1000
+MAX_TEXT_TOKENS = 100_000
+"""Of one answer."""
+SURROUNDING_CHARACTERS = 80
+"""On either side of what was found."""
+
+Json = dict[str, Any]
+
+
+def add_context_routes(app: FastAPI, server: Server) -> None:
+    """Let an application keep contexts."""
+    store = server.contexts
+    contexts = _Contexts(server)
+
+    @app.get("/v1/contexts")
+    async def list_contexts(owner: Owner) -> Json:
+        stored = await asyncio.to_thread(store.list, owner)
+        return {"object": "list", "data": [contexts.shown(each) for each in stored]}
+
+    @app.post("/v1/contexts", status_code=201, response_model=None)
+    async def create(body: CreateContextRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
+        base = None if body.parent is None else store.get(owner, body.parent).path
+        if body.length is not None and base is None:
+            raise ApiError(400, "length: it is of a parent, which is missing", param="length")
+        texts = await contexts.texts(body, base, bool(body.length))
+        return await contexts.read(
+            request, owner, base, body.length, texts, lambda read: store.add(owner, read, body.name), body.stream
+        )
+
+    @app.post("/v1/contexts/upload", status_code=201, response_model=None)
+    async def upload(
+        request: Request,
+        owner: Owner,
+        files: Annotated[list[UploadFile], File(description="text files, or one .gfc file")],
+        name: Annotated[str | None, Form()] = None,
+        stream: Annotated[bool, Form()] = False,
+    ) -> JSONResponse | StreamingResponse:
+        if len(files) == 1 and _base_name(files[0]).endswith(SUFFIX):
+            stored = await contexts.keep_file(owner, files[0], name)
+            return JSONResponse(contexts.shown(stored), 201)
+        documents = [(_base_name(file), await _text_of(file)) for file in files]
+        texts = await contexts.documents(documents, follows=False)
+        return await contexts.read(request, owner, None, None, texts, lambda read: store.add(owner, read, name), stream)
+
+    @app.get("/v1/contexts/{id}")
+    async def info(id: str, owner: Owner) -> Json:
+        return contexts.shown(store.get(owner, id))
+
+    @app.patch("/v1/contexts/{id}")
+    async def rename(id: str, body: RenameRequest, owner: Owner) -> Json:
+        return contexts.shown(store.rename(owner, id, body.name))
+
+    @app.delete("/v1/contexts/{id}")
+    async def delete(id: str, owner: Owner) -> Json:
+        store.delete(owner, id)
+        return {"id": id, "object": "context", "deleted": True}
+
+    @app.post("/v1/contexts/{id}/append", response_model=None)
+    async def append(id: str, body: ReadRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
+        base = store.get(owner, id).path
+        texts = await contexts.texts(body, base)
+        if not texts:
+            raise ApiError(400, "there is nothing to append: give text, token_ids, documents or messages")
+        return await contexts.change(request, owner, id, None, texts, body.stream)
+
+    @app.post("/v1/contexts/{id}/truncate", response_model=None)
+    async def truncate(
+        id: str, body: TruncateRequest, request: Request, owner: Owner
+    ) -> JSONResponse | StreamingResponse:
+        return await contexts.change(request, owner, id, body.length, [], stream=False)
+
+    @app.post("/v1/contexts/{id}/fork", status_code=201, response_model=None)
+    async def fork(id: str, body: ForkRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
+        parent = store.get(owner, id)
+        name = body.name or parent.note.name
+        return await contexts.read(
+            request, owner, parent.path, body.length, [], lambda read: store.add(owner, read, name), stream=False
+        )
+
+    @app.get("/v1/contexts/{id}/file")
+    async def file(id: str, owner: Owner) -> FileResponse:
+        stored = store.get(owner, id)
+        return FileResponse(
+            stored.path, media_type="application/octet-stream", filename=f"{stored.note.name.removesuffix(SUFFIX)}.gfc"
+        )
+
+    @app.get("/v1/contexts/{id}/text")
+    async def text(
+        id: str, owner: Owner, start: Annotated[int, Query(ge=0)] = 0, stop: Annotated[int | None, Query(ge=0)] = None
+    ) -> Json:
+        stored = store.get(owner, id)
+        num_tokens = stored.description.num_tokens
+        start = min(start, num_tokens)
+        stop = min(num_tokens if stop is None else stop, num_tokens, start + MAX_TEXT_TOKENS)
+        pieces = await asyncio.to_thread(lambda: list(contexts.text(stored).read(start, stop)))
+        return {"start": start, "stop": max(start, stop), "text": "".join(pieces)}
+
+    @app.get("/v1/contexts/{id}/search")
+    async def search(
+        id: str,
+        owner: Owner,
+        query: Annotated[str, Query(min_length=1)],
+        ignore_case: bool = True,
+        limit: Annotated[int, Query(ge=1, le=MAX_MATCHES)] = 20,
+    ) -> Json:
+        stored = store.get(owner, id)
+        return await asyncio.to_thread(contexts.search, stored, query, ignore_case, limit)
+
+
+class _Contexts:
+    """What the routes do."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._store = server, server.contexts
+        self._transformer_bytes_per_token = account(server.engine.lm.config).transformer_bytes_per_token
+        self._bytes_per_token = server.engine.bytes_per_token
+
+    def shown(self, stored: StoredContext) -> Json:
+        """A context as clients see it."""
+        description = stored.description
+        return {
+            "id": stored.id,
+            "object": "context",
+            "name": stored.note.name,
+            "created_at": stored.note.created_at,
+            "last_used_at": int(stored.last_used_at),
+            "num_tokens": description.num_tokens,
+            "documents": [vars(document) for document in description.documents],
+            "bytes": stored.nbytes,
+            "transformer_bytes": self._transformer_bytes_per_token * description.num_tokens,
+        }
+
+    async def texts(self, body: ReadRequest, base: Path | None, is_cut: bool = False) -> list[Text]:
+        """What a request wants to be read."""
+        given = [name for name in ("text", "token_ids", "documents", "messages") if getattr(body, name) is not None]
+        if len(given) > 1:
+            raise ApiError(400, f"{given[1]}: give one of {', '.join(given)}", param=given[1])
+        if body.text is not None:
+            return [Text(await self._server.encode(body.text))]
+        if body.token_ids is not None:
+            return [Text(await self._server.encode(body.token_ids))]
+        if body.documents is not None:
+            return await self.documents([(each.name, each.text) for each in body.documents], base is not None)
+        if body.messages is not None:
+            messages = [message.to_message() for message in body.messages]
+            return [Text(await self._server.encode_chat(messages, None if is_cut else base, asks=False))]
+        return []
+
+    async def documents(self, documents: list[tuple[str, str]], follows: bool) -> list[Text]:
+        """Documents, parted by an end of text as in training, the first too if it follows another text."""
+        texts, end = list[Text](), np.array([self._server.tokenizer.end_of_text])
+        for name, text in documents:
+            if texts or follows:
+                texts.append(Text(end))
+            texts.append(Text(await self._server.encode(text), name))
+        return texts
+
+    async def read(
+        self,
+        request: Request,
+        owner: str,
+        base: Path | None,
+        length: int | None,
+        texts: list[Text],
+        save: Callable[[Context], StoredContext],
+        stream: bool,
+        status: int = 201,
+    ) -> JSONResponse | StreamingResponse:
+        """Read texts after a context, save the result, and answer with it."""
+        events = Events()
+        task = ReadTask(owner, events.put, base, length, texts)
+        bodies = self._progress(events.start(self._server.engine, [task]), save)
+        if stream:
+            return StreamingResponse(server_sent(bodies), media_type="text/event-stream")
+        async with cancelled_on_disconnect(request, [task]):
+            *_, last = [body async for body in bodies]
+        replayed = {} if length is None else {"replayed_tokens": task.num_replayed}
+        return JSONResponse(last | replayed, status)
+
+    async def change(
+        self, request: Request, owner: str, id: str, length: int | None, texts: list[Text], stream: bool
+    ) -> JSONResponse | StreamingResponse:
+        """The same in place of the context itself, unless it was changed in the meantime."""
+        base = self._store.get(owner, id).path
+        return await self.read(
+            request, owner, base, length, texts, lambda read: self._store.replace(owner, id, read), stream, 200
+        )
+
+    async def _progress(
+        self, arriving: AsyncIterator[Event], save: Callable[[Context], StoredContext]
+    ) -> AsyncIterator[Json]:
+        started, shown_at = time.monotonic(), 0.0
+        async for event in arriving:
+            if isinstance(event, Context):
+                yield self.shown(await asyncio.to_thread(save, event))
+                return
+            now = time.monotonic()
+            if isinstance(event, Progress) and now - shown_at >= SECONDS_BETWEEN_PROGRESS:
+                shown_at = now
+                left = (now - started) / event.num_read * (event.num_total - event.num_read)
+                yield {
+                    "object": "context.progress",
+                    "tokens_read": event.num_read,
+                    "tokens_total": event.num_total,
+                    "bytes": self._bytes_per_token * event.num_read,
+                    "transformer_bytes": self._transformer_bytes_per_token * event.num_read,
+                    "seconds_left": round(left, 1),
+                }
+
+    async def keep_file(self, owner: str, file: UploadFile, name: str | None) -> StoredContext:
+        """Check a .gfc file and keep it as it is."""
+        with self._store.temporary_file() as path:
+            with path.open("wb") as copy:
+                await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
+            await asyncio.to_thread(self._server.engine.check_file, path)
+            name = name or _base_name(file).removesuffix(SUFFIX)
+            return await asyncio.to_thread(self._store.add_file, owner, path, name)
+
+    def text(self, stored: StoredContext) -> StoredText:
+        """The text of a context."""
+        return StoredText(stored.path, stored.description, self._server.tokenizer)
+
+    def search(self, stored: StoredContext, query: str, ignore_case: bool, limit: int) -> Json:
+        """Where a string occurs, with what is around it."""
+        hits = self.text(stored).find(query, ignore_case=ignore_case, context_chars=SURROUNDING_CHARACTERS)
+        matches, total = list[Json](), 0
+        for hit in hits:
+            total += 1
+            if total <= limit:
+                matches.append(
+                    {
+                        "start": hit.position,
+                        "document": hit.document,
+                        "before": hit.before,
+                        "match": hit.text,
+                        "after": hit.after,
+                    }
+                )
+        return {"matches": matches, "total": total}
+
+
+def _base_name(file: UploadFile) -> str:
+    """A file's name without folders, fit to be shown."""
+    return shown_name(PurePath((file.filename or "").replace("\\", "/")).name) or "document"
+
+
+async def _text_of(file: UploadFile) -> str:
+    content = await file.read()
+    try:
+        text = content.decode(UTF8)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ApiError(
+            400, f"{_base_name(file)} is not UTF-8 text: convert it, or give it to `goldfinch read` and upload the .gfc"
+        )
+    if not text:
+        raise ApiError(400, f"{_base_name(file)} is empty")
+    return text
