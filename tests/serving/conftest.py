@@ -1,5 +1,6 @@
 """A server on 127.0.0.1."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -32,17 +33,29 @@ def engine(lm):
     engine.stop(10)
 
 
+@pytest.fixture(scope="session")
+def serve():
+    """serve(engine, folder): a server while the context lasts, which is its URL."""
+
+    @contextlib.contextmanager
+    def serve(engine, folder):
+        listener = socket.create_server(("127.0.0.1", 0))
+        app = create_app(Server(engine, ContextStore(folder, 1 << 30), "small"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+    return serve
+
+
 @pytest.fixture
-def url(engine, tmp_path):
+def url(engine, serve, tmp_path):
     """Of a server with this model."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(Server(engine, ContextStore(tmp_path / "contexts", 1 << 30), "small"))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serve(engine, tmp_path / "contexts") as url:
+        yield url
 
 
 @pytest.fixture

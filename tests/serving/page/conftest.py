@@ -2,16 +2,12 @@
 
 import json
 import shutil
-import socket
-import threading
 
 import pytest
 import torch
-import uvicorn
 
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.language_model import LanguageModel
-from goldfinch.serving.app import create_app
 from goldfinch.serving.engine import Engine
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -30,18 +26,13 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def url(small_config, small_model):
+def url(small_config, small_model, serve, tmp_path_factory):
     """Of a server with a small model, for all tests of a module."""
     config = small_config("finch_c2", "gold", vocab_size=257)
-    engine = Engine(LanguageModel(small_model(config, torch.float32), ByteTokenizer()), max_cached_bytes=1 << 26)
+    engine = Engine(LanguageModel(small_model(config, torch.float32), ByteTokenizer()), max_bytes=1 << 28)
     engine.start()
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, "small"), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serve(engine, tmp_path_factory.mktemp("contexts")) as url:
+        yield url
     engine.stop(10)
 
 

@@ -1,7 +1,7 @@
 // The server: its routes, and what goes wrong, in words.
 
-/** kind: "gone", "lost", "key", "busy", "draining", "too large", "missing", "refused" or "failed". */
-export class ServerError extends Error {
+/** kind: "gone", "lost", "key", "busy", "draining", "too large", "refused" or "failed". */
+class ServerError extends Error {
   constructor(kind, message, retryAfter = 0) {
     super(message);
     this.kind = kind;
@@ -17,24 +17,18 @@ export const apiKey = {
   set: (key) => sessionStorage.setItem(KEY, key),
 };
 
-function fromStatus(status, message, retryAfter) {
-  switch (status) {
-    case 401:
-      return new ServerError("key", "This server asks for an API key.");
-    case 404:
-      return new ServerError("missing", message);
-    case 413:
-    case 507:
-      return new ServerError("too large", `This text is too large for the server: ${message}`);
-    case 429:
-      return new ServerError("busy", "The server is busy: too many requests are waiting.", retryAfter);
-    case 503:
-      return new ServerError("draining", "The server is shutting down and accepts no new requests. Retry when it is back.");
-    default:
-      return status < 500
-        ? new ServerError("refused", message)
-        : new ServerError("failed", `Something went wrong in the server: ${message}`);
+/** What an error in OpenAI's form means. */
+function understood(status, { message, code }, retryAfter) {
+  if (status === 401) return new ServerError("key", "This server asks for an API key.");
+  if (status === 429) return new ServerError("busy", "The server is busy: too many requests are waiting.", retryAfter);
+  if (status === 503) {
+    return new ServerError("draining", "The server is shutting down and accepts no new requests. Retry when it is back.", retryAfter);
   }
+  if (status === 413 || status === 507 || code === "context_length_exceeded") {
+    return new ServerError("too large", `This is more than the server has room for: ${message}`);
+  }
+  if (status >= 500) return new ServerError("failed", `Something went wrong in the server: ${message}`);
+  return new ServerError("refused", message[0].toUpperCase() + message.slice(1));
 }
 
 async function send(path, { method = "GET", body, signal } = {}) {
@@ -52,18 +46,22 @@ async function send(path, { method = "GET", body, signal } = {}) {
     throw new ServerError("gone", "The server does not answer. Check that `goldfinch serve` is still running, then retry.");
   }
   if (response.ok) return response;
-  const message = await response.json().then(
-    (content) => content.error.message,
-    () => response.statusText || `status ${response.status}`,
+  const error = await response.json().then(
+    (content) => content.error,
+    () => ({ message: response.statusText || `status ${response.status}` }),
   );
-  throw fromStatus(response.status, message, Number(response.headers.get("Retry-After")) || 1);
+  throw understood(response.status, error, Number(response.headers.get("Retry-After")) || 1);
 }
 
 const json = async (path, options) => (await send(path, options)).json();
 
-/** The objects of a stream of server-sent events, up to [DONE]. */
+/** The objects of a stream of server-sent events, up to [DONE]; or the only one, if there is nothing to wait for. */
 async function* stream(path, options) {
   const response = await send(path, options);
+  if (response.headers.get("Content-Type").startsWith("application/json")) {
+    yield response.json();
+    return;
+  }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   let isComplete = false;
@@ -83,7 +81,7 @@ async function* stream(path, options) {
         isComplete = data === "[DONE]";
         if (isComplete) continue;
         const event = JSON.parse(data);
-        if (event.error) throw fromStatus(event.error.code === "context_too_large" ? 413 : 400, event.error.message);
+        if (event.error) throw understood(event.error.type === "server_error" ? 500 : 400, event.error);
         yield event;
       }
     }

@@ -36,19 +36,16 @@ const transcript = new Transcript(byId("transcript"), {
 const currentContext = () => state.contexts.find(({ id }) => id === state.current.context?.id);
 
 function show() {
-  const { current, contexts, model } = state;
+  const { current, contexts } = state;
   const context = currentContext();
   const isRunning = answers.isRunning(current);
   byId("title").textContent = current.title || "New conversation";
   document.title = current.title ? `${current.title} · GoldFinch` : "GoldFinch";
-  byId("library").hidden = byId("attach").hidden = !model.has_contexts;
   showTexts(contexts, current.context?.id, chooseContext);
   showConversations(state.conversations, current.id, byId("find-conversation").value, conversationActions);
   transcript.show(current, isRunning);
   if (isEmpty(current)) {
-    byId("transcript").replaceChildren(
-      welcome({ context: current.context, hasContexts: model.has_contexts, mode: current.mode }, chooseFiles),
-    );
+    byId("transcript").replaceChildren(welcome(current, chooseFiles));
   }
   showAbout(context);
   byId("send").hidden = isRunning;
@@ -110,7 +107,7 @@ async function load() {
     const model = await api.model();
     state.model = model.goldfinch ?? {};
     byId("model-name").textContent = model.id;
-    if (state.model.has_contexts) state.contexts = await api.contexts.list();
+    state.contexts = await api.contexts.list();
   } catch (error) {
     fail(error);
   }
@@ -146,8 +143,7 @@ function send() {
   if (answers.isRunning(current)) return;
   let parent = path(current).at(-1)?.id ?? ROOT;
   if (field.value.trim()) parent = addMessage(current, parent, "user", field.value).id;
-  // Text is also continued where it ends; a message needs words.
-  else if (current.mode !== "continue" || (parent === ROOT && !current.context)) return;
+  else if (current.mode !== "continue" || parent === ROOT) return; // only a text continues without new words
   field.value = "";
   answer(parent);
 }
@@ -324,7 +320,7 @@ function setUp() {
 }
 
 function setUpDrop() {
-  const hasFiles = (event) => state.model.has_contexts && event.dataTransfer?.types.includes("Files");
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   const showDrop = (isShown) => {
     byId("drop").hidden = !isShown;
   };

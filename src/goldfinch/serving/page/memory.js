@@ -6,7 +6,7 @@ import { bytes, threeDigits } from "./format.js";
 /** A small picture with words. `model`: the server's facts about it. */
 export function memoryPicture(context, model) {
   const state = model.state_bytes;
-  const latents = model.latent_bytes_per_token * context.num_tokens;
+  const latents = model.bytes_per_token * context.num_tokens;
   const transformer = context.transformer_bytes;
   const largest = Math.max(transformer, state + latents);
   return element(

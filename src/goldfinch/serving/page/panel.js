@@ -36,7 +36,7 @@ export function showPanel(context, model, actions) {
       context.documents.map(({ name, start, stop }) =>
         place(
           [element("span", { class: "name" }, name), element("span", { class: "number" }, count(stop - start))],
-          () => passage(context, start, start, Math.min(start + 2 * AROUND, stop)),
+          async () => [flow(await contexts.text(context.id, start, Math.min(start + 2 * AROUND, stop)))],
           actions.fail,
         ),
       ),
@@ -74,13 +74,13 @@ function search(context, fail) {
   return [form, summary, places];
 }
 
-function found(context, { start, stop, document, line, before, match, after }, fail) {
+function found(context, { start, document, before, match, after }, fail) {
   return place(
     [
       element("span", { class: "excerpt" }, "…", before, element("mark", {}, match), after, "…"),
-      element("span", { class: "note" }, `${document}, line ${count(line)} · tokens ${count(start)}–${count(stop)}`),
+      element("span", { class: "note" }, document && `${document} · `, `token ${count(start)}`),
     ],
-    () => passage(context, Math.max(start - AROUND, 0), start, stop, Math.min(stop + AROUND, context.num_tokens)),
+    () => passage(context, start, match),
     fail,
   );
 }
@@ -109,18 +109,17 @@ function place(label, load, fail) {
   return element("li", {}, button, text);
 }
 
-/** The text between positions (tokens); of four, what lies between the middle ones is marked. */
-async function passage(context, ...positions) {
-  const pieces = positions.slice(1).map((stop, index) => {
-    const start = positions[index];
-    return start < stop ? contexts.text(context.id, start, stop) : "";
-  });
-  const texts = flow(await Promise.all(pieces));
-  return texts.map((text, index) => (index === 1 ? element("mark", {}, text) : text));
+/** The text around a position (tokens), in which what was found there is marked. */
+async function passage({ id, num_tokens }, position, match) {
+  const [before, rest] = await Promise.all([
+    position > 0 ? contexts.text(id, Math.max(position - AROUND, 0), position) : "",
+    contexts.text(id, position, Math.min(position + AROUND, num_tokens)),
+  ]);
+  // Its first token may begin before it, and its letters may be of another case.
+  const start = Math.max(rest.indexOf(match), 0);
+  const end = start + match.length;
+  return [flow(before + rest.slice(0, start)), element("mark", {}, rest.slice(start, end)), flow(rest.slice(end))];
 }
 
 /** Lines that were broken to fit the width of a page flow again; short ones, as of verse, stay. */
-function flow(texts) {
-  const BORDER = "\u0000";
-  return texts.join(BORDER).replace(/(?<=\S.{40,})\r?\n(?=\S)/g, " ").split(BORDER);
-}
+const flow = (text) => text.replace(/(?<=\S.{40,})\r?\n(?=\S)/g, " ");

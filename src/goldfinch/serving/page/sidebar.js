@@ -49,7 +49,7 @@ function entry(label, detail, isCurrent, choose, ...tools) {
 }
 
 /** What an empty conversation says. */
-export function welcome({ context, hasContexts, mode }, chooseFiles) {
+export function welcome({ context, mode }, chooseFiles) {
   if (context) {
     return element(
       "div",
@@ -58,7 +58,6 @@ export function welcome({ context, hasContexts, mode }, chooseFiles) {
       element("p", {}, mode === "chat" ? "It has been read. Ask about it." : "It has been read. Write on where it ends."),
     );
   }
-  if (!hasContexts) return element("div", { class: "welcome" }, element("h2", {}, "What is on your mind?"));
   return element(
     "div",
     { class: "welcome" },
