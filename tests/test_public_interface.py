@@ -15,7 +15,18 @@ from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.language_model import LanguageModel
 
 PROMISED = {
-    *("load", "build", "LanguageModel", "Context", "Sampling", "Generation", "Score", "ChatTemplate", "CacheLevel"),
+    *(
+        "load",
+        "build",
+        "LanguageModel",
+        "Context",
+        "Sampling",
+        "Grammar",
+        "Generation",
+        "Score",
+        "ChatTemplate",
+        "CacheLevel",
+    ),
     *(
         "QuantizationReport",
         "ModelConfig",
@@ -67,7 +78,19 @@ def test_every_public_thing_has_a_docstring():
 
 
 @pytest.mark.parametrize(
-    "name", ["load", "build", "LanguageModel", "Context", "Sampling", "Generation", "Score", "ChatTemplate", "Trainer"]
+    "name",
+    [
+        "load",
+        "build",
+        "LanguageModel",
+        "Context",
+        "Sampling",
+        "Grammar",
+        "Generation",
+        "Score",
+        "ChatTemplate",
+        "Trainer",
+    ],
 )
 def test_its_examples_run(name, lm, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -23,6 +23,7 @@ _MODULES = {
     "LanguageModel": "inference.language_model",
     "Context": "inference.context",
     "Sampling": "inference.sampling",
+    "Grammar": "inference.grammar",
     "Generation": "inference.generation",
     "Score": "inference.score",
     "ChatTemplate": "data.chat_template",
@@ -42,6 +43,7 @@ __all__ = [  # noqa: RUF022 (in the order in which people meet them)
     "LanguageModel",
     "Context",
     "Sampling",
+    "Grammar",
     "Generation",
     "Score",
     "ChatTemplate",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from goldfinch.inference.context import Context
     from goldfinch.inference.context_file.quantization import QuantizationReport
     from goldfinch.inference.generation import Generation
+    from goldfinch.inference.grammar import Grammar
     from goldfinch.inference.language_model import LanguageModel, build, load
     from goldfinch.inference.sampling import Sampling
     from goldfinch.inference.score import Score

@@ -341,6 +341,23 @@ def test_values_that_cannot_be_read_are_named(flags, message, trained, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_grammar_from_a_file_is_followed(trained, tmp_path, capsys):
+    schema, rules = tmp_path / "answer.json", tmp_path / "answer.lark"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    rules.write_text('start: "yes" | "no"')
+    args = ["generate", str(trained), "Is it a whale?", "--json", "--grammar"]
+    for file, allowed in ((schema, {'"yes"', '"no"'}), (rules, {"yes", "no"})):
+        assert run([*args, str(file)]) == 0
+        generation = json.loads(capsys.readouterr().out)
+        assert generation["text"] in allowed
+        assert generation["finish_reason"] == "stop"
+    rules.write_text("start: answer")
+    assert run([*args, str(rules)]) == 2
+    error = capsys.readouterr().err
+    assert f'{rules}: the Lark grammar is invalid at line 1, column 8: unknown name: "answer"' in error
+    assert error.count("\n") == 1
+
+
 def test_a_bias_given_as_a_flag_forces_a_token(trained, capsys):
     args = ["generate", str(trained), "The whale", "--max-tokens", "3", "--json"]
     assert run([*args, "--logit-bias", f"{ord('z')}=1000"]) == 0

@@ -16,6 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 from goldfinch.cli import usage
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint, require_model_folder
+from goldfinch.inference.grammar import Grammar
 from goldfinch.pretrained import find_model, pretrained_names
 from goldfinch.settings import nearest
 
@@ -97,7 +98,8 @@ def _subcommand(command: Any, name: str, args: list[str], options: dict[str, Any
 
 
 def plain_metavars() -> tyro.constructors.ConstructorRegistry:
-    """How values are given and shown in help: INT for an optional number, STR ... for several, ID=BIAS ... for biases.
+    """How values are given and shown in help: INT for an optional number, STR ... for several, ID=BIAS ... for biases,
+    FILE for a grammar.
 
     tyro by itself shows {None}|INT, [STR [STR ...]] and [INT FLOAT [INT FLOAT ...]].
     """
@@ -130,6 +132,18 @@ def plain_metavars() -> tyro.constructors.ConstructorRegistry:
             instance_from_str=lambda words: tuple(_convert(kind, word) for word in words),
             is_instance=lambda value: isinstance(value, tuple),
             str_from_instance=lambda value: [str(each) for each in value] or ["none"],
+        )
+
+    @registry.primitive_rule
+    def grammar(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type != Grammar | None:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="FILE",
+            instance_from_str=lambda words: Grammar.read(Path(words[0])),
+            is_instance=lambda value: isinstance(value, Grammar | None),
+            str_from_instance=lambda value: ["none" if value is None else value.source],
         )
 
     @registry.primitive_rule

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from goldfinch.errors import UserError
 from goldfinch.inference.cpu_decode import checked_once
 from goldfinch.inference.generation import GenerationState
 from goldfinch.inference.prefill import next_token_logits, read_lower, read_upper
@@ -56,7 +57,10 @@ class Batch:
         self._running.append(generation)
 
     def step(self) -> list[tuple[GenerationState, str]]:
-        """Generate one token of each; returns the text that is certain now, piece by piece."""
+        """Generate one token of each; returns the text that is certain now, piece by piece.
+
+        A generation from which no token can be sampled, as its `error` then says, leaves; the others go on.
+        """
         running = list(self._running)
         if not running:
             return []
@@ -74,8 +78,12 @@ class Batch:
         pieces = []
         for generation, row in zip(running, logits, strict=True):
             generation.num_forward_passes += 1
-            pieces.append((generation, generation.take(row)))
-            if generation.finish_reason is not None:
+            try:
+                pieces.append((generation, generation.take(row)))
+            except UserError as error:
+                generation.error = error
+                pieces.append((generation, ""))
+            if generation.finish_reason is not None or generation.error is not None:
                 self._running.remove(generation)
                 generation.settle()
         return pieces

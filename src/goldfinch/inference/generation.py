@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from goldfinch.argument_checks import integer
 from goldfinch.data.tokenizers import Tokenizer
+from goldfinch.errors import UserError
+from goldfinch.inference.grammar import Grammar
 from goldfinch.inference.points import Mark
 from goldfinch.inference.sampler import Sampler
 from goldfinch.inference.sampling import Sampling
@@ -16,7 +19,10 @@ from goldfinch.inference.score import TokenLogprob, logprobs_with_alternatives
 from goldfinch.inference.sequence import TokenSequence
 from goldfinch.inference.speculation import DraftPolicy, PromptLookup
 from goldfinch.inference.text_stream import FinishReason, TextStream
-from goldfinch.inference.token_ids import token_ids
+from goldfinch.inference.token_ids import require_tokenizer, token_ids
+
+if TYPE_CHECKING:
+    from goldfinch.inference.grammar_matcher import GrammarMatcher
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -30,7 +36,8 @@ class Generation:
     token_ids: tuple[int, ...]
     """The tokens that the context now ends with."""
     finish_reason: FinishReason | None
-    """"stop": at the end of text, a stop string or a stop token; "length": at `max_tokens`; None: not finished."""
+    """"stop": at the end of text, a stop string or token, or of the grammar; "length": at `max_tokens`; None: not
+    finished."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One for each generated token, if they were asked for."""
     num_forward_passes: int = 0
@@ -64,6 +71,9 @@ class GenerationState:
         sampling: how tokens are sampled, and stop conditions.
         max_tokens: maximum number of tokens, 0 or more.
         num_logprobs: None for no log-probabilities; 0 for those of the generated tokens; more for as many alternatives.
+
+    Raises:
+        UserError: a number is negative; or a grammar, but no tokenizer, or one that it does not fit.
     """
 
     def __init__(
@@ -85,12 +95,15 @@ class GenerationState:
             self._stop_ids.add(tokenizer.end_of_text)
         prompt = sequence.key_cache.ids(0, len(sequence)).tolist() if sampling.repetition_penalty != 1 else ()
         self._sampler = Sampler(sampling, prompt)
+        self._matcher = _grammar_matcher(sampling.grammar, tokenizer)
         self._stream = TextStream(tokenizer, [each for each in sampling.stop if isinstance(each, str)])
         self._start = len(sequence)
         self._marks: list[Mark] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
+        self.error: UserError | None = None
+        """Why it cannot continue, if a batch had to do without it."""
         self.num_forward_passes = self.num_draft_tokens = self.num_accepted = 0
         self.next_token = 0
         """Sampled, part of the text, and not appended yet."""
@@ -116,7 +129,11 @@ class GenerationState:
     def take(self, logits: Tensor) -> str:
         """Sample a token from (V,) logits; returns the text that is certain now. It may finish the generation."""
         logits = logits[: self._vocab_size]
-        token = self._sampler.sample(logits)
+        allowed = self._allowed_tokens()
+        if allowed is not None and not allowed.any():  # the grammar has ended, and the end of text is ignored
+            self.finish_reason = "stop"
+            return self._stream.flush()
+        token = self._sampler.sample(logits, allowed)
         if token in self._stop_ids:
             self.finish_reason = "stop"
             return self._stream.flush()
@@ -124,6 +141,8 @@ class GenerationState:
             self._logprobs += logprobs_with_alternatives(logits[None], [token], self._num_logprobs)
         self._ids.append(token)
         self.next_token = token
+        if self._matcher is not None:
+            self._matcher.advance(token)
         piece = self._stream.push(token)
         if self._stream.stopped:
             self.finish_reason = "stop"
@@ -131,10 +150,32 @@ class GenerationState:
             self._ids, self._logprobs = self._ids[:kept], self._logprobs[:kept]
             if rest:
                 self._ids += token_ids(rest, self._tokenizer, self.sequence.model.config.vocab_size).tolist()
+        elif self._matcher is not None and self._matcher.is_complete:
+            self.finish_reason = "stop"
+            piece += self._stream.flush()
         elif self.num_left == 0:
             self.finish_reason = "length"
             piece += self._stream.flush()
         return piece
+
+    def _allowed_tokens(self) -> Tensor | None:
+        """(V,) bool: tokens that the grammar allows next; what stops the generation, wherever the text may end."""
+        if self._matcher is None or self._tokenizer is None:
+            return None
+        allowed = self._matcher.allowed_tokens()
+        allowed[self._tokenizer.end_of_text] &= self._tokenizer.end_of_text in self._stop_ids
+        if self._matcher.may_end:
+            for token in self._stop_ids:
+                allowed[token : token + 1] = True  # nothing, if it is outside the vocabulary
+        return allowed
+
+    def forced_tokens(self, max_tokens: int) -> list[int]:
+        """Up to this many tokens that the grammar leaves no choice about, after `next_token`."""
+        return [] if self._matcher is None else self._matcher.forced_tokens()[:max_tokens]
+
+    def possible_tokens(self, draft: list[int]) -> list[int]:
+        """As much of a draft as the grammar allows after `next_token`."""
+        return draft if self._matcher is None else draft[: self._matcher.num_allowed(draft)]
 
     def settle(self, interrupted: bool = False) -> None:
         """Let the sequence end exactly after the generated tokens, wherever it ends now.
@@ -219,9 +260,14 @@ def _generate(state: GenerationState, drafts: DraftPolicy) -> Iterator[str]:
         yield from filter(None, [state.begin()])
         while state.finish_reason is None:
             token, draft = state.next_token, list[int]()
+            is_forced = False
             if lookup is not None:
                 lookup.add([token])
-                draft = lookup.find(min(drafts.num_next(), state.num_left, sequence.num_to_block_end() - 1))
+                max_tokens = min(state.num_left, sequence.num_to_block_end() - 1)
+                draft = state.forced_tokens(min(drafts.max_draft_tokens, max_tokens))
+                is_forced = bool(draft)
+                if not is_forced:
+                    draft = state.possible_tokens(lookup.find(min(drafts.num_next(), max_tokens)))
             state.mark()
             logits = sequence.verify_draft(torch.tensor([token, *draft], device=sequence.model.device))
             state.num_forward_passes += 1
@@ -236,10 +282,20 @@ def _generate(state: GenerationState, drafts: DraftPolicy) -> Iterator[str]:
                 sequence.accept(1 + num_accepted)
             if lookup is not None:
                 lookup.add(draft[:num_accepted])
-            drafts.record(len(draft), num_accepted)
+            if not is_forced:  # these are always accepted, and say nothing about the others
+                drafts.record(len(draft), num_accepted)
             state.num_draft_tokens += len(draft)
             state.num_accepted += num_accepted
         state.settle()
     except BaseException:
         state.settle(interrupted=True)
         raise
+
+
+def _grammar_matcher(grammar: Grammar | None, tokenizer: Tokenizer | None) -> "GrammarMatcher | None":
+    if grammar is None:
+        return None
+    # Its package is an extra.
+    from goldfinch.inference.grammar_matcher import GrammarMatcher
+
+    return GrammarMatcher(grammar, require_tokenizer(tokenizer))

@@ -204,7 +204,7 @@ class LanguageModel:
             prompt: a text or token ids; or a list of such, of any lengths, whose rows give the same text as one by one,
                 row i with seed + i.
             **options: of `Context.stream`: max_tokens, sampling, logprobs, and fields of `Sampling`, such as
-                temperature, top_p, seed, stop; for a single prompt also max_draft_tokens.
+                temperature, top_p, seed, stop, grammar; for a single prompt also max_draft_tokens.
 
         Raises:
             UserError: as `read`, or a setting is out of range.
@@ -233,7 +233,9 @@ class LanguageModel:
                 context = self.read(ids[row], budget=budget)
                 states.append(context.generation_state(sampling.with_row_seed(row), max_tokens, logprobs))
                 batch.add(states[-1])
-            batch.step()
+            for generation, _ in batch.step():
+                if generation.error is not None:
+                    raise generation.error
         return [state.result() for state in states]
 
     def stream(self, prompt: Prompt, **options: Any) -> GenerationStream:

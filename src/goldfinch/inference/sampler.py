@@ -34,16 +34,23 @@ class Sampler:
         self._occurrences: dict[int, float] = {}
         self._seen = set(prompt_ids) if sampling.repetition_penalty != 1 else set()
 
-    def sample(self, logits: Tensor) -> int:
-        """(V,) logits of any float dtype and device -> a token id.
+    def sample(self, logits: Tensor, allowed: Tensor | None = None) -> int:
+        """Choose a token.
+
+        Args:
+            logits: (V,), of any float dtype and device.
+            allowed: (V,) bool, on the CPU: which tokens may be chosen; None for all.
 
         Raises:
-            UserError: a logit is NaN, or a token of `logit_bias` is not in the vocabulary.
+            UserError: a logit is NaN, a token of `logit_bias` is not in the vocabulary, or no token is left.
         """
         logits = logits.float().cpu()
         if logits.max().isnan():
             raise UserError("the model's logits contain NaN: its weights are corrupt, or overflow in this dtype")
-        token = self._choose(self._adjusted(logits))
+        logits = self._adjusted(logits)
+        if allowed is not None:
+            logits = logits.where(allowed, -torch.inf)
+        token = self._choose(logits)
         decay = self._sampling.penalty_decay
         if decay != 1:
             self._occurrences = {seen: count * decay for seen, count in self._occurrences.items()}
@@ -77,7 +84,7 @@ class Sampler:
         settings = self._sampling
         highest = logits.max()
         if highest.isnan() or highest == -torch.inf:
-            raise UserError("logit_bias and penalties leave no token to choose: give them smaller numbers")
+            raise UserError("logit_bias and penalties leave no token to choose that is allowed: use smaller numbers")
         if settings.temperature < GREEDY_BELOW or highest == torch.inf:
             return int(logits.argmax())
         scaled = logits / settings.temperature

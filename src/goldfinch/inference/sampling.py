@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from goldfinch.argument_checks import boolean, integer, real, shortened
 from goldfinch.errors import UserError
+from goldfinch.inference.grammar import Grammar
 from goldfinch.settings import did_you_mean
 
 MAX_SEED = 2**63 - 1
@@ -51,6 +52,9 @@ class Sampling:
     """Generation stops before the first of these strings, or at one of these token ids."""
     ignore_eos: bool = False
     """Continue after the end of text."""
+    grammar: Grammar | None = None
+    """What the text must match: a JSON schema, a regular expression or a Lark grammar. On the command line, a .json or
+    .lark file."""
 
     def __post_init__(self) -> None:
         for name in NUMBERS:
@@ -60,6 +64,10 @@ class Sampling:
             self._set("seed", integer("seed", self.seed, maximum=MAX_SEED))
         boolean("ignore_eos", self.ignore_eos)
         self._set("stop", as_stop(self.stop))
+        if not isinstance(self.grammar, Grammar | None):
+            raise UserError(
+                f"grammar must be a gf.Grammar, such as gf.Grammar.regex(...), not {shortened(self.grammar)}"
+            )
         if not isinstance(self.logit_bias, Mapping):
             raise UserError(f"logit_bias must map token ids to numbers, not be {shortened(self.logit_bias)}")
         bias = {integer("a token id of logit_bias", id): real("logit_bias", b) for id, b in self.logit_bias.items()}

@@ -1,5 +1,6 @@
 """The routes that generate: `/v1/completions` and `/v1/chat/completions`."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ def add_answer_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
-        base = _base(server, owner, body)
+        base = base_file(server, owner, body.context)
         prompts = [await server.encode(prompt) for prompt in body.prompts]
         if not prompts:
             raise UserError("prompt: give a text, token ids, or a list of such")
-        sampling, events = body.sampling(), Events()
+        sampling, events = await asyncio.to_thread(body.sampling), Events()
         wants_prompt_logprobs = body.echo and body.logprobs is not None
         tasks = [
             GenerationTask(
@@ -49,27 +50,38 @@ def add_answer_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
-        base = _base(server, owner, body)
-        template = server.engine.lm.chat_template
-        ids = await server.encode_chat([message.to_message() for message in body.messages], base)
-        sampling, events = body.sampling(more_stops=template.stop(server.tokenizer)), Events()
-        task = GenerationTask(
-            owner,
-            events.put,
-            ids,
-            sampling,
-            body.max_tokens_or_default,
-            base=base,
-            num_answers=body.n,
-            num_logprobs=body.num_logprobs,
-        )
-        answer_format = ChatFormat(server.model_name, server.tokenizer, strips_space=not template.is_plain)
+        events = Events()
+        task = await chat_task(server, owner, body, events)
+        strips_space = not server.engine.lm.chat_template.is_plain
+        answer_format = ChatFormat(server.model_name, server.tokenizer, strips_space)
         return await _respond(server, events, [task], body, answer_format, request)
 
 
-def _base(server: Server, owner: str, body: GenerationRequest) -> Path | None:
-    """The file of the context that comes before the prompt."""
-    return None if body.context is None else server.contexts.get(owner, body.context).path
+async def chat_task(server: Server, owner: str, body: ChatRequest, events: Events) -> GenerationTask:
+    """The answers to a conversation.
+
+    Raises:
+        UserError: it cannot be written by the chat template, or a setting is out of range.
+    """
+    base = base_file(server, owner, body.context)
+    ids = await server.encode_chat([message.to_message() for message in body.messages], base)
+    # A grammar says itself where the answer ends, and may have the empty line that ends others.
+    stop = () if body.has_grammar else server.engine.lm.chat_template.stop(server.tokenizer)
+    return GenerationTask(
+        owner,
+        events.put,
+        ids,
+        await asyncio.to_thread(body.sampling, stop),
+        body.max_tokens_or_default,
+        base=base,
+        num_answers=body.n,
+        num_logprobs=body.num_logprobs,
+    )
+
+
+def base_file(server: Server, owner: str, context: str | None) -> Path | None:
+    """The file of the context that comes before a prompt, if there is one."""
+    return None if context is None else server.contexts.get(owner, context).path
 
 
 async def _respond(

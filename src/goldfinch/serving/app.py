@@ -14,6 +14,7 @@ from goldfinch.serving.answers import add_answer_routes
 from goldfinch.serving.contexts import add_context_routes
 from goldfinch.serving.errors import ApiError, answer_errors
 from goldfinch.serving.page import mount_page
+from goldfinch.serving.responses import add_response_routes
 from goldfinch.serving.schemas import DetokenizeRequest, TokenizeRequest
 from goldfinch.serving.server import Server
 
@@ -24,6 +25,7 @@ def create_app(server: Server) -> FastAPI:
     answer_errors(app)
     _add_model_routes(app, server)
     add_answer_routes(app, server)
+    add_response_routes(app, server)
     add_context_routes(app, server)
     mount_page(app)
     return app

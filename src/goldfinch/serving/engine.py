@@ -348,6 +348,9 @@ class Engine:
             self._check_memory()
 
     def _advance(self, generation: GenerationState, piece: str) -> None:
+        if generation.error is not None:
+            self._fail(self._generating[generation], generation.error)
+            return
         if piece:
             self._generating[generation].on_piece(generation, piece)
         if generation.finish_reason is not None:

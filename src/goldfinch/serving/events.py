@@ -73,16 +73,23 @@ async def cancelled_on_disconnect(request: Request, tasks: Sequence[Task]) -> As
         watcher.cancel()
 
 
-async def server_sent(bodies: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """JSON objects as server-sent events; an error is the last of them, otherwise [DONE]."""
+async def server_sent(bodies: AsyncIterator[dict[str, Any]], *, ends: bool = True) -> AsyncIterator[str]:
+    """JSON objects as server-sent events, named by their type if they have one; an error is the last of them.
+
+    Args:
+        bodies: the objects.
+        ends: whether [DONE] follows the last.
+    """
     try:
         async for body in bodies:
             yield _line(body)
     except Exception as error:
         yield _line(ApiError.of(error).body)
         return
-    yield "data: [DONE]\n\n"
+    if ends:
+        yield "data: [DONE]\n\n"
 
 
 def _line(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    name = f"event: {body['type']}\n" if "type" in body else ""
+    return f"{name}data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from goldfinch.data.chat_template import Message
+from goldfinch.errors import UserError
 from goldfinch.inference.generation import DEFAULT_MAX_TOKENS
+from goldfinch.inference.grammar import Grammar
 from goldfinch.inference.sampling import Sampling
 
 MAX_ANSWERS = 64
@@ -28,6 +30,43 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A schema with its name, as OpenAI's clients send it."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    name: str | None = None
+    description: str | None = None
+    content: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What an answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema", "grammar", "regex"]
+    json_schema: JsonSchema | None = None
+    grammar: str | None = Field(None, description="a Lark grammar, for the type grammar")
+    regex: str | None = Field(None, description="a regular expression, for the type regex")
+
+    def to_grammar(self) -> Grammar | None:
+        """The same as a grammar; None for any text.
+
+        Raises:
+            UserError: it is invalid, or what its type names is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Grammar.json_object()
+        given = getattr(self, self.type)
+        if given is None:
+            raise UserError(f"response_format: the type {self.type} needs a field {self.type}")
+        if isinstance(given, JsonSchema):
+            return Grammar.json_schema(given.content or {})
+        return Grammar.regex(given) if self.type == "regex" else Grammar.lark(given)
+
+
 class GenerationRequest(Body):
     """What all generations have in common."""
 
@@ -46,6 +85,7 @@ class GenerationRequest(Body):
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     # These change no answer here: what prompts have in common is found without being told.
@@ -64,6 +104,11 @@ class GenerationRequest(Body):
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
+    def has_grammar(self) -> bool:
+        """Whether the answer must match something."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -74,9 +119,11 @@ class GenerationRequest(Body):
         Raises:
             UserError: a value is out of range.
         """
-        names = {field.name for field in dataclasses.fields(Sampling)} - {"stop"}
+        names = {field.name for field in dataclasses.fields(Sampling)} - {"stop", "grammar"}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(**self.model_dump(include=names, exclude_none=True), stop=(*stop, *more_stops))
+        grammar = None if self.response_format is None else self.response_format.to_grammar()
+        settings = self.model_dump(include=names, exclude_none=True)
+        return Sampling(**settings, stop=(*stop, *more_stops), grammar=grammar)
 
 
 class CompletionRequest(GenerationRequest):
@@ -132,6 +179,73 @@ class ChatRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         """As in `Context.stream`."""
         return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
+
+
+class InputMessage(ChatMessage):
+    """A message, as `/v1/responses` takes it."""
+
+    type: Literal["message"] = "message"
+    id: str | None = None
+    status: str | None = None
+
+
+class TextFormat(BaseModel):
+    """What an answer must look like, as `/v1/responses` takes it: a schema with its name beside its type."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    description: str | None = None
+    content: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(Body):
+    """How text is written."""
+
+    format: TextFormat = TextFormat()
+
+
+class ResponsesRequest(Body):
+    """`/v1/responses`: one answer, nothing kept by the server but contexts."""
+
+    model: str | None = None
+    context: str | None = Field(None, description="id of a context whose text comes before the input")
+    input: str | list[InputMessage]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=0)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    text: TextOptions = TextOptions()
+    stream: bool = False
+    # These change no answer here.
+    store: bool | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+
+    def to_chat(self) -> ChatRequest:
+        """The same as `/v1/chat/completions` takes it."""
+        messages = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+        if isinstance(self.input, str):
+            messages.append(ChatMessage(role="user", content=self.input))
+        else:
+            messages += self.input
+        form = self.text.format
+        schema = JsonSchema(content=form.content) if form.type == "json_schema" else None
+        return ChatRequest(
+            messages=messages,
+            context=self.context,
+            max_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            response_format=ResponseFormat(type=form.type, json_schema=schema),
+        )
 
 
 class NamedText(Body):

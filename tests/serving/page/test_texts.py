@@ -181,7 +181,7 @@ def test_memory_is_shown_by_part_next_to_a_transformers(page, read):
         ("latin.txt", "Bär".encode("latin-1"), "latin.txt is not a text file (UTF-8)"),
         ("zeros.txt", b"a\0b", "zeros.txt is not a text file (UTF-8)"),
         ("empty.txt", b"", "is empty"),
-        ("broken.gfc", b"no context", "broken"),
+        ("broken.gfc", b"no context", "broken.gfc is not a .gfc context file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(page, tmp_path, name, content, words):
