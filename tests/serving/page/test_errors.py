@@ -59,7 +59,7 @@ def test_a_full_queue_is_retried_when_the_server_said(page, send):
         (500, "Something went wrong in the server: no"),
         (413, "more than the server has room for: no"),
         (507, "more than the server has room for: no"),
-        (400, "No"),
+        (400, "no"),
     ],
 )
 def test_each_status_has_its_words(page, send, status, words):

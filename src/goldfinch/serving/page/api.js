@@ -28,7 +28,7 @@ function understood(status, { message, code }, retryAfter) {
     return new ServerError("too large", `This is more than the server has room for: ${message}`);
   }
   if (status >= 500) return new ServerError("failed", `Something went wrong in the server: ${message}`);
-  return new ServerError("refused", message[0].toUpperCase() + message.slice(1));
+  return new ServerError("refused", message);
 }
 
 async function send(path, { method = "GET", body, signal } = {}) {

@@ -338,12 +338,19 @@ function setUpDrop() {
   });
 }
 
+/** What the browser kept, after what may have begun in the meantime. */
+async function loadConversations() {
+  try {
+    const kept = await store.open();
+    const known = new Set(state.conversations.map(({ id }) => id));
+    state.conversations.push(...kept.filter(({ id }) => !known.has(id)));
+    show();
+  } catch {
+    fail(new Error("This browser keeps nothing for this page: conversations end when it is closed."));
+  }
+}
+
 setUp();
 await load();
-try {
-  state.conversations = await store.open();
-  show();
-} catch {
-  fail(new Error("This browser keeps nothing for this page: conversations end when it is closed."));
-}
+await loadConversations();
 byId("message").focus();

@@ -7,27 +7,30 @@ const request = (action) =>
   });
 
 class Conversations {
-  #database = null;
+  #database = Promise.resolve(null);
 
-  /** All of them, the newest first; none can be kept where the browser refuses, as some private windows do. */
+  /** All of them, the newest first. It fails where the browser keeps nothing, as in some private windows. */
   async open() {
     const opening = indexedDB.open("goldfinch", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("conversations", { keyPath: "id" });
-    this.#database = await request(opening);
-    const all = await request(this.#store("readonly").getAll());
+    const opened = request(opening);
+    this.#database = opened.catch(() => null);
+    await opened;
+    const all = await this.#run("readonly", (store) => store.getAll());
     return all.sort((a, b) => b.updatedAt - a.updatedAt);
   }
 
-  async save(conversation) {
-    if (this.#database) await request(this.#store("readwrite").put(conversation));
+  save(conversation) {
+    return this.#run("readwrite", (store) => store.put(conversation));
   }
 
-  async remove(id) {
-    if (this.#database) await request(this.#store("readwrite").delete(id));
+  remove(id) {
+    return this.#run("readwrite", (store) => store.delete(id));
   }
 
-  #store(mode) {
-    return this.#database.transaction("conversations", mode).objectStore("conversations");
+  async #run(mode, action) {
+    const database = await this.#database;
+    return database && request(action(database.transaction("conversations", mode).objectStore("conversations")));
   }
 }
 
