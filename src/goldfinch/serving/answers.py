@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from goldfinch.errors import UserError
 from goldfinch.serving.answer_format import AnswerFormat, ChatFormat, CompletionFormat
-from goldfinch.serving.events import Events, cancelled_on_disconnect, server_sent
+from goldfinch.serving.events import STREAM_RESPONSE, Events, cancelled_on_disconnect, server_sent
 from goldfinch.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from goldfinch.serving.server import Owner, Server
 from goldfinch.serving.tasks import Answer, Event, GenerationTask, Piece
@@ -19,7 +19,7 @@ from goldfinch.serving.tasks import Answer, Event, GenerationTask, Piece
 def add_answer_routes(app: FastAPI, server: Server) -> None:
     """Let an application answer."""
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post("/v1/completions", response_model=None, responses={200: STREAM_RESPONSE})
     async def completions(body: CompletionRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         base = base_file(server, owner, body.context)
         prompts = [await server.encode(prompt) for prompt in body.prompts]
@@ -48,7 +48,7 @@ def add_answer_routes(app: FastAPI, server: Server) -> None:
         answer_format = CompletionFormat(server.model_name, server.tokenizer, echo)
         return await _respond(server, events, tasks, body, answer_format, request)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses={200: STREAM_RESPONSE})
     async def chat(body: ChatRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         events = Events()
         task = await chat_task(server, owner, body, events)

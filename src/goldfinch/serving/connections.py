@@ -37,8 +37,8 @@ class Http(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to watch."""
         super().connection_made(transport)
-        # asyncio does it, too, but not for a listener from `socket.create_server`. Without it the body of an answer,
-        # and every token of a stream, waits until the client has confirmed what came before: 40 ms.
+        # As asyncio does, but not for a listener from `socket.create_server`. Without it the body of an answer, and
+        # every token of a stream, waits until the client has confirmed what came before: 40 ms.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._last_cycle: object = None
         self._watch = self.loop.call_later(SECONDS_WITHOUT_REQUEST, self._close_if_unused)

@@ -20,7 +20,7 @@ from goldfinch.inference.documents import shown_name
 from goldfinch.model.accounting import account
 from goldfinch.serving.context_store import SUFFIX, StoredContext, check_name
 from goldfinch.serving.errors import ApiError
-from goldfinch.serving.events import Events, cancelled_on_disconnect, server_sent
+from goldfinch.serving.events import STREAM_RESPONSE, Events, cancelled_on_disconnect, server_sent
 from goldfinch.serving.schemas import (
     CreateContextRequest,
     ForkRequest,
@@ -37,6 +37,9 @@ MAX_TEXT_TOKENS = 100_000
 """Of one answer."""
 SURROUNDING_CHARACTERS = 80
 """On either side of what was found."""
+FILE_RESPONSE: dict[str, Any] = {
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+}
 
 Json = dict[str, Any]
 
@@ -51,7 +54,7 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
         stored = await asyncio.to_thread(store.list, owner)
         return {"object": "list", "data": [contexts.shown(each) for each in stored]}
 
-    @app.post("/v1/contexts", status_code=201, response_model=None)
+    @app.post("/v1/contexts", status_code=201, response_model=None, responses={201: STREAM_RESPONSE})
     async def create(body: CreateContextRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         if body.name:
             check_name(body.name)
@@ -63,7 +66,7 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
             request, owner, base, body.length, texts, lambda read: store.add(owner, read, body.name), body.stream
         )
 
-    @app.post("/v1/contexts/upload", status_code=201, response_model=None)
+    @app.post("/v1/contexts/upload", status_code=201, response_model=None, responses={201: STREAM_RESPONSE})
     async def upload(
         request: Request,
         owner: Owner,
@@ -93,7 +96,7 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
         store.delete(owner, id)
         return {"id": id, "object": "context", "deleted": True}
 
-    @app.post("/v1/contexts/{id}/append", response_model=None)
+    @app.post("/v1/contexts/{id}/append", response_model=None, responses={200: STREAM_RESPONSE})
     async def append(id: str, body: ReadRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         base = store.get(owner, id).path
         texts = await contexts.texts(body, base)
@@ -115,7 +118,7 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
             request, owner, parent.path, body.length, [], lambda read: store.add(owner, read, name), stream=False
         )
 
-    @app.get("/v1/contexts/{id}/file")
+    @app.get("/v1/contexts/{id}/file", response_class=FileResponse, responses={200: FILE_RESPONSE})
     async def file(id: str, owner: Owner) -> FileResponse:
         stored = store.get(owner, id)
         return FileResponse(

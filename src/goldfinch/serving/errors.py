@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -105,7 +106,12 @@ def answer_errors(app: FastAPI) -> None:
         app.exception_handler(kind)(of_ours)
 
     @app.exception_handler(HTTPException)  # no such route, or another method
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            # Starlette names those of the first route with this path alone.
+            routes = [route for route in app.routes if isinstance(route, APIRoute)]
+            here = [route for route in routes if route.path_regex.match(request.url.path)]
+            error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods}))}
         return ApiError(error.status_code, error.detail, headers=error.headers).response()
 
     @app.exception_handler(RequestValidationError)

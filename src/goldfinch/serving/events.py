@@ -15,6 +15,8 @@ from goldfinch.serving.tasks import Event, Task
 
 logger = logging.getLogger(__name__)
 
+STREAM_RESPONSE: dict[str, Any] = {"content": {"text/event-stream": {"schema": {}}}}
+"""For the OpenAPI document: what a route answers that also streams."""
 SECONDS_BETWEEN_CHECKS = 0.1
 """Between looks at whether a client that gets no stream still waits."""
 

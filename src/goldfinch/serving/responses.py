@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from goldfinch.serving.answer_format import usage
 from goldfinch.serving.answers import chat_task
-from goldfinch.serving.events import Events, cancelled_on_disconnect, server_sent
+from goldfinch.serving.events import STREAM_RESPONSE, Events, cancelled_on_disconnect, server_sent
 from goldfinch.serving.schemas import ResponsesRequest
 from goldfinch.serving.server import Owner, Server
 from goldfinch.serving.tasks import Answer, Event, Piece
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 def add_response_routes(app: FastAPI, server: Server) -> None:
     """Let an application answer in this form, too."""
 
-    @app.post("/v1/responses", response_model=None)
+    @app.post("/v1/responses", response_model=None, responses={200: STREAM_RESPONSE})
     async def responses(body: ResponsesRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         events = Events()
         task = await chat_task(server, owner, body.to_chat(), events)

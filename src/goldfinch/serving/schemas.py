@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,9 +19,9 @@ MAX_ALTERNATIVES = 20
 
 
 class Body(BaseModel):
-    """Of any request."""
+    """Of any request. Types are JSON's: no text for a number, and no true for a token id."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class StreamOptions(Body):
@@ -81,7 +81,7 @@ class GenerationRequest(Body):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = Field(1.0, gt=0)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[Annotated[int, Field(strict=False)], float] | None = None  # JSON's names of fields are text
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     ignore_eos: bool = False
@@ -212,7 +212,7 @@ class ResponsesRequest(Body):
 
     model: str | None = None
     context: str | None = Field(None, description="id of a context whose text comes before the input")
-    input: str | list[InputMessage]
+    input: str | Annotated[list[InputMessage], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=0)
     temperature: float = Field(1.0, ge=0)

@@ -54,7 +54,9 @@ def open_page(browser, url):
         context.route(lambda address: not address.startswith((f"{url}/", "blob:", "data:")), refuse)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(f"uncaught: {error}"))
-        page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None
+        )
         page.goto(url)
         page.locator("#model-name", has_text="small").wait_for(state="attached")
         return page
@@ -117,7 +119,9 @@ def requests_of():
 
     def requests_of(page, path):
         bodies = []
-        page.on("request", lambda request: bodies.append(request.post_data_json) if request.url.endswith(path) else None)
+        page.on(
+            "request", lambda request: bodies.append(request.post_data_json) if request.url.endswith(path) else None
+        )
         return bodies
 
     return requests_of

@@ -7,11 +7,16 @@ Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1440, "height": 900}}
-ANSWER = "# Ahab\n\nA *captain*, see `Pequod`:\n\n```python\nprint('whale')\n```\n\n| a | b |\n|---|---|\n| 1 | [2](https://example.com) |"
+ANSWER = (
+    "# Ahab\n\nA *captain*, see `Pequod`:\n\n```python\nprint('whale')\n```\n\n"
+    "| a | b |\n|---|---|\n| 1 | [2](https://example.com) |"
+)
 
 
 def violations(page):
-    return [f"{rule['id']}: {node['html']}" for rule in Axe().run(page).response["violations"] for node in rule["nodes"]]
+    return [
+        f"{rule['id']}: {node['html']}" for rule in Axe().run(page).response["violations"] for node in rule["nodes"]
+    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

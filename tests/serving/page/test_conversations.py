@@ -100,7 +100,10 @@ def test_an_edited_message_is_a_branch_whose_cost_is_told_before_and_after(page,
     cached, replayed, computed = map(int, re.findall(r"(\d+) (?:c|r)\w+", answer.locator(".cost").inner_text()))
     assert cached > 80 > computed > 0
     assert replayed <= cached
-    assert [message["content"] for message in bodies[0]["messages"]][::2] == [you(page).nth(0).inner_text(), "Why the whale?"]
+    assert [message["content"] for message in bodies[0]["messages"]][::2] == [
+        you(page).nth(0).inner_text(),
+        "Why the whale?",
+    ]
     you(page).nth(1).get_by_role("button", name="Previous branch").click()
     expect(you(page).nth(1)).to_contain_text("Why?")
 

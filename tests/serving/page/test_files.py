@@ -41,6 +41,8 @@ def test_an_unchanged_file_is_not_sent_again(get):
     assert (status, nothing, int(head["Content-Length"])) == (200, b"", len(content))
 
 
-@pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/", "/page/nosuch.js", "/page/index.html"])
+@pytest.mark.parametrize(
+    "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/", "/page/nosuch.js", "/page/index.html"]
+)
 def test_nothing_else_is_served(get, path):
     assert get(path)[0] == 404

@@ -93,7 +93,8 @@ def test_reading_shows_progress_time_left_and_sizes_and_can_be_cancelled(page, t
 
 def test_files_can_be_dropped(page):
     transfer = page.evaluate_handle(
-        "(text) => { const data = new DataTransfer(); data.items.add(new File([text], 'dropped.txt')); return data; }", STORY
+        "(text) => { const data = new DataTransfer(); data.items.add(new File([text], 'dropped.txt')); return data; }",
+        STORY,
     )
     page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
     expect(page.get_by_text("Drop texts here to read them")).to_be_visible()
@@ -163,7 +164,10 @@ def test_memory_is_shown_by_part_next_to_a_transformers(page, read):
     read(ishmael=STORY)
     model = page.evaluate("fetch('v1/models').then((answer) => answer.json())")["data"][0]["goldfinch"]
     rows = panel(page).locator(".memory-row").all_inner_texts()
-    sizes = {name: float(size.split()[0]) * {"B": 1, "kB": 1e3, "MB": 1e6}[size.split()[1]] for name, size in map(str.splitlines, rows)}
+    sizes = {
+        name: float(size.split()[0]) * {"B": 1, "kB": 1e3, "MB": 1e6}[size.split()[1]]
+        for name, size in map(str.splitlines, rows)
+    }
     expected = {
         "State": model["state_bytes"],
         "Latents": model["bytes_per_token"] * len(STORY),
@@ -192,7 +196,9 @@ def test_a_file_that_cannot_be_read_is_named(page, tmp_path, name, content, word
 
 
 def test_a_text_that_is_too_large_has_its_words(page, tmp_path):
-    body = json.dumps({"error": {"message": "all contexts may take 10 GiB", "type": "invalid_request_error", "code": None}})
+    body = json.dumps(
+        {"error": {"message": "all contexts may take 10 GiB", "type": "invalid_request_error", "code": None}}
+    )
     page.route("**/v1/contexts/upload", lambda route: route.fulfill(status=413, body=body))
     (tmp_path / "large.txt").write_text(STORY)
     page.set_input_files("#files", tmp_path / "large.txt")
