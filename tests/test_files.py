@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from goldfinch.errors import UserError
-from goldfinch.files import FileVersion, atomic_directory, atomic_file, remove_abandoned, write_text
+from goldfinch.files import FileVersion, atomic_directory, atomic_file, read_unchanged, remove_abandoned, write_text
 
 
 class Killed(BaseException):
@@ -221,3 +221,30 @@ def test_a_link_to_itself_is_refused(tmp_path):
         write_text(loop, "new")
     with pytest.raises(UserError, match="loop is a link that leads back to itself"), atomic_directory(loop):
         pass
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    replacements = iter(["newer", "newest text"])
+
+    def read():
+        first = path.read_text()
+        for text in replacements:
+            write_text(path, text)
+            raise UserError("a mixture of two versions")
+        return first
+
+    assert read_unchanged(path, read) == "newest text"
+
+
+def test_a_file_that_is_refused_as_it_is_is_read_once(tmp_path):
+    calls = []
+
+    def read():
+        calls.append(1)
+        raise UserError("corrupt")
+
+    with pytest.raises(UserError, match="corrupt"):
+        read_unchanged(tmp_path / "missing", read)
+    assert len(calls) == 1

@@ -6,9 +6,9 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from goldfinch.errors import UserError
 
@@ -25,6 +25,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,24 @@ class FileVersion:
 
 Replaced = FileVersion | Literal["any"] | None
 """Which file may be replaced by a new one: this version, any, or none at all."""
+
+
+def read_unchanged(path: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of a file, which is read again if it has been replaced in the meantime.
+
+    Raises:
+        UserError: `read` refuses the file as it is.
+    """
+    while True:
+        version = FileVersion.of(path)
+        try:
+            result = read()
+        except UserError:
+            if FileVersion.of(path) == version:
+                raise
+        else:
+            if FileVersion.of(path) == version:
+                return result
 
 
 def resolved(path: Path) -> Path:

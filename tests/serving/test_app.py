@@ -168,10 +168,15 @@ def test_the_command_serves_and_ends_well_when_it_is_told_to(lm, tmp_path):
     command = [sys.executable, "-m", "goldfinch", "serve", tmp_path / "model", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().split(" at ")[1].split(",")[0]
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=3) as client:
-            assert client.completions.create(model="model", prompt="Call me", max_tokens=4).usage.completion_tokens == 4
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+        try:
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=3) as client:
+                body = {"ignore_eos": True}
+                answer = client.completions.create(model="model", prompt="Call me", max_tokens=4, extra_body=body)
+            assert answer.usage.completion_tokens == 4
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
 
 
 def test_a_port_that_is_taken_is_named(lm, tmp_path, capsys):

@@ -16,7 +16,7 @@ from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.devices import dtype_name, resolve_device, resolve_dtype, warn_if_slow
 from goldfinch.errors import UserError
-from goldfinch.files import FileVersion, resolved
+from goldfinch.files import FileVersion, read_unchanged, resolved
 from goldfinch.inference.batch import Batch
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.description import read_description
@@ -169,10 +169,14 @@ class LanguageModel:
             UserError: the file is missing, corrupt, of another version, of another model or of another tokenizer.
         """
         path = file_path("path", path)
-        context = self._in_dtype_of(path).context(budget=budget)
-        context.opened = resolved(path), FileVersion.of(path)  # before it is read
-        context.documents = open_context(path, context.sequence, self.tokenizer)
-        return context
+
+        def read() -> Context:
+            context = self._in_dtype_of(path).context(budget=budget)
+            context.opened = resolved(path), FileVersion.of(path)  # before it is read
+            context.documents = open_context(path, context.sequence, self.tokenizer)
+            return context
+
+        return read_unchanged(path, read)
 
     def _in_dtype_of(self, path: Path) -> "LanguageModel":
         """This model in the dtype of a context file, if it may be chosen."""

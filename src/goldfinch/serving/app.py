@@ -15,6 +15,7 @@ from goldfinch.serving.contexts import add_context_routes
 from goldfinch.serving.errors import ERROR_RESPONSES, ApiError, answer_errors
 from goldfinch.serving.metrics import Metrics, add_metrics_route
 from goldfinch.serving.middleware import HttpLimits, add_middleware
+from goldfinch.serving.page import mount_page
 from goldfinch.serving.responses import add_response_routes
 from goldfinch.serving.schemas import DetokenizeRequest, TokenizeRequest
 from goldfinch.serving.server import Server
@@ -32,6 +33,7 @@ def create_app(server: Server, limits: HttpLimits | None = None) -> FastAPI:
     add_answer_routes(app, server)
     add_response_routes(app, server)
     add_context_routes(app, server)
+    mount_page(app)
     return app
 
 

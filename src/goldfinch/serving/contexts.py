@@ -12,6 +12,7 @@ from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from goldfinch.data.text_encoding import UTF8
+from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.context_file.text import StoredText
@@ -264,7 +265,10 @@ class _Contexts:
         with self._store.temporary_file() as path:
             with path.open("wb") as copy:
                 await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
-            await asyncio.to_thread(self._server.engine.check_file, path)
+            try:
+                await asyncio.to_thread(self._server.engine.check_file, path)
+            except UserError as error:  # which names the copy here
+                raise UserError(str(error).replace(str(path), _base_name(file))) from error
             name = name or _base_name(file).removesuffix(SUFFIX)
             return await asyncio.to_thread(self._store.add_file, owner, path, name)
 

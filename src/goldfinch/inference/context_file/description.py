@@ -16,6 +16,7 @@ from goldfinch.cache.key_cache import crc32
 from goldfinch.config import ModelConfig
 from goldfinch.errors import UserError
 from goldfinch.file_kinds import hint
+from goldfinch.files import read_unchanged
 from goldfinch.inference.context_file.quantization import QuantizationReport
 from goldfinch.json_yaml import parse_json
 from goldfinch.pretrained import pretrained_folder
@@ -115,6 +116,10 @@ def read_description(path: Path) -> Description:
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise UserError(f"{path} is not a .gfc context file{hint(path)}")
+    return read_unchanged(path, lambda: _read_description(path))
+
+
+def _read_description(path: Path) -> Description:
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
