@@ -1,9 +1,17 @@
 """API keys: who is let in, whose things are whose, and how much a key allows."""
 
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
 import pytest
 
+from goldfinch.cli.main import run
 from goldfinch.errors import UserError
-from goldfinch.serving.access import Allowance, read_api_keys
+from goldfinch.serving.access import Allowance, ApiKey, read_api_keys
 from goldfinch.serving.context_store import ContextStore, NoRoomError
 
 ALICE, BOB = "alices-secret-0123456789", "bobs-secret-0123456789"
@@ -72,8 +80,11 @@ def test_two_keys_at_once_are_none(of):
     assert of().get("/v1/models", headers=headers).status_code == 401
 
 
-def test_whether_the_server_is_there_needs_no_key(of):
-    assert of().get("/health").json()["status"] == "ok"
+def test_whether_the_server_is_there_and_its_page_need_no_key(of):
+    client = of()
+    assert client.get("/health").json()["status"] == "ok"
+    for path in ("/", "/page/main.js"):
+        assert client.get(path).status_code == client.head(path).status_code == 200
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER  "])
@@ -219,8 +230,44 @@ def test_a_wrong_file_is_refused_without_showing_a_key(tmp_path, content, proble
     assert "keys.yaml" in str(error.value)
 
 
-def test_the_file_in_the_documentation_is_read(keys_file):
-    keys = read_api_keys(keys_file)
-    assert keys.find(ALICE.encode()).name == "alice"
+def test_the_file_in_the_documentation_is_read(tmp_path):
+    docs = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (content,) = re.findall(r"```yaml\n(.*?)```", docs, flags=re.DOTALL)
+    (tmp_path / "keys.yaml").write_text(content)
+    keys = read_api_keys(tmp_path / "keys.yaml")
+    assert keys.find(b"a-text-of-16-characters-or-more") == ApiKey(
+        name="alice", requests_per_minute=60, tokens_per_minute=100_000, max_context_bytes=5 << 30
+    )
+    assert keys.find(b"another-text-that-nobody-can-guess") == ApiKey(name="bob")
     assert keys.find(b"") is None
-    assert keys.max_context_bytes() == {"bob": 20 << 10}
+    assert keys.max_context_bytes() == {"alice": 5 << 30}
+
+
+def test_the_command_takes_a_file_of_keys(lm, keys_file, tmp_path):
+    lm.save(tmp_path / "model")
+    command = [sys.executable, "-m", "goldfinch", "serve", tmp_path / "model", "--port", "0", "--api-keys", keys_file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        url = lines[0].split(" at ")[1].split(",")[0]
+        assert "Authorization: Bearer KEY" in lines[2]
+        assert not any(key in line for line in lines for key in (ALICE, BOB))
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=ALICE) as client:
+            assert client.completions.create(model="model", prompt="Call me", max_tokens=4).usage.completion_tokens <= 4
+            with pytest.raises(openai.AuthenticationError, match="not known"):
+                client.with_options(api_key="wrong-secret-0123456789").models.list()
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--api-keys", "nosuch.yaml"], "nosuch.yaml"),
+        (["--max-body", "much"], "--max-body"),
+        (["--timeout", "0"], "--timeout"),
+        (["--timeout", "nan"], "--timeout"),
+    ],
+)
+def test_wrong_limits_are_refused_before_the_model_is_loaded(lm, tmp_path, capsys, arguments, problem):
+    lm.save(tmp_path / "model")
+    assert run(["serve", str(tmp_path / "model"), "--port", "0", *arguments]) == 2
+    assert problem in capsys.readouterr().err

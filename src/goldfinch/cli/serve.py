@@ -125,7 +125,8 @@ class Serve:
             f"memory: {size(engine.max_bytes)} for texts, {engine.bytes_per_token:,} bytes a token; contexts: "
             f"at most {self.contexts_size}, {kept}"
         )
-        print(f"next: curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
+        key = "" if self.api_keys is None else " -H 'Authorization: Bearer KEY'"
+        print(f"next: curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)
 
 
 def main(args: list[str]) -> None:

@@ -30,12 +30,13 @@ from goldfinch.errors import UserError
 from goldfinch.json_yaml import read_yaml
 from goldfinch.serving.context_store import check_name
 from goldfinch.serving.errors import ApiError
+from goldfinch.serving.page import PREFIX
 from goldfinch.serving.statistics import Statistics
 from goldfinch.settings import from_plain
 
 MAX_FILE_BYTES = 1 << 20
-PUBLIC_PATHS, PUBLIC_PREFIX = ("/", "/health"), "/page/"
-"""What needs no key: whether the server is there, and its page, which then asks for one."""
+PUBLIC_PATHS = ("/", "/health")
+"""What needs no key, with the files of the page: whether the server is there, and its page, which then asks for one."""
 COMPUTING = re.compile(r"/v1/(completions|chat/completions|responses|contexts(/upload|/[^/]+/(append|truncate|fork))?)")
 """What makes the model read or write; the rest is answered though the tokens of a minute are used up."""
 
@@ -239,4 +240,4 @@ class KeyCheck:
 def _is_public(scope: Scope) -> bool:
     """Whether anyone may ask: reading what is the same for all."""
     path = scope["path"]
-    return scope["method"] in ("GET", "HEAD") and (path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX))
+    return scope["method"] in ("GET", "HEAD") and (path in PUBLIC_PATHS or path.startswith(PREFIX))
