@@ -122,6 +122,19 @@ def test_a_million_tokens_in_processes_of_their_own(script):
     assert content["title"] == "100 tokens, 3 layers, width 128"
 
 
+@pytest.mark.slow
+def test_a_server_under_load(run, small_folder, tmp_path):
+    size = ["--requests", 24, "--users", 3, "--shared-tokens", 40, "--max-tokens", 3]
+    content = json.loads(run("serve", small_folder, *size, "--json", "--png", tmp_path / "plot.png"))
+    assert sum(row["number"] for row in content["rows"]) == 24
+    assert content["errors"] == {}
+    chat = content["rows"][0]
+    assert 0 < chat["first token, ms: p50"] <= chat["first token, ms: p99"]
+    assert content["prompt_tokens"]["cached"] > 0
+    assert content["open_files_after"] == content["open_files_before"] > 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
