@@ -24,7 +24,7 @@ from goldfinch.inference.memory_usage import nbytes_together
 from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.model.accounting import account
 from goldfinch.serving.prefix_cache import MIN_COMMON_TOKENS, CachedPrefix, PrefixCache, context_ids
-from goldfinch.serving.prefix_tree import Ids, concatenated
+from goldfinch.serving.radix_tree import Ids, concatenated
 from goldfinch.serving.statistics import Statistics
 from goldfinch.serving.tasks import GenerationTask, RequestCancelledError, Task
 

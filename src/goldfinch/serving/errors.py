@@ -111,7 +111,7 @@ def answer_errors(app: FastAPI) -> None:
             # Starlette names those of the first route with this path alone.
             routes = [route for route in app.routes if isinstance(route, APIRoute)]
             here = [route for route in routes if route.path_regex.match(request.url.path)]
-            error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods}))}
+            error.headers = {"Allow": ", ".join(sorted({method for route in here for method in route.methods or ()}))}
         return ApiError(error.status_code, error.detail, headers=error.headers).response()
 
     @app.exception_handler(RequestValidationError)

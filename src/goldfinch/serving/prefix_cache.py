@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from goldfinch.inference.context import Context
-from goldfinch.serving.prefix_tree import Ids, PrefixTree
+from goldfinch.serving.radix_tree import Ids, RadixTree
 
 MIN_COMMON_TOKENS = 16
 """With fewer tokens in common, a prompt is read from its start: forking a context is hardly faster."""
@@ -35,7 +35,7 @@ class PrefixCache:
     """The contexts that were used last. Those of one owner are never found by another, not even by their speed."""
 
     def __init__(self) -> None:
-        self._trees: defaultdict[str, PrefixTree[CachedContext]] = defaultdict(PrefixTree)
+        self._trees: defaultdict[str, RadixTree[CachedContext]] = defaultdict(RadixTree)
         self._kept: OrderedDict[CachedContext, None] = OrderedDict()  # the last used is the last
 
     def __len__(self) -> int:

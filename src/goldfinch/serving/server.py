@@ -22,7 +22,7 @@ from goldfinch.inference.token_ids import require_tokenizer, token_ids
 from goldfinch.serving.connections import uvicorn_config
 from goldfinch.serving.context_store import ContextStore
 from goldfinch.serving.engine import Engine
-from goldfinch.serving.prefix_tree import Ids
+from goldfinch.serving.radix_tree import Ids
 
 SECONDS_TO_FINISH = 30
 """How long answers that are being written may take when the server is told to end."""

@@ -14,7 +14,7 @@ from goldfinch.inference.context_file.description import Document, check_documen
 from goldfinch.inference.generation import Generation, GenerationState, TokenLogprob
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.score import append_with_logprobs
-from goldfinch.serving.prefix_tree import Ids
+from goldfinch.serving.radix_tree import Ids
 
 if TYPE_CHECKING:
     from goldfinch.serving.engine import Engine

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goldfinch.serving.prefix_tree import PrefixTree, num_common_ids
+from goldfinch.serving.radix_tree import RadixTree, num_common_ids
 
 SEQUENCES = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 
@@ -16,7 +16,7 @@ def array(ids):
 
 @given(st.lists(st.tuples(SEQUENCES, st.booleans()), max_size=20), SEQUENCES)
 def test_it_finds_what_comparing_with_every_sequence_finds(steps, wanted):
-    tree, expected = PrefixTree(), {}
+    tree, expected = RadixTree(), {}
     for ids, is_added in steps:
         if is_added:
             tree.insert(array(ids), ids)

@@ -34,10 +34,10 @@ class _Node(Generic[V]):
         return upper
 
 
-class PrefixTree(Generic[V]):
+class RadixTree(Generic[V]):
     """A radix tree whose edges hold any number of ids, so that it is as deep as texts part, not as they are long.
 
-    >>> tree = PrefixTree[str]()
+    >>> tree = RadixTree[str]()
     >>> tree.insert(np.array([1, 2, 3]), "a")
     >>> tree.insert(np.array([1, 2, 4, 5]), "b")
     >>> num_common, values = tree.find(np.array([1, 2, 4, 6]))
