@@ -72,6 +72,35 @@ def url(start):
 
 
 @pytest.fixture
+def http(url):
+    """A client of it."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared_engine(lm):
+    """An engine for all tests of a module, which has to go on whatever is sent."""
+    engine = Engine(lm, max_bytes=1 << 28)
+    engine.start()
+    yield engine
+    engine.stop(10)
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory):
+    """In which its contexts are in a folder."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def shared_url(served, shared_engine, shared_folder):
+    """Of its server."""
+    with served(shared_engine, shared_folder / "contexts") as url:
+        yield url
+
+
+@pytest.fixture
 def client_of(start):
     """client_of(**limits) -> a function from headers to a client of one server with these limits."""
     with contextlib.ExitStack() as stack:

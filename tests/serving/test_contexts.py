@@ -4,7 +4,6 @@ import json
 import threading
 import time
 
-import httpx
 import pytest
 
 from goldfinch.serving.app import create_app
@@ -14,12 +13,6 @@ from goldfinch.serving.server import Server
 
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse. " * 3
 GREEDY = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
-
-
-@pytest.fixture
-def http(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
 
 
 @pytest.fixture

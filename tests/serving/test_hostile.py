@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from goldfinch.serving.access import ApiKey, ApiKeys
-from goldfinch.serving.engine import Engine
 
 KEY = "alices-secret-0123456789"
 DEEP = 200_000
@@ -54,33 +53,10 @@ BODIES = {
 }
 
 
-# One server for all: it has to go on whatever was sent before.
-
-
 @pytest.fixture(scope="module")
-def engine(lm):
-    engine = Engine(lm, max_bytes=1 << 28)
-    engine.start()
-    yield engine
-    engine.stop(10)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """With the contexts of the server in a folder of it."""
-    return tmp_path_factory.mktemp("hostile")
-
-
-@pytest.fixture(scope="module")
-def url(served, engine, folder):
-    with served(engine, folder / "contexts") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def post(url):
+def post(shared_url):
     """post(path, content, **headers) -> the answer."""
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=shared_url, timeout=60) as client:
 
         def send(path, content, **headers):
             return client.post(path, content=content, headers={"Content-Type": "application/json"} | headers)
@@ -168,7 +144,7 @@ def test_other_kinds_of_bodies_are_refused(post, kind):
     "name",
     ["../../evil.txt", "/etc/passwd", "C:\\evil.txt", "..", "", "a\0b", "\ud800", "\u202etxt.exe", "a" * 10_000, "con"],
 )
-def test_names_of_files_never_become_paths(url, folder, name):
+def test_names_of_files_never_become_paths(shared_url, shared_folder, name):
     boundary = "limit"
     shown = name.encode("utf-8", "surrogatepass").replace(b'"', b"")
     body = (
@@ -176,38 +152,38 @@ def test_names_of_files_never_become_paths(url, folder, name):
         % shown
     )
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    answer = httpx.post(f"{url}/v1/contexts/upload", content=body, headers=headers, timeout=60)
+    answer = httpx.post(f"{shared_url}/v1/contexts/upload", content=body, headers=headers, timeout=60)
     assert answer.status_code in (201, 400)
     if answer.status_code == 201:
         (document,) = answer.json()["documents"]
         assert "/" not in document["name"]
         assert "\\" not in document["name"]
-        file = httpx.get(f"{url}/v1/contexts/{answer.json()['id']}/file")
+        file = httpx.get(f"{shared_url}/v1/contexts/{answer.json()['id']}/file")
         assert file.status_code == 200
         assert "\n" not in file.headers["Content-Disposition"]
     else:
         assert is_openais(answer)
-    assert [path.name for path in folder.iterdir()] == ["contexts"]
-    assert all(path.name.startswith("ctx-") for path in (folder / "contexts").iterdir())
+    assert [path.name for path in shared_folder.iterdir()] == ["contexts"]
+    assert all(path.name.startswith("ctx-") for path in (shared_folder / "contexts").iterdir())
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\ud800", "a" * 10_000, "\x1b[31m", "\u2028"])
-def test_a_name_that_cannot_be_shown_is_refused_before_anything_is_read(post, engine, name):
-    num_before = engine.statistics.tokens_by_owner[""]
+def test_a_name_that_cannot_be_shown_is_refused_before_anything_is_read(post, shared_engine, name):
+    num_before = shared_engine.statistics.tokens_by_owner[""]
     answer = post("/v1/contexts", json.dumps({"text": "Call me Ishmael.", "name": name}))
     if answer.status_code == 201:  # no name is one, and what is harmless may be shown
         assert name in ("", "\u2028")
         return
     assert answer.status_code == 400
     assert is_openais(answer)
-    assert engine.statistics.tokens_by_owner[""] == num_before
+    assert shared_engine.statistics.tokens_by_owner[""] == num_before
 
 
 @pytest.fixture(scope="module")
-def raw(served, engine, tmp_path_factory):
+def raw(served, shared_engine, tmp_path_factory):
     """raw(request) -> status of the answer to some bytes, from a server that wants a key."""
     keys = ApiKeys({KEY: ApiKey(name="alice")})
-    with served(engine, tmp_path_factory.mktemp("contexts"), keys=keys) as url:
+    with served(shared_engine, tmp_path_factory.mktemp("contexts"), keys=keys) as url:
         host, port = url.removeprefix("http://").split(":")
 
         def send(content):

@@ -8,12 +8,6 @@ TEXT = "Call me Ishmael. Some years ago, never mind how long precisely."
 
 
 @pytest.fixture
-def http(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
 def metrics(http):
     """metrics() -> (name, label, ...) -> value."""
 

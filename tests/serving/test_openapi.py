@@ -7,44 +7,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, checks
 
-from goldfinch.serving.engine import Engine
-
 EXAMPLES = 8
 """Of each route and kind: what the document allows, and what it does not."""
 GENERATING = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 
 
 @pytest.fixture(scope="module")
-def engine(lm):
-    engine = Engine(lm, max_bytes=1 << 26)
-    engine.start()
-    yield engine
-    engine.stop(10)
-
-
-@pytest.fixture(scope="module")
-def url(served, engine, tmp_path_factory):
-    with served(engine, tmp_path_factory.mktemp("contexts")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def context_id(url):
+def context_id(shared_url):
     """Of a context that is there."""
-    return httpx.post(f"{url}/v1/contexts", json={"text": "Call me Ishmael. Some years ago"}).json()["id"]
+    return httpx.post(f"{shared_url}/v1/contexts", json={"text": "Call me Ishmael. Some years ago"}).json()["id"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", GenerationMode)
-def test_every_route_answers_as_documented(url, context_id, mode):
-    operations = [each.ok() for each in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()]
+def test_every_route_answers_as_documented(shared_url, context_id, mode):
+    operations = [
+        each.ok() for each in schemathesis.openapi.from_url(f"{shared_url}/openapi.json").get_all_operations()
+    ]
     assert len(operations) > 20
     for operation in operations:
         try:
             ask(operation, mode, context_id)
         except Unsatisfiable:  # nothing about it can be wrong
             assert mode is GenerationMode.NEGATIVE
-    assert httpx.get(f"{url}/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert httpx.get(f"{shared_url}/health").json() == {"status": "ok", "running": 0, "waiting": 0}
 
 
 def ask(operation, mode, context_id):
