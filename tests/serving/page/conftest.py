@@ -1,6 +1,7 @@
 """The page in a real browser: Debian's chromium, driven by playwright."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -51,7 +52,7 @@ def open_page(browser, url):
         context.set_default_timeout(20_000)
         # Answers are short, unless a test sets another number.
         context.add_init_script("localStorage['goldfinch.settings'] ??= JSON.stringify({ max_tokens: 8 })")
-        context.route(lambda address: not address.startswith((f"{url}/", "blob:", "data:")), refuse)
+        context.route(re.compile(f"^(?!{re.escape(url)}/|blob:|data:)"), refuse)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(f"uncaught: {error}"))
         page.on(

@@ -67,6 +67,11 @@ def test_text_that_only_resembles_markdown_stays(shown):
     assert shown("\n\n".join(lines)).locator("p").all_inner_texts() == [line.replace("\\", "") for line in lines]
 
 
+def test_lines_broken_to_fit_a_page_flow_and_verse_stays(shown):
+    page, verse = "It was a line of the full width of a page, and\nthis is its end.", "Tyger Tyger,\nburning bright"
+    assert shown(f"{page}\n\n{verse}").locator("p").all_inner_texts() == [page.replace("\n", " "), verse]
+
+
 def test_code_that_is_not_finished_is_code_already(shown):
     assert shown("```js\nlet x = 1;").locator("pre code").inner_text() == "let x = 1;"
 

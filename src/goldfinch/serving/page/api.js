@@ -20,7 +20,7 @@ export const apiKey = {
 /** What an error in OpenAI's form means. */
 function understood(status, { message, code }, retryAfter) {
   if (status === 401) return new ServerError("key", "This server asks for an API key.");
-  if (status === 429) return new ServerError("busy", "The server is busy: too many requests are waiting.", retryAfter);
+  if (status === 429) return new ServerError("busy", `The server is busy: ${message}.`, retryAfter);
   if (status === 503) {
     return new ServerError("draining", "The server is shutting down and accepts no new requests. Retry when it is back.", retryAfter);
   }

@@ -1,4 +1,4 @@
-// Numbers as people read them.
+// Numbers and lines as people read them.
 
 const whole = new Intl.NumberFormat("en");
 
@@ -29,3 +29,6 @@ export function duration(seconds) {
   if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
   return `${threeDigits(seconds / 3600)} h`;
 }
+
+/** Lines that were broken to fit the width of a page flow again; short ones, as of verse, stay. */
+export const flow = (text) => text.replace(/(?<=\S.{40,})\r?\n(?=\S)/g, " ");

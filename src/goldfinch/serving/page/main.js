@@ -11,7 +11,7 @@ import { openSettings, setUpSettings } from "./settings.js";
 import { showConversations, showTexts, welcome } from "./sidebar.js";
 import { conversations as store } from "./store.js";
 import { Transcript } from "./transcript.js";
-import { addMessage, isEmpty, newConversation, path, ROOT, select } from "./tree.js";
+import { addMessage, isEmpty, newConversation, path, removeMessage, ROOT, select } from "./tree.js";
 
 const MODE = "goldfinch.mode";
 const state = {
@@ -24,7 +24,10 @@ const state = {
 
 const transcript = new Transcript(byId("transcript"), {
   edit: (message, content) => answer(addMessage(state.current, message.parent, "user", content).id),
-  retry: (message) => answer(message.parent),
+  retry: (message) => {
+    if (message.finish === "failed" && !message.content) removeMessage(state.current, message); // nothing to go back to
+    answer(message.parent);
+  },
   select: (message) => {
     select(state.current, message);
     keep(state.current);

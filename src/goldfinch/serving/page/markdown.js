@@ -1,7 +1,8 @@
 // Markdown as models write it, shown as elements: headings, lists, tables, quotes, code, emphasis, links.
 // Everything else, HTML too, stays the text that it is. Nothing is fetched: an image is shown as a link.
 
-import { element, iconButton, announce } from "./dom.js";
+import { announce, element, iconButton } from "./dom.js";
+import { flow } from "./format.js";
 
 /** Show `text` in `container`. Blocks that have not changed since the last time stay as they are. */
 export function renderMarkdown(container, text) {
@@ -77,7 +78,7 @@ function block(source) {
   if (QUOTE.test(lines[0])) return nested("blockquote", lines.map((line) => line.replace(QUOTE, "")).join("\n"));
   if (ITEM.test(lines[0])) return list(lines);
   if (lines.length > 1 && lines[0].includes("|") && TABLE_LINE.test(lines[1])) return table(lines);
-  return element("p", {}, inline(source.trimStart()));
+  return element("p", {}, inline(flow(source.trimStart())));
 }
 
 function nested(tag, text) {

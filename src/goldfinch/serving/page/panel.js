@@ -2,7 +2,7 @@
 
 import { contexts } from "./api.js";
 import { byId, element, iconButton } from "./dom.js";
-import { count, tokens } from "./format.js";
+import { count, flow, tokens } from "./format.js";
 import { memoryPicture } from "./memory.js";
 
 const AROUND = 150; // tokens shown before and after a place
@@ -25,10 +25,10 @@ export function showPanel(context, model, actions) {
       action("download", "Download", actions.download),
       action("remove", "Delete", actions.remove),
     ),
-    element("h3", {}, "Search"),
-    ...search(context, actions.fail),
     element("h3", {}, "Memory"),
     memoryPicture(context, model),
+    element("h3", {}, "Search"),
+    ...search(context, actions.fail),
     element("h3", {}, context.documents.length === 1 ? "Document" : "Documents"),
     element(
       "ul",
@@ -120,6 +120,3 @@ async function passage({ id, num_tokens }, position, match) {
   const end = start + match.length;
   return [flow(before + rest.slice(0, start)), element("mark", {}, rest.slice(start, end)), flow(rest.slice(end))];
 }
-
-/** Lines that were broken to fit the width of a page flow again; short ones, as of verse, stay. */
-const flow = (text) => text.replace(/(?<=\S.{40,})\r?\n(?=\S)/g, " ");

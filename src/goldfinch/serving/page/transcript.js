@@ -74,7 +74,7 @@ export class Transcript {
     article.append(...outcome(message, () => this.actions.retry(message)));
     const tools = element("div", { class: "tools" }, this.#switcher(message));
     if (isUser) tools.append(this.#tool("edit", "Edit", message, () => this.#edit(article, message)));
-    else tools.append(this.#tool("retry", "Retry", message, () => this.actions.retry(message)));
+    else if (message.finish !== "failed") tools.append(this.#tool("retry", "Retry", message, () => this.actions.retry(message)));
     tools.append(this.#tool("copy", "Copy", message, () => copy(message.content)));
     if (message.answer) tools.append(cost(message.answer));
     article.append(tools);
@@ -185,23 +185,17 @@ function retryButton(retryAt, retry) {
 /** Speed, and where the states after the prompt came from, as a bar and in words. */
 function cost({ tokens: number, seconds, wait, cached, replayed, computed }) {
   const total = Math.max(cached + computed, 1);
-  const parts = [
-    ["cached", cached - replayed],
-    ["replayed", replayed],
-    ["computed", computed],
-  ];
-  let x = 0;
+  // From the right end, none too thin to be seen.
+  const width = (part) => part && Math.max((100 * part) / total, 3);
   const bar = svg(
     "svg",
     { class: "bar", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" },
-    parts.map(([name, part]) => {
-      const rect = svg("rect", { class: name, x, width: (100 * part) / total, height: 6 });
-      x += (100 * part) / total;
-      return rect;
-    }),
+    svg("rect", { class: "cached", width: 100, height: 6 }),
+    svg("rect", { class: "replayed", x: 100 - width(computed) - width(replayed), width: width(replayed), height: 6 }),
+    svg("rect", { class: "computed", x: 100 - width(computed), width: width(computed), height: 6 }),
   );
   const speed = number > 1 && seconds > 0 ? `${threeDigits((number - 1) / seconds)} tokens/s` : tokens(number);
-  const words = parts.slice(1).reduce((text, [name, part]) => `${text} · ${count(part)} ${name}`, `${count(cached)} cached`);
+  const words = `${count(cached)} cached · ${count(replayed)} replayed · ${count(computed)} computed`;
   return element(
     "span",
     { class: "cost", title: `${tokens(number)} after ${duration(wait)}; the prompt had ${tokens(cached + computed)}` },

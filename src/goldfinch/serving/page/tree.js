@@ -31,6 +31,12 @@ export function select(conversation, message) {
   conversation.updatedAt = Date.now();
 }
 
+/** Remove a message that nothing follows. */
+export function removeMessage(conversation, message) {
+  delete conversation.messages[message.id];
+  delete conversation.selected[message.parent];
+}
+
 /** Messages with the same parent, oldest first. */
 export function siblings(conversation, message) {
   return children(conversation, message.parent);
