@@ -93,6 +93,7 @@ def test_an_edited_message_is_a_branch_whose_cost_is_told_before_and_after(page,
     you(page).nth(1).get_by_role("button", name="Edit").click()
     field = page.get_by_label("Edit your message")
     field.fill("Why the whale?")
+    expect(page.get_by_text(f"About {len('Why the whale?')} tokens will be read again")).to_be_visible()
     field.press("Enter")
     expect(you(page).nth(1)).to_contain_text("Why the whale?")
     answer = page.get_by_label("Answer", exact=True).nth(1)
