@@ -30,7 +30,7 @@ def test_a_draft_step_gives_the_logits_of_the_whole_forward_whatever_was_accepte
     ids, sequence = text(60), small_sequence(model)
     sequence.append(ids[:11])
     for drafted, wanted in ((3, 1), (4, 2), (1, 1), (5, 5), (6, 1), (6, 1), (6, 1), (4, 3)):
-        before, tried = len(sequence), min(drafted, sequence.num_to_block_end())
+        before, tried = len(sequence), min(drafted, sequence.block_size - len(sequence) % sequence.block_size)
         kept = min(tried, wanted)
         logits = sequence.verify_draft(ids[before : before + tried])
         expected = logits_of(model, ids[: before + tried])[before:]

@@ -15,9 +15,9 @@ import uvicorn
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.serving.app import create_app
-from goldfinch.serving.connections import uvicorn_config
 from goldfinch.serving.context_store import ContextStore
 from goldfinch.serving.engine import Engine
+from goldfinch.serving.http_server import uvicorn_config
 from goldfinch.serving.middleware import HttpLimits
 from goldfinch.serving.server import Server
 

@@ -161,6 +161,19 @@ def test_the_contexts_used_longest_ago_make_room(lm, tmp_path):
     assert not second.path.exists()
 
 
+def test_a_context_that_cannot_be_written_leaves_nothing_behind(lm, tmp_path, monkeypatch):
+    store = ContextStore(tmp_path / "contexts", 1 << 30)
+    context = lm.read(TEXT)
+
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(context), "save", full)
+    with pytest.raises(OSError, match="no space"):
+        store.add("", context, "a")
+    assert list((tmp_path / "contexts").iterdir()) == []
+
+
 def test_two_changes_of_one_context_at_once_never_lose_one_silently(http, context):
     path, answers = f"/v1/contexts/{context['id']}/append", []
     threads = [

@@ -5,6 +5,8 @@ import queue
 import numpy as np
 import pytest
 
+from goldfinch.errors import UserError
+from goldfinch.inference.generation import GenerationState
 from goldfinch.inference.sampling import Sampling
 from goldfinch.serving import engine as engine_module
 from goldfinch.serving.engine import Engine, QueueFullError, StoppingError, TooLargeError
@@ -176,3 +178,32 @@ def test_shared_blocks_are_counted_once(lm, engine):
     for _ in range(4):
         end(events)
     assert engine.measure() < 1.5 * alone
+
+
+def test_a_task_whose_answers_all_fail_ends_once_and_the_engine_continues(lm, engine, monkeypatch):
+    original = GenerationState.take
+
+    def take(self, logits):
+        if self.num_left == 3:
+            raise UserError("no token is left")
+        return original(self, logits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationState, "take", take)
+        _, events = ask(engine, ids_of(lm, TEXT), Sampling(seed=1, ignore_eos=True), num_answers=3)
+        assert str(end(events)) == "no token is left"
+    assert len(end(ask(engine, ids_of(lm, TEXT))[1]).generation.token_ids) == 6
+    assert events.empty()
+
+
+def test_nobody_waits_for_an_engine_that_has_failed(lm, monkeypatch):
+    def broken(self):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Engine, "_step", broken)
+    engine = Engine(lm, max_bytes=1 << 28)
+    waiting = [ask(engine, ids_of(lm, TEXT + each))[1] for each in "ab"]
+    engine.start()
+    assert [str(end(events)) for events in waiting] == ["a bug", "a bug"]
+    with pytest.raises(StoppingError):
+        ask(engine, [1, 2])

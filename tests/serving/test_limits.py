@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from goldfinch.serving import connections
+from goldfinch.serving import http_server
 
 FOREVER = {"prompt": "x", "max_tokens": 10_000_000, "logit_bias": {"256": -1000}}
 
@@ -68,14 +68,14 @@ def test_a_body_that_does_not_come_is_not_waited_for(start):
 
 @pytest.mark.parametrize("sent", [b"", b"POST /tokenize HTT", head()[:-2]])
 def test_a_connection_without_a_request_is_closed(monkeypatch, start, sent):
-    monkeypatch.setattr(connections, "SECONDS_WITHOUT_REQUEST", 0.1)
+    monkeypatch.setattr(http_server, "SECONDS_WITHOUT_REQUEST", 0.1)
     with connect(start()) as connection:
         connection.sendall(sent)
         assert connection.recv(1) == b""
 
 
 def test_a_connection_that_is_used_stays(monkeypatch, start):
-    monkeypatch.setattr(connections, "SECONDS_WITHOUT_REQUEST", 0.2)
+    monkeypatch.setattr(http_server, "SECONDS_WITHOUT_REQUEST", 0.2)
     url = start()
     body = FOREVER | {"stream": True}
     with httpx.Client(base_url=url) as client, client.stream("POST", "/v1/completions", json=body) as answer:

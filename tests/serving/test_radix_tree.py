@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goldfinch.serving.radix_tree import RadixTree, num_common_ids
+from goldfinch.inference.token_ids import num_common_ids
+from goldfinch.serving.radix_tree import RadixTree
 
 SEQUENCES = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 

@@ -53,7 +53,7 @@ class Serve:
     max_body: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "64MiB"
     """Maximum size of a request, and so of an uploaded file."""
     timeout: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
-    """Seconds for a request, with reading its text and writing the answer. Without it there is no limit."""
+    """Seconds for a request, with reading its text and writing the answer; no limit by default."""
     cors_origin: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL ...")] = ()
     """Other sites whose pages may use it in a browser, such as https://example.com."""
     dtype: Annotated[str, tyro.conf.arg(metavar="auto|DTYPE")] = "auto"
@@ -82,8 +82,9 @@ class Serve:
         from goldfinch.serving.access import read_api_keys
         from goldfinch.serving.context_store import ContextStore
         from goldfinch.serving.engine import Engine
+        from goldfinch.serving.http_server import serve
         from goldfinch.serving.middleware import HttpLimits, is_local
-        from goldfinch.serving.server import Server, serve
+        from goldfinch.serving.server import Server
 
         keys = read_api_keys(self.api_keys) if self.api_keys is not None else None
         limits = HttpLimits(

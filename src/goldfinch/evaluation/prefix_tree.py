@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from goldfinch.inference.token_ids import num_common_ids
+
 MIN_SAVED_TOKENS = 32
 """Tokens that reading a prefix once must save. A pass of its own costs as much as some tokens in a larger one."""
 
@@ -45,7 +47,7 @@ def prefix_tree(texts: Sequence[Sequence[int]], min_saved: int = MIN_SAVED_TOKEN
     root = Node(start=0, stop=0, text=order[0] if order else -1)
     if not order:
         return root
-    common = np.array([0, *(_common(keys[a], keys[b]) for a, b in itertools.pairwise(order))])
+    common = np.array([0, *(num_common_ids(keys[a], keys[b]) for a, b in itertools.pairwise(order))])
     waiting = [(0, len(order), root)]  # ranges of sorted texts, and the prefix that they have in common and is read
     while waiting:
         first, last, node = waiting.pop()
@@ -60,10 +62,3 @@ def prefix_tree(texts: Sequence[Sequence[int]], min_saved: int = MIN_SAVED_TOKEN
         borders = [first, *(first + 1 + np.flatnonzero(common[first + 1 : last] == length)), last]
         waiting += [(int(a), int(b), node) for a, b in zip(borders[-2::-1], borders[:0:-1], strict=True)]
     return root
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common prefix."""
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    return int(differs.argmax()) if differs.any() else length

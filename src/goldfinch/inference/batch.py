@@ -59,7 +59,7 @@ class Batch:
     def step(self) -> list[tuple[GenerationState, str]]:
         """Generate one token of each; returns the text that is certain now, piece by piece.
 
-        A generation from which no token can be sampled, as its `error` then says, leaves; the others go on.
+        A generation from which no token can be sampled, as its `error` then says, leaves; the others continue.
         """
         running = list(self._running)
         if not running:

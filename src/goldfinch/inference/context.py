@@ -271,7 +271,11 @@ class Context:
         return replayed
 
     def truncate_lazily(self, length: int) -> int:
-        """The same, but nothing is read again yet; returns how many tokens will be, by `TokenSequence.replay`."""
+        """Go back to the first `length` tokens, and leave it to `TokenSequence.replay` to read some of them again.
+
+        Returns:
+            How many tokens that will be.
+        """
         length = integer("length", length, maximum=len(self))
         num_pending = self.sequence.truncate_lazily(length)
         self._cut_documents(length)

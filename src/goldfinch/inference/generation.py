@@ -198,13 +198,17 @@ class GenerationState:
         if missing:
             self.sequence.append(torch.tensor(missing, device=self.sequence.model.device))
 
+    def logprobs(self, start: int = 0) -> tuple[TokenLogprob, ...] | None:
+        """Of the tokens so far, from one on; None if they were not asked for."""
+        return None if self._num_logprobs is None else tuple(self._logprobs[start:])
+
     def result(self) -> Generation:
         """What was generated so far."""
         return Generation(
             text=self._stream.text,
             token_ids=tuple(self._ids),
             finish_reason=self.finish_reason,
-            logprobs=None if self._num_logprobs is None else tuple(self._logprobs),
+            logprobs=self.logprobs(),
             num_forward_passes=self.num_forward_passes,
             num_draft_tokens=self.num_draft_tokens,
             num_accepted=self.num_accepted,
@@ -263,7 +267,9 @@ def _generate(state: GenerationState, drafts: DraftPolicy) -> Iterator[str]:
             is_forced = False
             if lookup is not None:
                 lookup.add([token])
-                max_tokens = min(state.num_left, sequence.num_to_block_end() - 1)
+                # A snapshot is due at the end of the block, which only the last token of a step may reach.
+                to_block_end = sequence.block_size - len(sequence) % sequence.block_size
+                max_tokens = min(state.num_left, to_block_end - 1)
                 draft = state.forced_tokens(min(drafts.max_draft_tokens, max_tokens))
                 is_forced = bool(draft)
                 if not is_forced:

@@ -161,7 +161,7 @@ def parser_limits() -> "LLParserLimits":
 def _error(grammar: str) -> str:
     """What is wrong with a grammar of llguidance; "" for nothing."""
     error = _llguidance().LLMatcher.validate_grammar(grammar, limits=parser_limits())
-    return error.partition("\n  while processing")[0]  # it goes on with a reference, of which `_place` knows more
+    return error.partition("\n  while processing")[0]  # what follows is a reference, of which `_place` knows more
 
 
 def _check_json(source: str) -> None:

@@ -61,7 +61,8 @@ class TokenSequence:
         )
         self.key_value_cache = KeyValueCache(model, self.key_cache, budget) if has_gold else None
         self._state: LowerState | None = None
-        self._num_pending = 0  # tokens at the end that the state has not seen
+        self.num_pending = 0
+        """Tokens at the end that the state has not seen."""
         self._draft: DraftStep | None = None
         self._prediction: Prediction | None = None
         self.snapshots = Snapshots()
@@ -84,14 +85,9 @@ class TokenSequence:
     @torch.inference_mode()
     def current_state(self) -> LowerState | None:
         """The state after the last token, for which pending tokens are run through the layers; None without tokens."""
-        while self._num_pending:
+        while self.num_pending:
             self.replay(self.chunk_size)
         return self._state
-
-    @property
-    def num_pending(self) -> int:
-        """Number of tokens at the end that the state has not seen yet."""
-        return self._num_pending
 
     @one_thread
     @torch.inference_mode()
@@ -102,14 +98,11 @@ class TokenSequence:
             How many these were, at most `max_tokens`.
         """
         length = len(self)
-        first, last = next(chunks(length - self._num_pending, length, self.chunk_size))
+        first, last = next(chunks(length - self.num_pending, length, self.chunk_size))
         last = min(last, first + max_tokens)
         (self._state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [self._state]).states
-        self._num_pending = length - last
+        self.num_pending = length - last
         return last - first
-
-    def _set_state(self, state: LowerState | None) -> None:
-        self._state, self._num_pending = state, 0
 
     @one_thread
     @torch.inference_mode()
@@ -124,7 +117,9 @@ class TokenSequence:
         mark, snapshots = self.mark(), self.snapshots.copy()
         try:
             for start, stop in chunks(mark.length, mark.length + len(ids), self.chunk_size):
-                self._append_chunk(ids[start - mark.length : stop - mark.length])
+                self._finish_append(self._run_lower(ids[start - mark.length : stop - mark.length])[1])
+                if len(self) % (BLOCKS_PER_RELEASE * self.block_size) == 0:
+                    malloc.trim()
                 if progress is not None:
                     progress(stop - start)
         except BaseException:
@@ -132,18 +127,13 @@ class TokenSequence:
             self.snapshots = snapshots
             raise
 
-    def _append_chunk(self, ids: Tensor) -> None:
-        self._finish_append(self._run_lower(ids)[1])
-        if len(self) % (BLOCKS_PER_RELEASE * self.block_size) == 0:
-            malloc.trim()
-
     def _run_lower(self, ids: Tensor) -> tuple[Tensor, LowerState]:
         """Run pending tokens and (T,) ids through the layers below GOLD, and store the ids.
 
         Returns:
             (1, pending + T, D), the output of these layers, and the state after them.
         """
-        before, count = self._state, self._num_pending
+        before, count = self._state, self.num_pending
         pending = self.key_cache.ids(len(self) - count, len(self))
         x, latents, (state,) = read_lower(self.model, torch.cat([pending, ids])[None], [before])
         self.store(ids, x[:, count:], None if latents is None else latents[0, count:], before)
@@ -164,7 +154,7 @@ class TokenSequence:
 
     def _finish_append(self, state: LowerState) -> None:
         """Take over the state at the present end; at the end of a block, keep a snapshot of it."""
-        self._set_state(state)
+        self._state, self.num_pending = state, 0
         fixed_size = not any(block.time_mix.GROWS for block in state.blocks)
         if len(self) % self.block_size == 0 and fixed_size:
             self.snapshots.add(len(self), state, self.block_size)
@@ -244,7 +234,7 @@ class TokenSequence:
         if num_wanted < len(ids):
             self.append(ids[: len(ids) - num_wanted])
             ids = ids[len(ids) - num_wanted :]
-        elif self._num_pending + len(ids) > MAX_TOKENS:
+        elif self.num_pending + len(ids) > MAX_TOKENS:
             self.current_state()
         tail = [] if self._state is None else [self._state.tail]
         with checked_once(self.model):
@@ -272,7 +262,7 @@ class TokenSequence:
         Returns:
             (T, V) float32: what follows each of them.
         """
-        if self._num_pending + len(ids) > MAX_TOKENS:
+        if self.num_pending + len(ids) > MAX_TOKENS:
             self.current_state()
         start, state = self.mark(), self._state
         if state is None:
@@ -286,10 +276,6 @@ class TokenSequence:
         self._draft = DraftStep(start, after, gold_states, hidden[-1:], logits)
         self.accept(len(ids))
         return logits
-
-    def num_to_block_end(self) -> int:
-        """Number of tokens up to the end of the present block, where a snapshot is due."""
-        return self.block_size - len(self) % self.block_size
 
     def accept(self, count: int) -> None:
         """Keep the first `count` tokens of the last draft step, at least 1. May be called again with fewer."""
@@ -306,7 +292,7 @@ class TokenSequence:
 
     def mark(self) -> Mark:
         """The present end, to `rewind` to."""
-        return Mark(len(self), self._num_pending, self._state, self._prediction)
+        return Mark(len(self), self.num_pending, self._state, self._prediction)
 
     def rewind(self, length: int, mark: Mark) -> None:
         """Go back to `length` tokens, at or after a mark that was made on the way to the present end.
@@ -314,39 +300,34 @@ class TokenSequence:
         Tokens between the mark and `length` become pending: the state sees them when it is needed.
         """
         self._forget(length)
-        self._state, self._num_pending = mark.state, mark.num_pending + length - mark.length
+        self._state, self.num_pending = mark.state, mark.num_pending + length - mark.length
         self._prediction = mark.prediction
 
-    @one_thread
-    @torch.inference_mode()
     def truncate(self, length: int, progress: Callable[[int], None] | None = None) -> int:
         """Go back to the first `length` tokens; returns how many were read again, from the nearest snapshot on.
 
-        Only the state of the layers below GOLD is computed again, not the latents.
+        Only the state of the layers below GOLD is computed again, not the latents. If that is interrupted, the rest of
+        these tokens are pending.
         """
-        if length == len(self):
-            return 0
-        start, state = self.snapshots.nearest(length)
-        for first, last in chunks(start, length, self.chunk_size):
-            (state,) = read_lower(self.model, self.key_cache.ids(first, last)[None], [state]).states
+        num_replayed = self.truncate_lazily(length)
+        while self.num_pending:
+            count = self.replay(self.chunk_size)
             if progress is not None:
-                progress(last - first)
-        self._forget(length)
-        self._set_state(state)
-        return length - start
+                progress(count)
+        return num_replayed
 
-    def snapshot_before(self, length: int) -> int:
-        """The position that going back to `length` tokens starts from."""
-        return length if length == len(self) else self.snapshots.nearest(length)[0]
-
+    @one_thread
     def truncate_lazily(self, length: int) -> int:
-        """The same, but the tokens after the nearest snapshot become pending; returns how many these are."""
-        if length == len(self):
-            return 0
-        start, state = self.snapshots.nearest(length)
-        self._forget(length)
-        self._state, self._num_pending = state, length - start
-        return self._num_pending
+        """Go back to `length` tokens and read none of them again yet.
+
+        Returns:
+            How many are pending now: those after the nearest snapshot.
+        """
+        if length < len(self):
+            start, state = self.snapshots.nearest(length)
+            self._forget(length)
+            self._state, self.num_pending = state, length - start
+        return self.num_pending
 
     def restore(
         self,
@@ -357,7 +338,7 @@ class TokenSequence:
     ) -> None:
         """Become the sequence that was saved with these parts."""
         self.key_cache, self.snapshots = key_cache, snapshots
-        self._set_state(state)
+        self._state, self.num_pending = state, 0
         self.quantization, self.probe, self._prediction, self._draft = quantization, None, None, None
         if self.key_value_cache is not None:
             self.key_value_cache = KeyValueCache(self.model, key_cache, self.key_value_cache.budget)
@@ -393,16 +374,10 @@ class TokenSequence:
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors that are held; forks hold some of them as well."""
-        yield from self.key_cache.tensors()
-        if self.key_value_cache is not None:
-            yield from self.key_value_cache.tensors()
-        for state in (self._state, *self.snapshots.states.values()):
-            if state is not None:
-                yield from state.tensors()
-        if self._prediction is not None:
-            yield from self._prediction.tensors()
-        if self.probe is not None:
-            yield from self.probe.tensors()
+        states = self._state, *self.snapshots.states.values()
+        for part in (self.key_cache, self.key_value_cache, self._prediction, self.probe, *states):
+            if part is not None:
+                yield from part.tensors()
 
     def memory_usage(self) -> MemoryUsage:
         """Bytes held; runs no layer."""

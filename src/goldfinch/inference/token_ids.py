@@ -66,6 +66,13 @@ def is_batch(prompt: object) -> bool:
     return len(prompt) == 0 or isinstance(prompt[0], str | Sequence | Tensor | np.ndarray)
 
 
+def num_common_ids(a: np.ndarray, b: np.ndarray) -> int:
+    """How many ids two sequences, (T,) and (U,), have in common at the start."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
 def _integers(ids: object) -> Tensor:
     """Integers of any type and container as a tensor; nothing else is taken for ids."""
     if isinstance(ids, os.PathLike):

@@ -43,7 +43,7 @@ COMPUTING = re.compile(r"/v1/(completions|chat/completions|responses|contexts(/u
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """A key, without the key itself. None is no limit."""
+    """A key, without the key itself. None means no limit."""
 
     name: str
     """Of the owner: contexts and cached prompts belong to it, so it stays when the key is changed."""

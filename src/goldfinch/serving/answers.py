@@ -21,7 +21,7 @@ def add_answer_routes(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/completions", response_model=None, responses={200: STREAM_RESPONSE})
     async def completions(body: CompletionRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
-        base = base_file(server, owner, body.context)
+        base = await base_file(server, owner, body.context)
         prompts = [await server.encode(prompt) for prompt in body.prompts]
         if not prompts:
             raise UserError("prompt: give a text, token ids, or a list of such")
@@ -63,7 +63,7 @@ async def chat_task(server: Server, owner: str, body: ChatRequest, events: Event
     Raises:
         UserError: it cannot be written by the chat template, or a setting is out of range.
     """
-    base = base_file(server, owner, body.context)
+    base = await base_file(server, owner, body.context)
     ids = await server.encode_chat([message.to_message() for message in body.messages], base)
     # A grammar says itself where the answer ends, and may have the empty line that ends others.
     stop = () if body.has_grammar else server.engine.lm.chat_template.stop(server.tokenizer)
@@ -79,9 +79,9 @@ async def chat_task(server: Server, owner: str, body: ChatRequest, events: Event
     )
 
 
-def base_file(server: Server, owner: str, context: str | None) -> Path | None:
+async def base_file(server: Server, owner: str, context: str | None) -> Path | None:
     """The file of the context that comes before a prompt, if there is one."""
-    return None if context is None else server.contexts.get(owner, context).path
+    return None if context is None else (await asyncio.to_thread(server.contexts.get, owner, context)).path
 
 
 async def _respond(

@@ -9,7 +9,6 @@ from fastapi.responses import JSONResponse
 
 from goldfinch import __version__
 from goldfinch.devices import dtype_name
-from goldfinch.model.accounting import account
 from goldfinch.serving.answers import add_answer_routes
 from goldfinch.serving.contexts import add_context_routes
 from goldfinch.serving.errors import ERROR_RESPONSES, ApiError, answer_errors
@@ -55,7 +54,7 @@ def _add_model_routes(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models/{name:path}")
     async def model_info(name: str) -> dict[str, Any]:
         if name != model["id"]:
-            raise ApiError(404, f"there is no model {name!r} here: the one that is served is {model['id']!r}")
+            raise ApiError(404, f"model {name!r} is not served here, only {model['id']!r}")
         return model
 
     @app.post("/tokenize")
@@ -70,7 +69,6 @@ def _add_model_routes(app: FastAPI, server: Server) -> None:
 
 def _model(server: Server) -> dict[str, Any]:
     lm = server.engine.lm
-    costs = account(lm.config)
     return {
         "id": server.model_name,
         "object": "model",
@@ -82,7 +80,7 @@ def _model(server: Server) -> dict[str, Any]:
             "num_layers": lm.config.num_layers,
             "width": lm.config.width,
             "bytes_per_token": server.engine.bytes_per_token,
-            "state_bytes": costs.state_bytes,
-            "transformer_bytes_per_token": costs.transformer_bytes_per_token,
+            "state_bytes": server.engine.costs.state_bytes,
+            "transformer_bytes_per_token": server.engine.costs.transformer_bytes_per_token,
         },
     }

@@ -99,7 +99,7 @@ class ContextStore:
         """
         stored = self._look_up(id) if id in self._ids() else None
         if stored is None or stored.note.owner != owner:
-            raise NotFoundError(f"there is no context {shortened(id)}: GET /v1/contexts lists those that there are")
+            raise NotFoundError(f"there is no context {shortened(id)}: GET /v1/contexts lists yours")
         with contextlib.suppress(FileNotFoundError):  # removed in the meantime: whoever opens the file says so
             os.utime(self._note_path(id))
         return stored
@@ -248,8 +248,12 @@ class ContextStore:
     def _save(self, id: str, context: Context, note: Note) -> None:
         with self._reserved(note.owner, nbytes := context.sequence.key_cache.nbytes, but_not=id):
             self._make_room(nbytes, but_not=id)
-            self._write_note(id, note)
-            context.save(self._path(id))
+            self._write_note(id, note)  # before the file, which then has an owner from its beginning
+            try:
+                context.save(self._path(id))
+            finally:
+                if not self._path(id).exists():
+                    self._note_path(id).unlink(missing_ok=True)
         self._make_room(0, but_not=id)  # with its states the file is larger than that
 
     @contextlib.contextmanager
@@ -267,10 +271,11 @@ class ContextStore:
     def _make_room(self, needed: int, but_not: str = "") -> None:
         """Remove what was used longest ago until `needed` more bytes fit."""
         with self._lock:
-            ids = self._ids() - {but_not}
-            for id in sorted(ids, key=lambda id: _time_used(self._note_path(id))):
-                if self.nbytes + needed <= self.max_bytes:
+            missing = self.nbytes + needed - self.max_bytes
+            for id in sorted(self._ids() - {but_not}, key=lambda id: _time_used(self._note_path(id))):
+                if missing <= 0:
                     return
+                missing -= _size(self._path(id))
                 self._remove(id)
 
     def _remove(self, id: str) -> None:

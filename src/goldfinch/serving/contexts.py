@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,10 +14,9 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from goldfinch.data.text_encoding import UTF8
 from goldfinch.errors import UserError
 from goldfinch.inference.context import Context
-from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.context_file.text import StoredText
 from goldfinch.inference.documents import shown_name
-from goldfinch.model.accounting import account
+from goldfinch.serving.context_source import check_file
 from goldfinch.serving.context_store import SUFFIX, StoredContext, check_name
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.events import STREAM_RESPONSE, Events, cancelled_on_disconnect, server_sent
@@ -49,16 +48,17 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
     store = server.contexts
     contexts = _Contexts(server)
 
+    # Routes that only look at files are no coroutines: FastAPI gives each a thread, and others are answered meanwhile.
+
     @app.get("/v1/contexts")
-    async def list_contexts(owner: Owner) -> Json:
-        stored = await asyncio.to_thread(store.list, owner)
-        return {"object": "list", "data": [contexts.shown(each) for each in stored]}
+    def list_contexts(owner: Owner) -> Json:
+        return {"object": "list", "data": [contexts.shown(each) for each in store.list(owner)]}
 
     @app.post("/v1/contexts", status_code=201, response_model=None, responses={201: STREAM_RESPONSE})
     async def create(body: CreateContextRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
         if body.name:
             check_name(body.name)
-        base = None if body.parent is None else store.get(owner, body.parent).path
+        base = None if body.parent is None else await asyncio.to_thread(store.get, owner, body.parent)
         if body.length is not None and base is None:
             raise ApiError(400, "length: it is of a parent, which is missing", param="length")
         texts = await contexts.texts(body, base, bool(body.length))
@@ -84,68 +84,68 @@ def add_context_routes(app: FastAPI, server: Server) -> None:
         return await contexts.read(request, owner, None, None, texts, lambda read: store.add(owner, read, name), stream)
 
     @app.get("/v1/contexts/{id}")
-    async def info(id: str, owner: Owner) -> Json:
+    def info(id: str, owner: Owner) -> Json:
         return contexts.shown(store.get(owner, id))
 
     @app.patch("/v1/contexts/{id}")
-    async def rename(id: str, body: RenameRequest, owner: Owner) -> Json:
+    def rename(id: str, body: RenameRequest, owner: Owner) -> Json:
         return contexts.shown(store.rename(owner, id, body.name))
 
     @app.delete("/v1/contexts/{id}")
-    async def delete(id: str, owner: Owner) -> Json:
+    def delete(id: str, owner: Owner) -> Json:
         store.delete(owner, id)
         return {"id": id, "object": "context", "deleted": True}
 
     @app.post("/v1/contexts/{id}/append", response_model=None, responses={200: STREAM_RESPONSE})
     async def append(id: str, body: ReadRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
-        base = store.get(owner, id).path
-        texts = await contexts.texts(body, base)
+        stored = await asyncio.to_thread(store.get, owner, id)
+        texts = await contexts.texts(body, stored)
         if not texts:
             raise ApiError(400, "there is nothing to append: give text, token_ids, documents or messages")
-        return await contexts.change(request, owner, id, None, texts, body.stream)
+        return await contexts.change(request, owner, stored, None, texts, body.stream)
 
     @app.post("/v1/contexts/{id}/truncate", response_model=None)
     async def truncate(
         id: str, body: TruncateRequest, request: Request, owner: Owner
     ) -> JSONResponse | StreamingResponse:
-        return await contexts.change(request, owner, id, body.length, [], stream=False)
+        stored = await asyncio.to_thread(store.get, owner, id)
+        return await contexts.change(request, owner, stored, body.length, [], stream=False)
 
     @app.post("/v1/contexts/{id}/fork", status_code=201, response_model=None)
     async def fork(id: str, body: ForkRequest, request: Request, owner: Owner) -> JSONResponse | StreamingResponse:
-        parent = store.get(owner, id)
+        parent = await asyncio.to_thread(store.get, owner, id)
         name = check_name(body.name or parent.note.name)
         return await contexts.read(
-            request, owner, parent.path, body.length, [], lambda read: store.add(owner, read, name), stream=False
+            request, owner, parent, body.length, [], lambda read: store.add(owner, read, name), stream=False
         )
 
     @app.get("/v1/contexts/{id}/file", response_class=FileResponse, responses={200: FILE_RESPONSE})
-    async def file(id: str, owner: Owner) -> FileResponse:
+    def file(id: str, owner: Owner) -> FileResponse:
         stored = store.get(owner, id)
         return FileResponse(
             stored.path, media_type="application/octet-stream", filename=f"{stored.note.name.removesuffix(SUFFIX)}.gfc"
         )
 
     @app.get("/v1/contexts/{id}/text")
-    async def text(
+    def text(
         id: str, owner: Owner, start: Annotated[int, Query(ge=0)] = 0, stop: Annotated[int | None, Query(ge=0)] = None
     ) -> Json:
         stored = store.get(owner, id)
         num_tokens = stored.description.num_tokens
         start = min(start, num_tokens)
         stop = min(num_tokens if stop is None else stop, num_tokens, start + MAX_TEXT_TOKENS)
-        pieces = await asyncio.to_thread(lambda: list(contexts.text(stored).read(start, stop)))
-        return {"start": start, "stop": max(start, stop), "text": "".join(pieces)}
+        text = "".join(contexts.text(stored).read(start, stop))
+        return {"start": start, "stop": max(start, stop), "text": text}
 
     @app.get("/v1/contexts/{id}/search")
-    async def search(
+    def search(
         id: str,
         owner: Owner,
         query: Annotated[str, Query(min_length=1)],
         ignore_case: bool = True,
         limit: Annotated[int, Query(ge=1, le=MAX_MATCHES)] = 20,
     ) -> Json:
-        stored = store.get(owner, id)
-        return await asyncio.to_thread(contexts.search, stored, query, ignore_case, limit)
+        return contexts.search(store.get(owner, id), query, ignore_case, limit)
 
 
 class _Contexts:
@@ -153,7 +153,7 @@ class _Contexts:
 
     def __init__(self, server: Server) -> None:
         self._server, self._store = server, server.contexts
-        self._transformer_bytes_per_token = account(server.engine.lm.config).transformer_bytes_per_token
+        self._transformer_bytes_per_token = server.engine.costs.transformer_bytes_per_token
         self._bytes_per_token = server.engine.bytes_per_token
 
     def shown(self, stored: StoredContext) -> Json:
@@ -171,7 +171,7 @@ class _Contexts:
             "transformer_bytes": self._transformer_bytes_per_token * description.num_tokens,
         }
 
-    async def texts(self, body: ReadRequest, base: Path | None, is_cut: bool = False) -> list[Text]:
+    async def texts(self, body: ReadRequest, base: StoredContext | None, is_cut: bool = False) -> list[Text]:
         """What a request wants to be read."""
         given = [name for name in ("text", "token_ids", "documents", "messages") if getattr(body, name) is not None]
         if len(given) > 1:
@@ -184,7 +184,8 @@ class _Contexts:
             return await self.documents([(each.name, each.text) for each in body.documents], base is not None)
         if body.messages is not None:
             messages = [message.to_message() for message in body.messages]
-            return [Text(await self._server.encode_chat(messages, None if is_cut else base, asks=False))]
+            path = None if is_cut or base is None else base.path
+            return [Text(await self._server.encode_chat(messages, path, asks=False))]
         return []
 
     async def documents(self, documents: list[tuple[str, str]], follows: bool) -> list[Text]:
@@ -200,7 +201,7 @@ class _Contexts:
         self,
         request: Request,
         owner: str,
-        base: Path | None,
+        base: StoredContext | None,
         length: int | None,
         texts: list[Text],
         save: Callable[[Context], StoredContext],
@@ -211,7 +212,7 @@ class _Contexts:
         status = 200 if in_place_of else 201
         await asyncio.to_thread(self._check_room, owner, base, length, texts, in_place_of)
         events = Events()
-        task = ReadTask(owner, events.put, base, length, texts)
+        task = ReadTask(owner, events.put, None if base is None else base.path, length, texts)
         bodies = self._progress(events.start(self._server.engine, [task]), save)
         if stream:
             return StreamingResponse(server_sent(bodies), status, media_type="text/event-stream")
@@ -221,21 +222,22 @@ class _Contexts:
         return JSONResponse(last | replayed, status)
 
     async def change(
-        self, request: Request, owner: str, id: str, length: int | None, texts: list[Text], stream: bool
+        self, request: Request, owner: str, stored: StoredContext, length: int | None, texts: list[Text], stream: bool
     ) -> JSONResponse | StreamingResponse:
-        """The same in place of the context itself, unless it was changed in the meantime."""
-        base = self._store.get(owner, id).path
-        return await self.read(
-            request, owner, base, length, texts, lambda read: self._store.replace(owner, id, read), stream, id
-        )
+        """Read texts after a context and save the result in its place, unless it was changed in the meantime."""
+
+        def save(read: Context) -> StoredContext:
+            return self._store.replace(owner, stored.id, read)
+
+        return await self.read(request, owner, stored, length, texts, save, stream, in_place_of=stored.id)
 
     def _check_room(
-        self, owner: str, base: Path | None, length: int | None, texts: list[Text], in_place_of: str
+        self, owner: str, base: StoredContext | None, length: int | None, texts: list[Text], in_place_of: str
     ) -> None:
         """Refuse a context that will not fit before it is read, which may take long."""
         num_tokens = sum(len(text.ids) for text in texts)
         if base is not None:
-            num_stored = read_description(base).num_tokens
+            num_stored = base.description.num_tokens
             num_tokens += num_stored if length is None else min(length, num_stored)
         self._store.check_room(owner, num_tokens * self._bytes_per_token, in_place_of)
 
@@ -266,7 +268,7 @@ class _Contexts:
             with path.open("wb") as copy:
                 await asyncio.to_thread(shutil.copyfileobj, file.file, copy)
             try:
-                await asyncio.to_thread(self._server.engine.check_file, path)
+                await asyncio.to_thread(check_file, self._server.engine.lm, path)
             except UserError as error:  # which names the copy here
                 raise UserError(str(error).replace(str(path), _base_name(file))) from error
             name = name or _base_name(file).removesuffix(SUFFIX)

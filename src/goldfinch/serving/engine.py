@@ -3,31 +3,28 @@
 One thread does all work on the model, so that contexts have one owner; others give it tasks and get events.
 """
 
+import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from goldfinch.cache.key_cache import bytes_per_token
-from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError
-from goldfinch.files import FileVersion
 from goldfinch.inference.batch import Batch
-from goldfinch.inference.context import Context
-from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.generation import GenerationState
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.inference.memory_usage import nbytes_together
 from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.model.accounting import account
-from goldfinch.serving.prefix_cache import MIN_COMMON_TOKENS, CachedPrefix, PrefixCache, context_ids
-from goldfinch.serving.radix_tree import Ids, concatenated
+from goldfinch.serving.context_source import ContextSource
+from goldfinch.serving.radix_tree import Ids
 from goldfinch.serving.statistics import Statistics
 from goldfinch.serving.tasks import GenerationTask, RequestCancelledError, Task
 
+_LOGGER = logging.getLogger("goldfinch")
 MAX_WAITING = 256
 """Tasks that have not begun; more are refused."""
 CHUNK_BETWEEN_STEPS = 256
@@ -36,8 +33,6 @@ STEPS_PER_CHECK = 64
 """Steps after which memory is measured again."""
 STATES_PER_CONTEXT = 3
 """States that a context is expected to hold: at its end, after its prompt, and at the end of a block."""
-MAX_KNOWN_FILES = 64
-"""Context files whose token ids are remembered."""
 
 
 class QueueFullError(Exception):
@@ -63,9 +58,12 @@ class Engine:
 
     def __init__(self, lm: LanguageModel, max_bytes: int, latents: str | None = None) -> None:
         self.lm, self.max_bytes = lm, max_bytes
-        self._latents = latents
-        self.cache = PrefixCache()
         self.statistics = Statistics()
+        self.contexts = ContextSource(lm, latents, max_bytes // 2, self.statistics)
+        self.bytes_per_token = bytes_per_token(lm.config, self.contexts.new().sequence.key_cache.format)
+        """Of ids and latents in new contexts."""
+        self.costs = account(lm.config)
+        """Of the model."""
         self._condition = threading.Condition()
         self._waiting: deque[Task] = deque()  # used with the condition's lock only, as is the next
         self._is_stopping = False
@@ -73,12 +71,13 @@ class Engine:
         self._generating: dict[GenerationState, GenerationTask] = {}
         self._paused: deque[GenerationState] = deque()
         self._batch = Batch()
-        self._file_ids: OrderedDict[Path, tuple[FileVersion | None, Ids]] = OrderedDict()
+        self._is_full = False
+        """Whether the first that waits needs more memory than there is, as long as nothing ends."""
         self._steps_to_check = STEPS_PER_CHECK
-        costs = account(lm.config)
         scale = lm.model.dtype.itemsize / 2  # costs are those of bfloat16
-        self._bytes_per_token = costs.cache_bytes_per_token * scale
-        self._bytes_per_context = costs.state_bytes * scale * STATES_PER_CONTEXT
+        # Keys and values of attention layers without latents are among them.
+        self._needed_per_token = self.costs.cache_bytes_per_token * scale
+        self._needed_per_context = self.costs.state_bytes * scale * STATES_PER_CONTEXT
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     # From any thread.
@@ -124,29 +123,6 @@ class Engine:
         """Whether `stop` was called."""
         return self._is_stopping
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Of ids and latents in new contexts."""
-        key_cache = self.lm.context(self._latents, budget=0).sequence.key_cache
-        return bytes_per_token(self.lm.config, key_cache.format)
-
-    def check_file(self, path: Path) -> None:
-        """Check all of a context file.
-
-        Raises:
-            UserError: it is corrupt, or of another model.
-        """
-        self._check_dtype(path)
-        self.lm.open(path, budget=0).sequence.key_cache.verify()
-
-    def _check_dtype(self, path: Path) -> None:
-        written, ours = read_description(path).dtype, dtype_name(self.lm.model.dtype)
-        if written != ours:
-            raise UserError(
-                f"the context was written by the model in {written}, and the server runs it in {ours}: "
-                f"start the server with --dtype {written}, or read the text again"
-            )
-
     # For tasks, in the engine's thread.
 
     @property
@@ -158,94 +134,35 @@ class Engine:
         """(T,) ids on the model's device."""
         return torch.from_numpy(ids).to(self.lm.model.device)
 
-    def new_context(self) -> Context:
-        """An empty one."""
-        return self.lm.context(self._latents, budget=self._budget)
-
-    def open_file(self, path: Path) -> Context:
-        """The context in a file.
-
-        Raises:
-            UserError: it is corrupt, or of another model.
-        """
-        self._check_dtype(path)
-        context = self.lm.open(path, budget=self._budget)
-        context.snapshot()
-        self._remember_ids(path, context_ids(context))
-        return context
-
-    def num_unknown(self, owner: str, base: Path | None, ids: Ids) -> int:
-        """How many tokens of a prompt, after a context file if there is one, are not in memory."""
-        if base is not None:
-            known = self._known_ids(base)
-            if known is None:
-                return len(ids)
-            ids = concatenated(known, ids)
-        return len(ids) - self.cache.num_known(owner, ids)
-
-    def open_prefix(self, owner: str, base: Path | None, ids: Ids) -> tuple[CachedPrefix, int]:
-        """A context with as much of a prompt as is known, and how many tokens the context file has.
-
-        Args:
-            owner: whose.
-            base: the context file that (T,) ids continue.
-            ids: of the prompt.
-        """
-        if base is None:
-            if (found := self.cache.find(owner, ids)) is None:
-                self.statistics.misses[self._why_unknown(owner, ids)] += 1
-                found = CachedPrefix(self.new_context(), 0)
-            return found, 0
-        known = self._known_ids(base)
-        if known is not None:
-            found = self.cache.find(owner, concatenated(known, ids), min_tokens=len(known))
-            if found is not None:
-                return found, len(known)
-        self.statistics.misses["context file"] += 1
-        context = self.open_file(base)
-        self.cache.add(owner, context.fork())
-        return CachedPrefix(context, 0), len(context)
-
     def begin(self, generation: GenerationState, task: GenerationTask) -> None:
         """Generate together with all others, from now on."""
         self._generating[generation] = task
         self._share_budget()
         self._advance(generation, self._batch.add(generation))
 
-    # The rest.
-
-    def _why_unknown(self, owner: str, ids: Ids) -> str:
-        if len(ids) < MIN_COMMON_TOKENS:
-            return "short prompt"
-        return "nothing alike" if self.cache.has_any(owner) else "nothing kept"
-
-    def _known_ids(self, path: Path) -> Ids | None:
-        version, ids = self._file_ids.get(path, (None, None))
-        return ids if version is not None and version == FileVersion.of(path) else None
-
-    def _remember_ids(self, path: Path, ids: Ids) -> None:
-        self._file_ids[path] = FileVersion.of(path), ids
-        self._file_ids.move_to_end(path)
-        if len(self._file_ids) > MAX_KNOWN_FILES:
-            self._file_ids.popitem(last=False)
-
-    @property
-    def _budget(self) -> int:
-        """Of expanded keys and values, for each generation: half of the memory for all together."""
-        return self.max_bytes // 2 // max(len(self._generating), 1)
-
     def _share_budget(self) -> None:
+        """Of expanded keys and values: half of the memory, for all that generate together."""
+        self.contexts.budget = self.max_bytes // 2 // max(len(self._generating), 1)
         for generation in self._generating:
             if generation.sequence.key_value_cache is not None:
-                generation.sequence.key_value_cache.budget = self._budget
+                generation.sequence.key_value_cache.budget = self.contexts.budget
+
+    # The rest.
 
     def _work(self) -> None:
-        while self._wait():
-            self._drop_cancelled()
-            self._admit()
-            if self._reading:
-                self._continue_reading(min(self._reading, key=lambda task: task.num_computed))
-            self._step()
+        try:
+            while self._wait():
+                self._drop_cancelled()
+                self._admit()
+                if self._reading:
+                    self._continue_reading(min(self._reading, key=lambda task: task.num_computed))
+                self._step()
+        except Exception as error:  # a bug of ours, after which nobody may wait for ever
+            _LOGGER.exception("the engine has failed, and the server takes nothing new: start it again")
+            with self._condition:
+                self._is_stopping = True
+            for task in {*self._waiting, *self._reading, *self._generating.values()}:
+                task.on_event(error)
 
     @property
     def _is_idle(self) -> bool:
@@ -265,8 +182,10 @@ class Engine:
             waiting = [task for task in self._waiting if task.is_cancelled]
             for task in waiting:
                 self._waiting.remove(task)
+            self._is_full &= not waiting
         for task in (*waiting, *(task for task in list(self._reading) if task.is_cancelled)):
-            self._reading.pop(task, None)
+            if self._reading.pop(task, None) is not None:
+                self._is_full = False
             task.on_event(RequestCancelledError())
         for generation in [generation for generation, task in self._generating.items() if task.is_cancelled]:
             self._leave_batch(generation)
@@ -274,16 +193,17 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin what there is memory for, in the order of arrival."""
-        while self._waiting:
+        while self._waiting and not self._is_full:
             task = self._waiting[0]
             try:
-                needed = int(task.num_new_tokens(self) * self._bytes_per_token + self._bytes_per_context)
+                needed = int(task.num_new_tokens(self) * self._needed_per_token + self._needed_per_context)
                 if needed > self.max_bytes:
                     raise TooLargeError(
                         f"the text needs {needed:,} bytes of memory, and the server has {self.max_bytes:,}: give a "
                         "shorter one, or start the server with more --memory"
                     )
                 if not self._make_room(needed) and not self._is_idle:
+                    self._is_full = True
                     return
             except Exception as error:
                 task.on_event(error)
@@ -299,10 +219,12 @@ class Engine:
             self.statistics.tokens_by_owner[task.owner] += num_read
         except StopIteration:
             del self._reading[task]
+            self._is_full = False
         except Exception as error:
             self._fail(task, error)
 
     def _fail(self, task: Task, error: Exception) -> None:
+        self._is_full = False
         self._reading.pop(task, None)
         for generation in [generation for generation, other in self._generating.items() if other is task]:
             del self._generating[generation]
@@ -321,7 +243,8 @@ class Engine:
             return
         self.statistics.steps += 1
         for generation, piece in pieces:
-            self._advance(generation, piece)
+            if generation in self._generating:  # it is not if another one of its task has just failed
+                self._advance(generation, piece)
         self._steps_to_check -= 1
         if self._steps_to_check <= 0:
             self._check_memory()
@@ -339,6 +262,7 @@ class Engine:
 
     def _end(self, generation: GenerationState) -> None:
         self._generating.pop(generation).on_end(self, generation)
+        self._is_full = False
         self._share_budget()
         if self._paused:
             self._check_memory()
@@ -355,7 +279,7 @@ class Engine:
     def measure(self) -> int:
         """Bytes of all contexts, what several share counted once."""
         sequences = [
-            *(context.sequence for context in self.cache),
+            *(context.sequence for context in self.contexts.cache),
             *(task.context.sequence for task in self._reading if task.context is not None),
             *(generation.sequence for generation in self._generating),
         ]
@@ -364,8 +288,8 @@ class Engine:
 
     def _make_room(self, needed: int) -> bool:
         """Take memory from contexts that are kept until `needed` bytes are free; whether they are."""
-        while self.measure() + needed > self.max_bytes:
-            if not self.cache.reclaim():
+        while (missing := self.measure() + needed - self.max_bytes) > 0:
+            if not self.contexts.cache.reclaim(missing):
                 return False
             self.statistics.num_reclaimed += 1
         return True

@@ -13,7 +13,7 @@ from goldfinch.serving.engine import Engine
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.tasks import Event, Task
 
-logger = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("goldfinch")
 
 STREAM_RESPONSE: dict[str, Any] = {"content": {"text/event-stream": {"schema": {}}}}
 """For the OpenAPI document: what a route answers that also streams."""
@@ -91,7 +91,7 @@ async def server_sent(bodies: AsyncIterator[dict[str, Any]], *, ends: bool = Tru
     except Exception as error:
         shown = ApiError.of(error)
         if shown.status == 500:
-            logger.exception("a stream has failed")
+            _LOGGER.exception("a stream has failed")
         yield event_line(shown.body)
         return
     if ends:

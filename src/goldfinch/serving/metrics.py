@@ -51,7 +51,6 @@ class EngineCollector(Collector):
 
     def __init__(self, engine: Engine, contexts: ContextStore) -> None:
         self._engine, self._contexts = engine, contexts
-        self._bytes_per_token = engine.bytes_per_token
 
     def collect(self) -> Iterator[Metric]:
         """All metrics but those of HTTP."""
@@ -74,7 +73,7 @@ class EngineCollector(Collector):
             ("prompt_cache_misses", "Prompts of which nothing was in memory", "reason", "misses"),
         ):
             family = CounterMetricFamily(f"goldfinch_{name}", help, labels=[label])
-            for value, count in dict(getattr(statistics, counts)).items():  # copied: the engine's thread goes on
+            for value, count in dict(getattr(statistics, counts)).items():  # copied: the engine's thread continues
                 family.add_metric([value], count)
             yield family
         worked = sum(dict(statistics.tokens_by_owner).values())
@@ -92,10 +91,14 @@ class EngineCollector(Collector):
         for name, help, value in (
             ("requests_running", "Requests that are being read or answered", engine.num_running),
             ("requests_waiting", "Requests that have not begun", engine.num_waiting),
-            ("contexts_in_memory", "Contexts that are kept for prompts that begin like them", len(engine.cache)),
+            (
+                "contexts_in_memory",
+                "Contexts that are kept for prompts that begin like them",
+                len(engine.contexts.cache),
+            ),
             ("context_memory_bytes", "Memory of all contexts, when it was last measured", engine.statistics.nbytes),
             ("context_memory_limit_bytes", "Memory that all contexts may take", engine.max_bytes),
-            ("context_bytes_per_token", "Ids and latents of a token in a new context", self._bytes_per_token),
+            ("context_bytes_per_token", "Ids and latents of a token in a new context", engine.bytes_per_token),
             ("stored_contexts", "Contexts in the folder", len(contexts)),
             ("stored_context_bytes", "Size of their files", contexts.nbytes),
             ("stored_context_limit_bytes", "Size that their files may have", contexts.max_bytes),

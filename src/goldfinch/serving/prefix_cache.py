@@ -4,8 +4,6 @@ import dataclasses
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 
-import numpy as np
-
 from goldfinch.inference.context import Context
 from goldfinch.serving.radix_tree import Ids, RadixTree
 
@@ -69,25 +67,28 @@ class PrefixCache:
         if num_common < min_tokens:
             return None
         # All of these begin with the common tokens; one may have a snapshot nearer to their end.
-        best = max(found, key=lambda kept: kept.context.sequence.snapshot_before(num_common))
+        best = max(found, key=lambda kept: _replay_start(kept.context, num_common))
         self._kept.move_to_end(best)
         context = best.context.fork()
         return CachedPrefix(context, context.truncate_lazily(num_common))
 
-    def reclaim(self) -> bool:
-        """Free some memory, at the expense of what was used longest ago; False if nothing is left to free.
+    def reclaim(self, needed: int) -> bool:
+        """Free memory, at the expense of what was used longest ago; False if nothing is left to free.
 
-        First keys and values that can be rebuilt, then whole contexts.
+        First keys and values that can be rebuilt, then whole contexts, until they held `needed` bytes. Less may be free
+        then: others may share it.
         """
+        freed = 0
         for kept in self._kept:
             cache = kept.context.sequence.key_value_cache
-            if cache is not None and cache.nbytes:
+            if cache is not None and freed < needed:
+                freed += cache.nbytes
                 cache.clear()
-                return True
-        if not self._kept:
-            return False
-        self._remove(next(iter(self._kept)))
-        return True
+        while self._kept and freed < needed:
+            oldest = next(iter(self._kept))
+            freed += oldest.context.nbytes
+            self._remove(oldest)
+        return freed > 0
 
     def _remove(self, kept: CachedContext) -> None:
         self._trees[kept.owner].remove(kept.ids)
@@ -96,5 +97,10 @@ class PrefixCache:
 
 def context_ids(context: Context) -> Ids:
     """(T,) int64: all tokens of a context."""
-    ids: Ids = context.sequence.key_cache.ids(0, len(context)).cpu().numpy().astype(np.int64)
+    ids: Ids = context.sequence.key_cache.ids(0, len(context)).cpu().numpy()
     return ids
+
+
+def _replay_start(context: Context, length: int) -> int:
+    """The position from which a context is read again to go back to `length` tokens."""
+    return length if length == len(context) else context.sequence.snapshots.nearest(length)[0]

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from goldfinch.inference.token_ids import num_common_ids
+
 Ids = npt.NDArray[np.int64]
 V = TypeVar("V")
 
@@ -110,15 +112,3 @@ class RadixTree(Generic[V]):
                 parent.children[first] = child
             else:
                 return
-
-
-def concatenated(a: Ids, b: Ids) -> Ids:
-    """(T,) ids and (U,) ids as (T + U,)."""
-    return np.concatenate([a, b])
-
-
-def num_common_ids(a: Ids, b: Ids) -> int:
-    """How many ids two sequences have in common at the start."""
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    return int(differs.argmax()) if differs.any() else length

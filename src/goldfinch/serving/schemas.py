@@ -24,6 +24,19 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
+class ClientNotes(Body):
+    """What clients say for their own purposes. It changes no answer: what prompts share is found without being told."""
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+
+
 class StreamOptions(Body):
     """How a stream ends."""
 
@@ -67,7 +80,7 @@ class ResponseFormat(Body):
         return Grammar.regex(given) if self.type == "regex" else Grammar.lark(given)
 
 
-class GenerationRequest(Body):
+class GenerationRequest(ClientNotes):
     """What all generations have in common."""
 
     model: str | None = None
@@ -88,15 +101,6 @@ class GenerationRequest(Body):
     response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    # These change no answer here: what prompts have in common is found without being told.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
 
     @property
     def max_tokens_or_default(self) -> int:
@@ -189,16 +193,10 @@ class InputMessage(ChatMessage):
     status: str | None = None
 
 
-class TextFormat(BaseModel):
+class TextFormat(JsonSchema):
     """What an answer must look like, as `/v1/responses` takes it: a schema with its name beside its type."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
     type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str | None = None
-    description: str | None = None
-    content: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
 
 
 class TextOptions(Body):
@@ -207,7 +205,7 @@ class TextOptions(Body):
     format: TextFormat = TextFormat()
 
 
-class ResponsesRequest(Body):
+class ResponsesRequest(ClientNotes):
     """`/v1/responses`: one answer, nothing kept by the server but contexts."""
 
     model: str | None = None
@@ -219,15 +217,6 @@ class ResponsesRequest(Body):
     top_p: float = Field(1.0, gt=0, le=1)
     text: TextOptions = TextOptions()
     stream: bool = False
-    # These change no answer here.
-    store: bool | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
 
     def to_chat(self) -> ChatRequest:
         """The same as `/v1/chat/completions` takes it."""
@@ -237,7 +226,7 @@ class ResponsesRequest(Body):
         else:
             messages += self.input
         form = self.text.format
-        schema = JsonSchema(content=form.content) if form.type == "json_schema" else None
+        schema = form if form.type == "json_schema" else None
         return ChatRequest(
             messages=messages,
             context=self.context,

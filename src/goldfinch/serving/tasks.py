@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from goldfinch.serving.radix_tree import Ids
 if TYPE_CHECKING:
     from goldfinch.serving.engine import Engine
 
+NO_IDS = np.empty(0, np.int64)
 TOKENS_AHEAD = 1024
 """Generated tokens of an answer that memory is asked for before it begins; most are shorter."""
 
@@ -79,7 +81,7 @@ class RequestCancelledError(Exception):
 Event = Piece | Answer | Progress | Context | Exception
 
 
-class Task:
+class Task(ABC):
     """Work on the engine's thread, piece by piece. It ends with what it was asked for, or with one exception.
 
     Args:
@@ -100,22 +102,20 @@ class Task:
         """Stop before the next piece or step; from any thread, any number of times."""
         self.is_cancelled = True
 
+    @abstractmethod
     def num_new_tokens(self, engine: "Engine") -> int:
         """How many tokens need memory that have none yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, engine: "Engine") -> Iterator[int]:
         """Do the work; yields the number of tokens that were read after each piece of it.
 
         Raises:
             UserError: what was asked for cannot be done.
         """
-        raise NotImplementedError
 
-    def _read(self, engine: "Engine", ids: Ids, start: int) -> Iterator[int]:
-        """Read (T,) ids from the one at `start` on, after what is pending."""
-        context = self.context
-        assert context is not None
+    def _read(self, engine: "Engine", context: Context, ids: Ids, start: int) -> Iterator[int]:
+        """Read what is pending, then (T,) ids from the one at `start` on."""
         while context.sequence.num_pending:
             yield context.sequence.replay(engine.chunk_size)
         first = len(context) - start
@@ -164,54 +164,46 @@ class GenerationTask(Task):
         self._with_prompt_logprobs = with_prompt_logprobs
         self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None
         self._counts = PromptCounts(cached=0, replayed=0, computed=0)
-        self._index: dict[GenerationState, int] = {}
-        self._contexts: dict[GenerationState, Context] = {}
-        self._num_reported: dict[GenerationState, int] = {}
-        self._began_at: dict[GenerationState, float] = {}
+        self._branches: dict[GenerationState, _Branch] = {}
 
     def num_new_tokens(self, engine: "Engine") -> int:
         """See `Task`."""
         ahead = self._num_answers * min(self._max_tokens, TOKENS_AHEAD)
-        return engine.num_unknown(self.owner, self.base, self.ids) + ahead
+        return engine.contexts.num_unknown(self.owner, self.base, self.ids) + ahead
 
     def run(self, engine: "Engine") -> Iterator[int]:
         """See `Task`."""
-        if self._with_prompt_logprobs:
-            yield from self._score_prompt(engine)
-        else:
-            yield from self._read_prompt(engine)
-        context = self.context
-        assert context is not None
+        read = self._score_prompt if self._with_prompt_logprobs else self._read_prompt
+        context = yield from read(engine)
         context.snapshot()  # so that the prompt can be asked again at no cost
         _ = context.logits  # with what GOLD layers expand for it, which the answers then share
         engine.statistics.count(self._counts)
-        engine.cache.add(self.owner, context.fork())
+        engine.contexts.cache.add(self.owner, context.fork())
         self.context = None
         for index in range(self._first_index, self._first_index + self._num_answers):
-            branch = context.fork()
-            generation = branch.generation_state(
+            branch = _Branch(index, context.fork())
+            generation = branch.context.generation_state(
                 self._sampling.with_row_seed(index), self._max_tokens, self._num_logprobs
             )
-            self._index[generation], self._contexts[generation] = index, branch
-            self._num_reported[generation] = 0
-            now = self._began_at[generation] = time.monotonic()
-            engine.statistics.seconds_to_first_token.add(now - self.requested_at)
+            self._branches[generation] = branch
+            engine.statistics.seconds_to_first_token.add(branch.began_at - self.requested_at)
             engine.begin(generation, self)
 
-    def _read_prompt(self, engine: "Engine") -> Iterator[int]:
-        prefix, num_base = engine.open_prefix(self.owner, self.base, self.ids)
-        self.context = prefix.context
-        cached = len(prefix.context)
+    def _read_prompt(self, engine: "Engine") -> Generator[int, None, Context]:
+        prefix, num_base = engine.contexts.open_prefix(self.owner, self.base, self.ids)
+        context = self.context = prefix.context
+        cached = len(context)
         total = num_base + len(self.ids)
         self._counts = PromptCounts(cached=cached, replayed=prefix.num_replayed, computed=total - cached)
-        yield from self._read(engine, self.ids, cached - num_base)
+        yield from self._read(engine, context, self.ids, cached - num_base)
+        return context
 
-    def _score_prompt(self, engine: "Engine") -> Iterator[int]:
+    def _score_prompt(self, engine: "Engine") -> Generator[int, None, Context]:
         if self.base is not None:
             raise UserError(
                 "the prompt's log-probabilities are not computed after a context: leave echo or context out"
             )
-        context = self.context = engine.new_context()
+        context = self.context = engine.contexts.new()
         context.read(engine.tensor(self.ids[:1]))
         logprobs = list[TokenLogprob]()
         while len(context) < len(self.ids):
@@ -221,29 +213,40 @@ class GenerationTask(Task):
             yield len(chunk)
         self._prompt_logprobs = tuple(logprobs)
         self._counts = PromptCounts(cached=0, replayed=0, computed=len(self.ids))
+        return context
 
     def on_piece(self, generation: GenerationState, text: str) -> None:
         """An answer has some more text."""
-        self.on_event(Piece(self._index[generation], text, self._new_logprobs(generation)))
+        branch = self._branches[generation]
+        self.on_event(Piece(branch.index, text, branch.new_logprobs(generation)))
 
     def on_end(self, engine: "Engine", generation: GenerationState) -> None:
         """An answer is complete, or as much of it as will be written."""
-        engine.cache.add(self.owner, self._contexts.pop(generation))
-        rest, index = self._new_logprobs(generation), self._index.pop(generation)
-        result = generation.result()
-        num_tokens, seconds = len(result.token_ids), time.monotonic() - self._began_at.pop(generation)
+        branch, result = self._branches.pop(generation), generation.result()
+        engine.contexts.cache.add(self.owner, branch.context)
+        num_tokens, seconds = len(result.token_ids), time.monotonic() - branch.began_at
         engine.statistics.generated_tokens += num_tokens
         if num_tokens > 1:
             engine.statistics.seconds_per_token.add(seconds / (num_tokens - 1))
-        self.on_event(Answer(index, result, self._counts, rest, self._prompt_logprobs))
+        rest = branch.new_logprobs(generation)
+        self.on_event(Answer(branch.index, result, self._counts, rest, self._prompt_logprobs))
 
-    def _new_logprobs(self, generation: GenerationState) -> tuple[TokenLogprob, ...] | None:
-        logprobs = generation.result().logprobs if self._num_logprobs is not None else None
-        if logprobs is None:
-            return None
-        start = self._num_reported[generation]
-        self._num_reported[generation] = len(logprobs)
-        return logprobs[start:]
+
+@dataclasses.dataclass
+class _Branch:
+    """One of the answers to a prompt, while it is written."""
+
+    index: int
+    context: Context
+    num_reported: int = 0
+    """Log-probabilities that were given with pieces of text."""
+    began_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    def new_logprobs(self, generation: GenerationState) -> tuple[TokenLogprob, ...] | None:
+        """Those since the last piece; None if they were not asked for."""
+        new = generation.logprobs(self.num_reported)
+        self.num_reported += len(new or ())
+        return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,13 +287,13 @@ class ReadTask(Task):
 
     def run(self, engine: "Engine") -> Iterator[int]:
         """See `Task`."""
-        context = self.context = engine.new_context() if self._base is None else engine.open_file(self._base)
+        context = self.context = engine.contexts.new() if self._base is None else engine.contexts.open(self._base)
         if self._length is not None:
             self.num_replayed = context.truncate_lazily(self._length)
         total, num_read = self.num_new_tokens(engine), 0
         for text in self._texts:
             start = len(context)
-            for count in self._read(engine, text.ids, 0):
+            for count in self._read(engine, context, text.ids, 0):
                 num_read += count
                 self.on_event(Progress(num_read, total))
                 yield count
@@ -298,8 +301,7 @@ class ReadTask(Task):
                 context.documents.append(Document(name=check_document_name(text.name), start=start, stop=len(context)))
         if not len(context):
             raise UserError("a context needs a text: give text, token_ids, documents, messages or parent")
-        while context.sequence.num_pending:
-            yield context.sequence.replay(engine.chunk_size)
+        yield from self._read(engine, context, NO_IDS, 0)
         context.snapshot()
-        engine.cache.add(self.owner, context.fork())
+        engine.contexts.cache.add(self.owner, context.fork())
         self.on_event(context)

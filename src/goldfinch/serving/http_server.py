@@ -1,18 +1,35 @@
-"""Connections to clients: how many there may be, and how long one may be there without a request."""
+"""How the application is served: connections and their limits, and how the server ends."""
 
 import asyncio
+import signal
 import socket
+import threading
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from goldfinch.serving.engine import Engine
+
 MAX_CONNECTIONS = 512
 """Requests on more are refused (503). Each takes a file descriptor, of which a process often has 1,024."""
 SECONDS_WITHOUT_REQUEST = 30.0
 """Half of the time that a connection may be there without one. Heads of requests have to come in it, too."""
+SECONDS_TO_FINISH = 30
+"""How long answers that are being written may take when the server is told to end."""
 SECONDS_TO_CLOSE = 1
 """For connections, when all answers are finished and the server ends."""
+
+
+def serve(app: FastAPI, engine: Engine, listener: socket.socket) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Then nothing new is taken (503, also from `/health`, so that others send no more), and what was asked before has 30
+    seconds. A second signal ends at once.
+    """
+    server = _DrainingServer(uvicorn_config(app), engine)
+    server.run([listener])
 
 
 def uvicorn_config(app: FastAPI) -> uvicorn.Config:
@@ -24,7 +41,7 @@ def uvicorn_config(app: FastAPI) -> uvicorn.Config:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SECONDS_TO_CLOSE,
         server_header=False,
-        proxy_headers=False,  # who asks is told by keys, never by addresses that a client can claim
+        proxy_headers=False,  # clients are known by their keys, never by addresses that they can claim
     )
 
 
@@ -44,7 +61,7 @@ class Http(H11Protocol):
         self._watch = self.loop.call_later(SECONDS_WITHOUT_REQUEST, self._close_if_unused)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End to watch."""
+        """Stop watching."""
         self._watch.cancel()
         super().connection_lost(exc)
 
@@ -56,3 +73,21 @@ class Http(H11Protocol):
         if is_waiting:
             self._last_cycle = self.cycle
         self._watch = self.loop.call_later(SECONDS_WITHOUT_REQUEST, self._close_if_unused)
+
+
+class _DrainingServer(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On the first signal finish; on the second end."""
+        if self._engine.is_stopping or sig not in (signal.SIGINT, signal.SIGTERM):
+            super().handle_exit(sig, frame)
+            return
+
+        def drain() -> None:
+            self._engine.stop(SECONDS_TO_FINISH)
+            super(_DrainingServer, self).handle_exit(sig, frame)
+
+        threading.Thread(target=drain, name="drain", daemon=True).start()
