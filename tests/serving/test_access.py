@@ -19,6 +19,7 @@ KEYS = f"""
 keys:
   - name: alice
     key: {ALICE}
+    metrics: true
   - name: bob
     key: {BOB}
     requests_per_minute: 1000
@@ -91,6 +92,7 @@ def test_whether_the_server_is_there_and_its_page_need_no_key(of):
 def test_a_key_lets_in(of, scheme):
     assert of().get("/v1/models", headers={"Authorization": f"{scheme} {ALICE}"}).status_code == 200
     assert "goldfinch_" in of(ALICE).get("/metrics").text
+    assert of(BOB).get("/metrics").status_code == 403
 
 
 def test_contexts_and_cached_prompts_belong_to_their_key(of):

@@ -22,7 +22,7 @@ def test_the_python_of_the_docs_gets_its_answers(url, capsys):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the docs use curl")
 def test_the_commands_of_the_docs_make_ask_change_and_bring_back_a_context(url, lm, tmp_path):
     lm.save(tmp_path / "runs" / "quickstart")
-    _, commands = [block for kind, block in BLOCKS if kind == "sh"]
+    _, commands, _ = [block for kind, block in BLOCKS if kind == "sh"]
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands.replace(ADDRESS, url)],
         cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -57,7 +57,7 @@ class ContextOptions:
     def open_file(self, path: Path) -> "Context":
         """The content of a .gfc file; see `open`."""
         require_path(path)
-        _check_names(self.dtype, self.device)
+        check_dtype_and_device(self.dtype, self.device)
         if self.model is not None:
             require_model(self.model)
         from goldfinch.inference.context_file.description import read_description
@@ -89,7 +89,7 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
         UserError: as `goldfinch.load`, or `rope` has an unknown field.
     """
     folder = require_model(folder)
-    _check_names(dtype, device)
+    check_dtype_and_device(dtype, device)
 
     from goldfinch import load
 
@@ -103,7 +103,7 @@ def load_folder(folder: Path, dtype: str, device: str, rope: str | None) -> "Lan
     return load(folder, dtype, device, positions)
 
 
-def _check_names(dtype: str, device: str) -> None:
+def check_dtype_and_device(dtype: str, device: str) -> None:
     """Refuse names that do not exist before PyTorch is loaded."""
     check_dtype_name(dtype)
     check_device_name(device)

@@ -14,12 +14,13 @@ import tyro
 
 from goldfinch.argument_checks import num_bytes
 from goldfinch.cli.arguments import parse, require_model
-from goldfinch.cli.contexts import load_folder
+from goldfinch.cli.contexts import check_dtype_and_device
 from goldfinch.cli.units import size
 from goldfinch.errors import UserError
 
 if TYPE_CHECKING:
-    from goldfinch.serving.engine import Engine
+    from goldfinch.serving.middleware import HttpLimits
+    from goldfinch.serving.options import ServerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,14 @@ class Serve:
     """Seconds for a request, with reading its text and writing the answer; no limit by default."""
     cors_origin: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL ...")] = ()
     """Other sites whose pages may use it in a browser, such as https://example.com."""
+    replicas: int = 1
+    """Processes with the model, each with its share of the processors; a conversation stays with one of them. Needs
+    `pip install 'goldfinch[replicas]'`, as --ray does."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Run replicas on this Ray cluster: auto for the one of this machine, HOST:PORT, or ray://HOST:PORT. The model and
+    --contexts must be on all of its machines under the same paths."""
+    cpus_per_replica: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Processors for each replica; by default an equal share of all."""
     dtype: Annotated[str, tyro.conf.arg(metavar="auto|DTYPE")] = "auto"
     """Weight dtype, as for `goldfinch generate`."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|DEVICE")] = "auto"
@@ -67,24 +76,21 @@ class Serve:
         Raises:
             UserError: the model cannot be loaded, or the address cannot be listened on.
         """
-        from goldfinch.cache.budget import parse_budget
-
         max_stored = num_bytes("--contexts-size", self.contexts_size)
-        max_bytes = num_bytes("--memory", self.memory) if self.memory != "auto" else None
+        memory = num_bytes("--memory", self.memory) if self.memory != "auto" else None
         max_body = num_bytes("--max-body", self.max_body)
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UserError(f"--timeout must be more than 0 seconds, not {self.timeout}")
-        require_model(self.model)
+        self._check_replicas()
+        check_dtype_and_device(self.dtype, self.device)
+        model = require_model(self.model)
         try:
-            from goldfinch.serving.app import create_app
+            from goldfinch.serving.http_server import listen
         except ImportError as error:
             raise UserError(f"the server needs {error.name}: pip install 'goldfinch[serve]'") from error
         from goldfinch.serving.access import read_api_keys
-        from goldfinch.serving.context_store import ContextStore
-        from goldfinch.serving.engine import Engine
-        from goldfinch.serving.http_server import serve
         from goldfinch.serving.middleware import HttpLimits, is_local
-        from goldfinch.serving.server import Server
+        from goldfinch.serving.options import ServerOptions
 
         keys = read_api_keys(self.api_keys) if self.api_keys is not None else None
         limits = HttpLimits(
@@ -94,21 +100,55 @@ class Serve:
             cors_origins=self.cors_origin,
             only_local_names=is_local(self.host),
         )
+        with listen(self.host, self.port) as listener, self._folder() as folder:
+            options = ServerOptions(
+                model=model.resolve(),
+                name=self.model.name,
+                contexts=folder.resolve(),
+                max_stored_bytes=max_stored,
+                max_stored_bytes_by_owner=keys.max_context_bytes() if keys is not None else {},
+                memory=memory,
+                latents=None if self.latents == "model" else self.latents,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            if self.replicas == 1 and self.ray is None:
+                self._serve(options, limits, listener)
+            else:
+                self._serve_replicas(options, limits, listener)
+
+    def _serve(self, options: "ServerOptions", limits: "HttpLimits", listener: socket.socket) -> None:
+        from goldfinch.serving.app import create_app
+        from goldfinch.serving.http_server import serve
+
+        server = options.open()
+        app = create_app(server, limits)
+        engine = server.engine
+        memory = f"{size(engine.max_bytes)} for texts, {engine.bytes_per_token:,} bytes a token"
+        self._announce(listener, memory)
+        serve(app, engine, listener)
+
+    def _serve_replicas(self, options: "ServerOptions", limits: "HttpLimits", listener: socket.socket) -> None:
+        from goldfinch.ray_cluster import LOCAL
+        from goldfinch.serving.http_server import serve
+
         try:
-            listener = socket.create_server((self.host, self.port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"cannot listen on {self.host}:{self.port} ({error}): choose another --port") from error
-        with listener, self._folder() as folder:
-            lm = load_folder(self.model, self.dtype, self.device, rope=None)
-            if lm.tokenizer is None:
-                raise UserError(f"{self.model} has no tokenizer, so it cannot be asked in words")
-            memory = parse_budget("auto", lm.model.device) if max_bytes is None else max_bytes
-            engine = Engine(lm, memory, None if self.latents == "model" else self.latents)
-            store = ContextStore(folder, max_stored, keys.max_context_bytes() if keys is not None else None)
-            app = create_app(Server(engine, store, self.model.name), limits)
-            self._announce(engine, f"http://{self.host}:{listener.getsockname()[1]}", folder)
-            engine.start()
-            serve(app, engine, listener)
+            from goldfinch.serving.replicas.launch import started_replicas
+        except ImportError as error:
+            raise UserError(f"replicas need {error.name}: pip install 'goldfinch[replicas]'") from error
+        from goldfinch.serving.replicas.proxy import create_proxy
+
+        with started_replicas(self.ray or LOCAL, options, self.replicas, self.cpus_per_replica) as replicas:
+            app = create_proxy(replicas, options.open_contexts(), limits)
+            memory = "half of what is free" if options.memory is None else f"{self.memory} for each replica"
+            self._announce(listener, f"{memory}; {self.replicas} replicas")
+            serve(app, replicas, listener)
+
+    def _check_replicas(self) -> None:
+        if self.replicas < 1 or (self.cpus_per_replica or 1) < 1:
+            raise UserError("--replicas and --cpus-per-replica must be at least 1")
+        if self.ray is not None and self.contexts is None:
+            raise UserError("--ray needs --contexts FOLDER, a folder that is the same on all machines")
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -118,14 +158,12 @@ class Serve:
         with tempfile.TemporaryDirectory(prefix="goldfinch-contexts-") as folder:
             yield Path(folder)
 
-    def _announce(self, engine: "Engine", url: str, folder: Path) -> None:
+    def _announce(self, listener: socket.socket, memory: str) -> None:
+        url = f"http://{self.host}:{listener.getsockname()[1]}"
         body = json.dumps({"prompt": "Call me", "max_tokens": 32})
-        kept = f"in {folder}" if self.contexts is not None else "until the server ends (--contexts keeps them)"
+        kept = "until the server ends (--contexts keeps them)" if self.contexts is None else f"in {self.contexts}"
         print(f"serving {self.model} at {url}, until Ctrl-C")
-        print(
-            f"memory: {size(engine.max_bytes)} for texts, {engine.bytes_per_token:,} bytes a token; contexts: "
-            f"at most {self.contexts_size}, {kept}"
-        )
+        print(f"memory: {memory}; contexts: at most {self.contexts_size}, {kept}")
         key = "" if self.api_keys is None else " -H 'Authorization: Bearer KEY'"
         print(f"next: curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)
 

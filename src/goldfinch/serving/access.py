@@ -8,6 +8,7 @@ A file of keys is YAML:
         requests_per_minute: 60      # the limits may be left out
         tokens_per_minute: 100000
         max_context_bytes: 5GiB
+        metrics: true                # may see /metrics, which tells of all owners together
 
 Keys are kept as hashes, and nothing that is shown or logged has one.
 """
@@ -31,12 +32,12 @@ from goldfinch.json_yaml import read_yaml
 from goldfinch.serving.context_store import check_name
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.page import PREFIX
-from goldfinch.serving.statistics import Statistics
 from goldfinch.settings import from_plain
 
 MAX_FILE_BYTES = 1 << 20
 PUBLIC_PATHS = ("/", "/health")
 """What needs no key, with the files of the page: whether the server is there, and its page, which then asks for one."""
+METRICS_PATH = "/metrics"
 COMPUTING = re.compile(r"/v1/(completions|chat/completions|responses|contexts(/upload|/[^/]+/(append|truncate|fork))?)")
 """What makes the model read or write; the rest is answered though the tokens of a minute are used up."""
 
@@ -52,6 +53,8 @@ class ApiKey:
     """Tokens that the model reads and generates; those that are cached cost nothing."""
     max_context_bytes: int | None = None
     """Of all contexts that are stored."""
+    metrics: bool = False
+    """Whether it may see /metrics, which tells of all owners together."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -160,11 +163,11 @@ class Allowance:
 class _Account:
     """What the owner of a key has left."""
 
-    def __init__(self, key: ApiKey, statistics: Statistics) -> None:
-        self._key, self._statistics = key, statistics
+    def __init__(self, key: ApiKey, num_tokens: Callable[[str], int]) -> None:
+        self._key, self._num_tokens = key, num_tokens
         self._requests = None if key.requests_per_minute is None else Allowance(key.requests_per_minute)
         self._tokens = None if key.tokens_per_minute is None else Allowance(key.tokens_per_minute)
-        self._tokens_before = statistics.tokens_by_owner[key.name]
+        self._tokens_before = num_tokens(key.name)
 
     def admit(self, computes: bool) -> None:
         """Count a request.
@@ -176,7 +179,7 @@ class _Account:
             _refuse(self._requests.seconds_until(1), f"{self._key.requests_per_minute:,} requests a minute")
             self._requests.spend(1)
         if self._tokens is not None:
-            tokens = self._statistics.tokens_by_owner[self._key.name]
+            tokens = self._num_tokens(self._key.name)
             self._tokens.spend(tokens - self._tokens_before)
             self._tokens_before = tokens
             if computes:
@@ -200,12 +203,12 @@ class KeyCheck:
     Args:
         app: what it stands before.
         keys: all that there are.
-        statistics: of the engine, which counts the tokens of each owner.
+        num_tokens: name of an owner -> tokens that the model has read or generated for it.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, statistics: Statistics) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, num_tokens: Callable[[str], int]) -> None:
         self.app = app
-        self._keys, self._statistics = keys, statistics
+        self._keys, self._num_tokens = keys, num_tokens
         self._accounts: dict[str, _Account] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -230,8 +233,10 @@ class KeyCheck:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        if scope["path"] == METRICS_PATH and not key.metrics:
+            raise ApiError(403, "this API key may not see /metrics: the file of keys has to say `metrics: true` of it")
         if key.name not in self._accounts:
-            self._accounts[key.name] = _Account(key, self._statistics)
+            self._accounts[key.name] = _Account(key, self._num_tokens)
         computes = scope["method"] == "POST" and COMPUTING.fullmatch(scope["path"]) is not None
         self._accounts[key.name].admit(computes)
         return key.name

@@ -21,18 +21,25 @@ from goldfinch.serving.server import Server
 
 
 def create_app(server: Server, limits: HttpLimits | None = None) -> FastAPI:
-    """The application around an engine that runs."""
+    """The application around an engine that runs, for clients: its API, its page, and what it takes from whom."""
+    app = create_api(server)
+    engine = server.engine
+    metrics = Metrics(lambda: {"": engine.status()}, server.contexts)
+    add_middleware(app, limits or HttpLimits(), lambda owner: engine.statistics.tokens_by_owner[owner], metrics)
+    add_metrics_route(app, metrics)
+    mount_page(app)
+    return app
+
+
+def create_api(server: Server) -> FastAPI:
+    """The API alone, for those who have been let in: `scope["state"]["owner"]` says whose a request is."""
     # Without FastAPI's pages about the API, which load scripts from elsewhere.
     app = FastAPI(title="GoldFinch", version=__version__, docs_url=None, redoc_url=None, responses=ERROR_RESPONSES)
     answer_errors(app)
-    metrics = Metrics(server)
-    add_middleware(app, limits or HttpLimits(), server.engine, metrics)
-    add_metrics_route(app, metrics)
     _add_model_routes(app, server)
     add_answer_routes(app, server)
     add_response_routes(app, server)
     add_context_routes(app, server)
-    mount_page(app)
     return app
 
 

@@ -21,7 +21,7 @@ from goldfinch.inference.prefill import CHUNK_SIZE
 from goldfinch.model.accounting import account
 from goldfinch.serving.context_source import ContextSource
 from goldfinch.serving.radix_tree import Ids
-from goldfinch.serving.statistics import Statistics
+from goldfinch.serving.statistics import EngineStatus, Statistics
 from goldfinch.serving.tasks import GenerationTask, RequestCancelledError, Task
 
 _LOGGER = logging.getLogger("goldfinch")
@@ -91,6 +91,17 @@ class Engine:
     def num_waiting(self) -> int:
         """Requests that have not begun."""
         return len(self._waiting)
+
+    def status(self) -> EngineStatus:
+        """What it does now, and has done."""
+        return EngineStatus(
+            statistics=self.statistics.copy(),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_kept=len(self.contexts.cache),
+            max_bytes=self.max_bytes,
+            bytes_per_token=self.bytes_per_token,
+        )
 
     def start(self) -> None:
         """Begin to work."""

@@ -5,12 +5,13 @@ import signal
 import socket
 import threading
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from goldfinch.serving.engine import Engine
+from goldfinch.errors import UserError
 
 MAX_CONNECTIONS = 512
 """Requests on more are refused (503). Each takes a file descriptor, of which a process often has 1,024."""
@@ -22,14 +23,43 @@ SECONDS_TO_CLOSE = 1
 """For connections, when all answers are finished and the server ends."""
 
 
-def serve(app: FastAPI, engine: Engine, listener: socket.socket) -> None:
+class Stoppable(Protocol):
+    """What does the work: an engine, or replicas."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it takes nothing new."""
+
+    def stop(self, timeout: float) -> None:
+        """Finish what was asked for, for at most `timeout` seconds."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error}): choose another --port") from error
+
+
+def serve(app: FastAPI, worker: Stoppable, listener: socket.socket) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Then nothing new is taken (503, also from `/health`, so that others send no more), and what was asked before has 30
     seconds. A second signal ends at once.
     """
-    server = _DrainingServer(uvicorn_config(app), engine)
-    server.run([listener])
+    server = _DrainingServer(uvicorn_config(app), worker)
+    # When it has ended uvicorn raises the signal again, for whoever handled it before; but nothing is left to do.
+    before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run([listener])
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
 
 
 def uvicorn_config(app: FastAPI) -> uvicorn.Config:
@@ -76,18 +106,18 @@ class Http(H11Protocol):
 
 
 class _DrainingServer(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Stoppable) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._worker = worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal finish; on the second end."""
-        if self._engine.is_stopping or sig not in (signal.SIGINT, signal.SIGTERM):
+        if self._worker.is_stopping or sig not in (signal.SIGINT, signal.SIGTERM):
             super().handle_exit(sig, frame)
             return
 
         def drain() -> None:
-            self._engine.stop(SECONDS_TO_FINISH)
+            self._worker.stop(SECONDS_TO_FINISH)
             super(_DrainingServer, self).handle_exit(sig, frame)
 
         threading.Thread(target=drain, name="drain", daemon=True).start()

@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
@@ -13,24 +14,28 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from goldfinch.serving.context_store import ContextStore
-from goldfinch.serving.engine import Engine
-from goldfinch.serving.server import Server
-from goldfinch.serving.statistics import Distribution
+from goldfinch.serving.statistics import EngineStatus
 
 REQUEST_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS")
+
+
+Statuses = Callable[[], Mapping[str, EngineStatus]]
+"""What engines say of themselves, by the name of their replica; one alone has the name ""."""
 
 
 class Metrics:
     """The metrics of one server, in a registry of its own.
 
     Args:
-        server: what they are of.
+        statuses: of its engines.
+        contexts: where contexts are stored.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, statuses: Statuses, contexts: ContextStore) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(server.engine, server.contexts))
+        self.registry.register(EngineCollector(statuses))
+        self.registry.register(ContextCollector(contexts))
         ProcessCollector(registry=self.registry)
         self.request_seconds = Histogram(
             "goldfinch_request_duration_seconds",
@@ -42,63 +47,42 @@ class Metrics:
 
 
 class EngineCollector(Collector):
-    """What an engine and the folder of contexts say of themselves when they are asked.
+    """What engines say of themselves when they are asked.
 
     Args:
-        engine: the one.
-        contexts: the other.
+        statuses: of the engines.
     """
 
-    def __init__(self, engine: Engine, contexts: ContextStore) -> None:
-        self._engine, self._contexts = engine, contexts
+    def __init__(self, statuses: Statuses) -> None:
+        self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics but those of HTTP."""
-        yield from self._counters()
-        yield from self._gauges()
-        statistics = self._engine.statistics
-        yield _histogram(
-            "time_to_first_token", "Seconds from a request until an answer begins", statistics.seconds_to_first_token
-        )
-        yield _histogram(
-            "time_per_output_token",
-            "Mean seconds per token of an answer, after its first",
-            statistics.seconds_per_token,
-        )
+        """The metrics of each, those of replicas labelled with their names."""
+        families = dict[str, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]()
+        for name, status in self._statuses().items():
+            replica = {"replica": name} if name else {}
+            for kind, metric, help, own_labels, value in (*_counters(status), *_gauges(status), *_histograms(status)):
+                labels = own_labels | replica
+                if metric not in families:
+                    families[metric] = kind(f"goldfinch_{metric}", help, labels=[*labels])
+                families[metric].add_metric([*labels.values()], **value)
+        yield from families.values()
 
-    def _counters(self) -> Iterator[Metric]:
-        statistics = self._engine.statistics
-        for name, help, label, counts in (
-            ("prompt_tokens", "Tokens of prompts; replayed ones are some of those cached", "kind", "prompt_tokens"),
-            ("prompt_cache_misses", "Prompts of which nothing was in memory", "reason", "misses"),
-        ):
-            family = CounterMetricFamily(f"goldfinch_{name}", help, labels=[label])
-            for value, count in dict(getattr(statistics, counts)).items():  # copied: the engine's thread continues
-                family.add_metric([value], count)
-            yield family
-        worked = sum(dict(statistics.tokens_by_owner).values())
-        for name, help, count in (
-            ("generated_tokens", "Tokens of answers that are finished", statistics.generated_tokens),
-            ("computed_tokens", "Tokens read or generated, for prompts, contexts and answers, finished or not", worked),
-            ("decode_steps", "Passes over the weights for all answers together", statistics.steps),
-            ("memory_reclaims", "Times that memory was taken from contexts that were kept", statistics.num_reclaimed),
-            ("paused_answers", "Times that an answer was put aside for want of memory", statistics.num_paused),
-        ):
-            yield CounterMetricFamily(f"goldfinch_{name}", help, value=count)
 
-    def _gauges(self) -> Iterator[Metric]:
-        engine, contexts = self._engine, self._contexts
+class ContextCollector(Collector):
+    """What the folder of contexts says of itself when it is asked.
+
+    Args:
+        contexts: the folder.
+    """
+
+    def __init__(self, contexts: ContextStore) -> None:
+        self._contexts = contexts
+
+    def collect(self) -> Iterator[Metric]:
+        """Number and size of the files."""
+        contexts = self._contexts
         for name, help, value in (
-            ("requests_running", "Requests that are being read or answered", engine.num_running),
-            ("requests_waiting", "Requests that have not begun", engine.num_waiting),
-            (
-                "contexts_in_memory",
-                "Contexts that are kept for prompts that begin like them",
-                len(engine.contexts.cache),
-            ),
-            ("context_memory_bytes", "Memory of all contexts, when it was last measured", engine.statistics.nbytes),
-            ("context_memory_limit_bytes", "Memory that all contexts may take", engine.max_bytes),
-            ("context_bytes_per_token", "Ids and latents of a token in a new context", engine.bytes_per_token),
             ("stored_contexts", "Contexts in the folder", len(contexts)),
             ("stored_context_bytes", "Size of their files", contexts.nbytes),
             ("stored_context_limit_bytes", "Size that their files may have", contexts.max_bytes),
@@ -106,10 +90,58 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(f"goldfinch_{name}", help, value=value)
 
 
-def _histogram(name: str, help: str, values: Distribution) -> HistogramMetricFamily:
-    bounds = [*(str(bound) for bound in values.bounds), "+Inf"]
-    buckets = list(zip(bounds, map(float, itertools.accumulate(list(values.counts))), strict=True))
-    return HistogramMetricFamily(f"goldfinch_{name}_seconds", help, buckets=buckets, sum_value=values.sum)
+# Kind, name, description, labels, and what `add_metric` takes.
+_Sample = tuple[Any, str, str, dict[str, str], dict[str, Any]]
+
+
+def _counters(status: EngineStatus) -> Iterator[_Sample]:
+    statistics = status.statistics
+    for name, help, label, counts in (
+        ("prompt_tokens", "Tokens of prompts; replayed ones are some of those cached", "kind", "prompt_tokens"),
+        ("prompt_cache_misses", "Prompts of which nothing was in memory", "reason", "misses"),
+    ):
+        for key, count in getattr(statistics, counts).items():
+            yield CounterMetricFamily, name, help, {label: key}, {"value": count}
+    worked = sum(statistics.tokens_by_owner.values())
+    for name, help, count in (
+        ("generated_tokens", "Tokens of answers that are finished", statistics.generated_tokens),
+        ("computed_tokens", "Tokens read or generated, for prompts, contexts and answers, finished or not", worked),
+        ("decode_steps", "Passes over the weights for all answers together", statistics.steps),
+        ("memory_reclaims", "Times that memory was taken from contexts that were kept", statistics.num_reclaimed),
+        ("paused_answers", "Times that an answer was put aside for want of memory", statistics.num_paused),
+    ):
+        yield CounterMetricFamily, name, help, {}, {"value": count}
+
+
+def _gauges(status: EngineStatus) -> Iterator[_Sample]:
+    for name, help, value in (
+        ("requests_running", "Requests that are being read or answered", status.num_running),
+        ("requests_waiting", "Requests that have not begun", status.num_waiting),
+        ("contexts_in_memory", "Contexts that are kept for prompts that begin like them", status.num_kept),
+        ("context_memory_bytes", "Memory of all contexts, when it was last measured", status.statistics.nbytes),
+        ("context_memory_limit_bytes", "Memory that all contexts may take", status.max_bytes),
+        ("context_bytes_per_token", "Ids and latents of a token in a new context", status.bytes_per_token),
+    ):
+        yield GaugeMetricFamily, name, help, {}, {"value": value}
+
+
+def _histograms(status: EngineStatus) -> Iterator[_Sample]:
+    statistics = status.statistics
+    for name, help, values in (
+        (
+            "time_to_first_token_seconds",
+            "Seconds from a request until an answer begins",
+            statistics.seconds_to_first_token,
+        ),
+        (
+            "time_per_output_token_seconds",
+            "Mean seconds per token of an answer, after its first",
+            statistics.seconds_per_token,
+        ),
+    ):
+        bounds = [*(str(bound) for bound in values.bounds), "+Inf"]
+        buckets = list(zip(bounds, map(float, itertools.accumulate(values.counts)), strict=True))
+        yield HistogramMetricFamily, name, help, {}, {"buckets": buckets, "sum_value": values.sum}
 
 
 def add_metrics_route(app: FastAPI, metrics: Metrics) -> None:

@@ -6,7 +6,7 @@ All of it is plain ASGI, which streams pass through unchanged.
 import asyncio
 import dataclasses
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -16,7 +16,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from goldfinch.serving.access import ApiKeys, KeyCheck
-from goldfinch.serving.engine import Engine
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.events import event_line
 from goldfinch.serving.metrics import Metrics, RequestMetrics
@@ -45,14 +44,21 @@ class HttpLimits:
     elsewhere cannot do that, even if its own name leads here."""
 
 
-def add_middleware(app: FastAPI, limits: HttpLimits, engine: Engine, metrics: Metrics) -> None:
-    """Put all of it before an application's routes."""
+def add_middleware(app: FastAPI, limits: HttpLimits, num_tokens: Callable[[str], int], metrics: Metrics) -> None:
+    """Put all of it before an application's routes.
+
+    Args:
+        app: the application.
+        limits: what it takes from whom.
+        num_tokens: name of an owner -> tokens that the model has read or generated for it.
+        metrics: where requests are counted.
+    """
     # What is added last comes first.
     if limits.timeout is not None:
         app.add_middleware(RequestTimeout, seconds=limits.timeout)
     app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes, seconds=limits.seconds_to_send_body)
     if limits.keys is not None:
-        app.add_middleware(KeyCheck, keys=limits.keys, statistics=engine.statistics)
+        app.add_middleware(KeyCheck, keys=limits.keys, num_tokens=num_tokens)
     else:
         app.add_middleware(SameSite, cors_origins=limits.cors_origins, only_local_names=limits.only_local_names)
     if limits.cors_origins:
@@ -142,7 +148,7 @@ class RequestTimeout:
 
         async def send_watched(message: Message) -> None:
             nonlocal is_begun, is_complete
-            if message["type"] == "http.response.start" and not _is_event_stream(message):
+            if message["type"] == "http.response.start" and not is_event_stream(message):
                 timeout.reschedule(None)
             await send(message)
             is_begun = True
@@ -167,7 +173,8 @@ class RequestTimeout:
                 await send({"type": "http.response.body", "body": event_line(error.body).encode(), "more_body": False})
 
 
-def _is_event_stream(message: Message) -> bool:
+def is_event_stream(message: Message) -> bool:
+    """Whether the answer that begins with a message is one of server-sent events."""
     return Headers(raw=message["headers"]).get("Content-Type", "").startswith("text/event-stream")
 
 

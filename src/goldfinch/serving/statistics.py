@@ -31,6 +31,12 @@ class Distribution:
         self.sum = 0.0
         """Of all values."""
 
+    def copy(self) -> "Distribution":
+        """The same as it is now."""
+        other = Distribution(self.bounds)
+        other.counts, other.sum = list(self.counts), self.sum
+        return other
+
     def add(self, value: float) -> None:
         """Count a value."""
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
@@ -63,6 +69,31 @@ class Statistics:
     seconds_per_token: Distribution = dataclasses.field(default_factory=lambda: Distribution(SECONDS_PER_TOKEN))
     """Mean of an answer, after its first token."""
 
+    def copy(self) -> "Statistics":
+        """The same as it is now, which the engine's thread does not change; from any thread."""
+        other = dataclasses.replace(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Counter | Distribution):
+                setattr(other, name, Counter(dict(value)) if isinstance(value, Counter) else value.copy())
+        return other
+
     def count(self, prompt: PromptCounts) -> None:
         """Add the tokens of a prompt."""
         self.prompt_tokens.update(dataclasses.asdict(prompt))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineStatus:
+    """An engine as it is now."""
+
+    statistics: Statistics
+    num_running: int
+    """Requests that are being read or answered."""
+    num_waiting: int
+    """Requests that have not begun."""
+    num_kept: int
+    """Contexts that are kept in memory for prompts that begin like them."""
+    max_bytes: int
+    """Memory for all contexts."""
+    bytes_per_token: int
+    """Of ids and latents in new contexts."""
