@@ -17,7 +17,7 @@ SECONDS_TO_CONNECT = 5.0
 
 @contextlib.contextmanager
 def connected_to_ray(address: str, min_cpus: int = 1) -> Iterator[None]:
-    """Be connected to Ray until the end of the block.
+    """Be connected to Ray until the end of the block; if this process is already, it stays as it is.
 
     Args:
         address: "local" starts one for this process on this machine, which ends with it; "auto" is the cluster that
@@ -32,6 +32,9 @@ def connected_to_ray(address: str, min_cpus: int = 1) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise UserError(f"this needs {error.name}: pip install 'goldfinch[replicas]'") from error
+    if ray.is_initialized():
+        yield
+        return
     _check_reachable(address)
     try:
         if address == LOCAL:

@@ -168,7 +168,7 @@ def test_tokens_of_another_vocabulary_and_missing_files_are_refused_and_nothing_
 def test_memory_does_not_grow_with_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_indexed(tmp_path / "a.idx", ([np.full(1000, 7), np.array([256])] for _ in range(4000)), 257)
     monkeypatch.setattr(indexed_dataset, "BLOCK", 1 << 12)
-    monkeypatch.setattr("goldfinch.data.prepare.BATCH_LENGTH", 1 << 15)
+    monkeypatch.setattr("goldfinch.data.sources.BATCH_LENGTH", 1 << 15)
     tracemalloc.start()
     try:
         report = prepare([tmp_path / "a.idx"], tmp_path / "d", ByteTokenizer())

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from goldfinch.data import documents as documents_module
-from goldfinch.data import prepare as module
-from goldfinch.data import train_validation_split
+from goldfinch.data import sources, train_validation_split
 from goldfinch.data.moby_dick import moby_dick
 from goldfinch.data.prepare import PrepareReport, Progress, prepare, train_tokenizer
 from goldfinch.data.shards import SPLITS, Split, TokenDataset, verify
@@ -60,7 +59,7 @@ def test_split_depends_on_seed_and_place_alone(tmp_path: Path, monkeypatch: pyte
     one = json_lines(tmp_path / "a.jsonl", texts)
     for i, name in enumerate(("x", "y", "z")):
         prepare([one], tmp_path / name, ByteTokenizer(), validation_fraction=0.05, seed=i // 2)
-        monkeypatch.setattr(module, "BATCH_LENGTH", 10)
+        monkeypatch.setattr(sources, "BATCH_LENGTH", 10)
     x, y, z = (documents_of(tmp_path / name, "validation") for name in ("x", "y", "z"))
     assert x == y != z
     # What is added at the end of many documents does not move what was there.
@@ -172,7 +171,7 @@ def test_trained_tokenizer_sees_a_share_of_each_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
 def test_memory_does_not_grow_with_the_input(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents_module, "MAX_PIECE_CHARACTERS", 1 << 15)
-    monkeypatch.setattr(module, "BATCH_LENGTH", 1 << 15)
+    monkeypatch.setattr(sources, "BATCH_LENGTH", 1 << 15)
     path = tmp_path / f"big{suffix}"
     line = "All work and no play makes Jack a dull boy.\n" * 200
     with path.open("w") as file:

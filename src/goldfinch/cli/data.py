@@ -52,6 +52,10 @@ class Prepare:
     """Random seed for the choice of validation documents."""
     overwrite: bool = False
     """Overwrite the data directory if it exists."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Read and encode the files on this Ray cluster, a file at a time on each processor: local for this machine, auto
+    for the cluster that it belongs to, HOST:PORT, or ray://HOST:PORT. The same is written, and by this process. Needs
+    `pip install 'goldfinch[replicas]'`, and the files under the same paths on all machines."""
     text: Annotated[TextFileOptions, tyro.conf.arg(name="")] = TextFileOptions()
     """Which files are read, and how."""
 
@@ -92,6 +96,7 @@ class Prepare:
                 chat_template=template,
                 loss_on=self.loss_on,
                 overwrite=self.overwrite,
+                ray=self.ray,
                 on_progress=display.advance,
                 on_error=skipped,
             )

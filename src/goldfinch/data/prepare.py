@@ -2,24 +2,23 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
-
-import numpy as np
+from typing import Literal
 
 from goldfinch.data.chat_template import ChatTemplate
-from goldfinch.data.documents import Document, input_bytes, read_documents
-from goldfinch.data.indexed_dataset import IndexedDataset, TokenDocument, is_index_file
+from goldfinch.data.documents import Document, read_documents
+from goldfinch.data.indexed_dataset import is_index_file
+from goldfinch.data.ray_source import RaySource
 from goldfinch.data.shard_writer import check_output, write_dataset
 from goldfinch.data.shards import SPLITS, Split
+from goldfinch.data.sources import IndexedSource, Source, TextSource, in_batches
 from goldfinch.data.stream import Stream, first_documents
 from goldfinch.data.tokenizers import BpeTokenizer, Tokenizer
-from goldfinch.data.train_validation_split import D, Splitter
+from goldfinch.data.train_validation_split import Splitter
 from goldfinch.errors import UserError
-
-# Documents are encoded together up to this many characters (or tokens): enough for several threads.
-BATCH_LENGTH = 1 << 20
+from goldfinch.ray_cluster import connected_to_ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +105,7 @@ def prepare(
     chat_template: ChatTemplate | None = None,
     loss_on: Literal["all", "answers"] = "all",
     overwrite: bool = False,
+    ray: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_error: Callable[[str], None] | None = None,
 ) -> PrepareReport:
@@ -127,6 +127,8 @@ def prepare(
         chat_template: how conversations are written; saved in `output` if there are any. None: as RWKV's chat models.
         loss_on: answers: models that train on this data learn the answers of conversations, and all other text.
         overwrite: replace `output` if it is a data directory.
+        ray: read and encode the files on Ray, each by a process: the address of a cluster that sees them under the same
+            paths, or "local" for processes of this machine. What is written is the same, and is written here.
         on_progress: called after each batch of documents.
         on_error: called with "file:line: reason" for each document that is skipped. None: the first one raises.
 
@@ -146,10 +148,10 @@ def prepare(
         on_error(message)
 
     chat_template = chat_template or ChatTemplate()
-    source: _Source = (
-        _IndexedSource(files, tokenizer)
+    source: Source = (
+        IndexedSource(files, tokenizer)
         if any(map(is_index_file, files))
-        else _TextSource(files, text_field, encodings, chat_template, tokenizer, loss_on == "answers")
+        else TextSource(files, text_field, encodings, chat_template, tokenizer, loss_on == "answers")
     )
     splitter = _plan(source, validation_fraction, seed, strict=on_error is None)
     report: dict[Split, SplitReport] = {split: SplitReport() for split in SPLITS}
@@ -157,10 +159,15 @@ def prepare(
     saved_template = chat_template if source.has_chat else None
     if loss_on == "answers" and not source.has_chat:
         raise UserError("--loss-on answers needs conversations, and the files begin without any: leave it out")
-    with write_dataset(
-        output, tokenizer, overwrite=overwrite, chat_template=saved_template, has_answers=loss_on == "answers"
-    ) as writers:
-        for batch in _batches(splitter.assign(source.read(skip))):
+    if ray is not None:
+        source = _on_ray(source, splitter)
+    with (
+        nullcontext() if ray is None else connected_to_ray(ray),
+        write_dataset(
+            output, tokenizer, overwrite=overwrite, chat_template=saved_template, has_answers=loss_on == "answers"
+        ) as writers,
+    ):
+        for batch in in_batches(splitter.assign(source.read(skip)), lambda item: item[1].length):
             encoded = source.encode([document for _, document in batch])
             for (split, document), (ids, text_bytes, answers) in zip(batch, encoded, strict=True):
                 report[split].tokens += writers[split].append(
@@ -200,102 +207,10 @@ def prepare_stream(
     return PrepareReport(splits={"validation": report}, skipped=0, cut=None)
 
 
-class _Encoded(NamedTuple):
-    """A document as tokens."""
-
-    ids: Sequence[int] | np.ndarray
-    """Without the end of text."""
-    text_bytes: int
-    """UTF-8 bytes of the text."""
-    answers: np.ndarray | None = None
-    """Whether the loss is on each id; None: on all."""
-
-
-class _Source(Protocol):
-    """Where documents come from, and how they become tokens."""
-
-    files: Sequence[Path]
-    size: int  # of the files, in bytes
-    has_chat: bool  # whether a conversation was read so far
-
-    def read(self, on_error: Callable[[str], None] | None) -> Iterator[Any]:
-        """The documents in order; may be called several times."""
-
-    def encode(self, documents: Sequence[Any]) -> Iterable["_Encoded"]:
-        """Each document as tokens."""
-
-
-class _TextSource:
-    has_chat = False
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        text_field: str,
-        encodings: Mapping[Path, str] | None,
-        chat_template: ChatTemplate,
-        tokenizer: Tokenizer,
-        find_answers: bool,
-    ) -> None:
-        self.files, self._tokenizer, self._find_answers = files, tokenizer, find_answers
-        self._text_field, self._encodings, self._chat_template = text_field, encodings, chat_template
-        for file in files:
-            if file.suffix == ".bin" and (index := file.with_suffix(".idx")).exists():
-                raise UserError(f"{file} holds the tokens of an indexed dataset: name its index, {index}")
-        read_documents(files)  # reports missing files
-        self.size = input_bytes(files)
-
-    def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:
-        for document in read_documents(
-            self.files, self._text_field, on_error, self._encodings, self._chat_template, self._find_answers
-        ):
-            self.has_chat |= document.is_chat
-            yield document
-
-    def encode(self, documents: Sequence[Document]) -> Iterator[_Encoded]:
-        # Together: faster. Conversations have special tokens, one by one.
-        texts = iter(self._tokenizer.encode_batch([document.text for document in documents if not document.is_chat]))
-        for document in documents:
-            ids, answers = self._encode_chat(document) if document.is_chat else (next(texts), None)
-            yield _Encoded(ids, len(document.text.encode()), answers)
-
-    def _encode_chat(self, document: Document) -> tuple[list[int], np.ndarray | None]:
-        """The ids of a conversation, and which of them are answers, if they are looked for."""
-        if not self._find_answers:
-            return self._tokenizer.encode(document.text, special_tokens=True), None
-        # Part by part, as in a chat, where answers follow what is tokenised already.
-        borders = [0, *itertools.chain.from_iterable(document.answers), len(document.text)]
-        ids: list[int] = []
-        answers: list[bool] = []
-        for number, (start, stop) in enumerate(itertools.pairwise(borders)):
-            part = self._tokenizer.encode(document.text[start:stop], special_tokens=True)
-            ids += part
-            answers += [number % 2 == 1] * len(part)
-        return ids, np.array(answers, dtype=bool)
-
-
-class _IndexedSource:
-    """Indexed datasets, which are tokens already."""
-
-    has_chat = False
-
-    def __init__(self, files: Sequence[Path], tokenizer: Tokenizer) -> None:
-        texts = [file for file in files if not is_index_file(file)]
-        if texts:
-            raise UserError(f"{texts[0]} is text and others are .idx files: prepare them separately and train on both")
-        self.files, self._tokenizer = files, tokenizer
-        self._datasets = [IndexedDataset(file) for file in files]
-        self.size = sum(dataset.size for dataset in self._datasets)
-        self._token_bytes = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
-
-    def read(self, on_error: Callable[[str], None] | None) -> Iterator[TokenDocument]:
-        before = 0
-        for dataset in self._datasets:
-            yield from dataset.read(self._tokenizer.vocab_size, self._tokenizer.end_of_text, before)
-            before += dataset.size
-
-    def encode(self, documents: Sequence[TokenDocument]) -> Iterator[_Encoded]:
-        return (_Encoded(document.ids, int(self._token_bytes[document.ids].sum())) for document in documents)
+def _on_ray(source: Source, splitter: Splitter) -> RaySource:
+    if not isinstance(source, TextSource):
+        raise UserError("--ray is for text: the tokens of .idx files are only copied, so leave it out")
+    return RaySource(source, splitter.cut.name if splitter.cut else None)
 
 
 def _sample(documents: Iterable[Document], characters: int) -> Iterator[str]:
@@ -306,23 +221,10 @@ def _sample(documents: Iterable[Document], characters: int) -> Iterator[str]:
             return
 
 
-def _plan(source: _Source, fraction: float, seed: int, *, strict: bool) -> Splitter:
+def _plan(source: Source, fraction: float, seed: int, *, strict: bool) -> Splitter:
     bad: list[str] = []
     splitter = Splitter.plan(source.read(None if strict else bad.append), fraction, seed)
     if splitter is None:
         reason = f": all {len(bad)} are bad, the first one: {bad[0]}" if bad else ""
         raise UserError(f"no documents found in {', '.join(map(str, source.files))}{reason}")
     return splitter
-
-
-def _batches(documents: Iterable[tuple[Split, D]]) -> Iterator[list[tuple[Split, D]]]:
-    batch: list[tuple[Split, D]] = []
-    length = 0
-    for split, document in documents:
-        batch.append((split, document))
-        length += document.length
-        if length >= BATCH_LENGTH:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch
