@@ -176,7 +176,7 @@ def test_contexts_together_may_not_be_larger_than_a_key_allows(lm, tmp_path):
     context = lm.read(TEXT)
     context.save(tmp_path / "size.gfc")
     size = (tmp_path / "size.gfc").stat().st_size
-    store = ContextStore(tmp_path / "contexts", 1 << 30, {"bob": size + context.sequence.key_cache.nbytes - 1})
+    store = ContextStore(tmp_path / "contexts", 1 << 30, {"bob": size * 3 // 2})
     first = store.add("bob", context, None)
     with pytest.raises(NoRoomError, match="delete a context"):
         store.add("bob", context.fork(), None)
@@ -238,7 +238,7 @@ def test_the_file_in_the_documentation_is_read(tmp_path):
     (tmp_path / "keys.yaml").write_text(content)
     keys = read_api_keys(tmp_path / "keys.yaml")
     assert keys.find(b"a-text-of-16-characters-or-more") == ApiKey(
-        name="alice", requests_per_minute=60, tokens_per_minute=100_000, max_context_bytes=5 << 30
+        name="alice", requests_per_minute=60, tokens_per_minute=100_000, max_context_bytes=5 << 30, metrics=True
     )
     assert keys.find(b"another-text-that-nobody-can-guess") == ApiKey(name="bob")
     assert keys.find(b"") is None

@@ -11,10 +11,14 @@ import time
 import urllib.error
 import urllib.request
 
+import httpx
 import openai
 import pytest
+import torch
 
 from goldfinch.cli.main import run
+from goldfinch.data.tokenizers import ByteTokenizer
+from goldfinch.inference.language_model import LanguageModel
 from goldfinch.inference.sampling import Sampling
 from goldfinch.serving.engine import Engine
 from goldfinch.serving.tasks import Answer, GenerationTask, RequestCancelledError
@@ -185,3 +189,15 @@ def test_a_port_that_is_taken_is_named(lm, tmp_path, capsys):
         port = taken.getsockname()[1]
         assert run(["serve", str(tmp_path / "model"), "--port", str(port)]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_model_whose_weights_are_corrupt_is_the_servers_fault(served, small_config, small_model, tmp_path):
+    model = small_model(small_config("finch_c2", "gold", vocab_size=257), torch.float32)
+    model.head.weight.data[7] = torch.nan
+    engine = Engine(LanguageModel(model, ByteTokenizer()), max_bytes=1 << 28)
+    engine.start()
+    with served(engine, tmp_path) as url:
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "Call me", "max_tokens": 4})
+    engine.stop(10)
+    assert answer.status_code == 500
+    assert "weights are corrupt" in answer.json()["error"]["message"]

@@ -14,6 +14,10 @@ GREEDY_BELOW = 1e-6
 """Below this temperature the most likely token is certain, and dividing by it would overflow."""
 
 
+class NanLogitsError(UserError):
+    """The model is at fault, not what it is asked."""
+
+
 class Sampler:
     """Samples the tokens of one sequence, one after another; remembers them for the penalties.
 
@@ -42,11 +46,12 @@ class Sampler:
             allowed: (V,) bool, on the CPU: which tokens may be chosen; None for all.
 
         Raises:
-            UserError: a logit is NaN, a token of `logit_bias` is not in the vocabulary, or no token is left.
+            NanLogitsError: a logit is NaN.
+            UserError: a token of `logit_bias` is not in the vocabulary, or no token is left.
         """
         logits = logits.float().cpu()
         if logits.max().isnan():
-            raise UserError("the model's logits contain NaN: its weights are corrupt, or overflow in this dtype")
+            raise NanLogitsError("the model's logits contain NaN: its weights are corrupt, or overflow in this dtype")
         logits = self._adjusted(logits)
         if allowed is not None:
             logits = logits.where(allowed, -torch.inf)

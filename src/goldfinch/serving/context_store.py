@@ -246,7 +246,9 @@ class ContextStore:
         write_text(self._note_path(id), json.dumps(dataclasses.asdict(note), ensure_ascii=False))
 
     def _save(self, id: str, context: Context, note: Note) -> None:
-        with self._reserved(note.owner, nbytes := context.sequence.key_cache.nbytes, but_not=id):
+        usage = context.memory_usage()
+        nbytes = usage.key_cache + usage.state + usage.snapshots
+        with self._reserved(note.owner, nbytes, but_not=id):
             self._make_room(nbytes, but_not=id)
             self._write_note(id, note)  # before the file, which then has an owner from its beginning
             try:
@@ -254,7 +256,7 @@ class ContextStore:
             finally:
                 if not self._path(id).exists():
                     self._note_path(id).unlink(missing_ok=True)
-        self._make_room(0, but_not=id)  # with its states the file is larger than that
+        self._make_room(0, but_not=id)  # with its description the file is a little larger
 
     @contextlib.contextmanager
     def _reserved(self, owner: str, needed: int, but_not: str = "") -> Iterator[None]:

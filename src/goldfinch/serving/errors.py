@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from goldfinch.errors import UserError
+from goldfinch.inference.sampler import NanLogitsError
 from goldfinch.serving.context_store import ConflictError, NoRoomError, NotFoundError
 from goldfinch.serving.engine import QueueFullError, StoppingError, TooLargeError
 from goldfinch.serving.tasks import RequestCancelledError
@@ -28,6 +29,7 @@ _KNOWN: list[tuple[type[Exception], int, str, str | None, str]] = [
     (NotFoundError, 404, "invalid_request_error", None, ""),
     (ConflictError, 409, "invalid_request_error", None, ""),
     (NoRoomError, 413, "invalid_request_error", None, ""),
+    (NanLogitsError, 500, "server_error", None, ""),
     (UserError, 400, "invalid_request_error", None, ""),
 ]
 
