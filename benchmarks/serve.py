@@ -6,7 +6,7 @@ them share, completions, streams that are cut off at random, one greedy completi
 stay the same, and requests that must be refused. Times are the client's.
 
 `--requests 1000 --memory 128MiB` is the test of endurance: no error, resident memory that grows by less than 5 % after
-the first 200, and as many open files afterwards as before. They are read from the server's `/metrics`. Contexts are kept
+the first 200, and as many open files afterwards as before, as the server's `/metrics` say. Contexts are kept
 for prompts to come until they fill `--memory`: with little of it they have by then.
 """
 
