@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,6 +82,7 @@ def main() -> None:
         ):
             with server as url:
                 rows.append([name, repeat, *asyncio.run(measure(url, options, shape.vocab_size))])
+                print(*rows[-1], file=sys.stderr, flush=True)  # the whole takes minutes
     columns = ["server", "repeat", "text read, s"]
     columns += [f"{turn} turn: {what}" for turn in ("first", "second") for what in ("s", "tokens/s")]
     report(

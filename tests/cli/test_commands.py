@@ -75,6 +75,8 @@ MISTAKES = [
     "generate hf:nosuch x",
     "export gguf model -o x.gguf --dtype fp8",
     "upgrade nosuch.pth --gold append:1 -o x",
+    "quantize nosuch -o x",
+    "quantize model -o x --weights int3",
     "train --resume nosuch",
     "train --initial nosuch --data x -o y",
     "train --config nosuch.yaml",

@@ -58,7 +58,8 @@ int main(int, char** names) {
     const Size rows = sizes[0], count = sizes[1], width = sizes[2];
     const auto x = next<float>(in), w = next<float>(in);
     std::vector<float> y(rows * count);
-    linear_float32(w.data(), rows, count, width, 2, x.data(), y.data());
+    const Matrix<float> matrix{w.data(), nullptr, nullptr};
+    linear_float32(&matrix, rows, count, width, 2, x.data(), y.data());
     put(out, y);
 #endif
 }

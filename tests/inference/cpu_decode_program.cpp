@@ -11,18 +11,22 @@ struct Numbers {
 };
 
 template <typename W>
-void check(Size width, Size heads, Size channel, Size sequences, Size length, int threads, bool finch) {
+void check(Size width, Size heads, Size channel, Size sequences, Size length, int threads, bool finch, bool quantized) {
     Numbers<W> numbers;
+    Numbers<std::int8_t> codes;
     Numbers<float> floats;
     const auto norm = [&](Size groups) { return Norm<W>{numbers.take(width), numbers.take(width), groups, 1e-5}; };
     const auto low_rank = [&](Size rank, Size outputs) {
         return LowRank<W>{numbers.take(width * rank * outputs), numbers.take(width * rank * outputs), rank, outputs};
     };
-    const auto matrix = [&](Size rows, Size columns) { return numbers.take(rows * columns); };
+    const auto matrix = [&](Size rows, Size columns) {
+        if (quantized) return Matrix<W>{nullptr, codes.take(rows * columns), floats.take(rows)};
+        return Matrix<W>{numbers.take(rows * columns), nullptr, nullptr};
+    };
     const Shift<W> shift{numbers.take(width), numbers.take(5 * width), low_rank(16, 5)};
     const LowRank<W> none{nullptr, nullptr, 0, 0};
     const Layer<W> layer{norm(1), shift, 3, 1, 2, 0, 4, matrix(width, width), matrix(width, width),
-                         matrix(width, width), finch ? matrix(width, width) : nullptr, numbers.take(width),
+                         matrix(width, width), finch ? matrix(width, width) : Matrix<W>{}, numbers.take(width),
                          low_rank(16, 1), finch ? none : low_rank(32, 1), finch ? numbers.take(width) : nullptr,
                          !finch, heads, norm(1), {}, norm(finch ? heads : 1), matrix(width, width), norm(1),
                          numbers.take(width), numbers.take(width), matrix(width, width), matrix(channel, width),
@@ -34,8 +38,8 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
     // Two blocks of kept keys and values, of which the newest tokens fill the second.
     const Size latent_width = 7, block_size = 33, vocab_size = 5;
     const std::vector<float> velocity(width / heads / 2, 1);
-    Outside<W> outside{matrix(vocab_size, width), vocab_size, norm(1), matrix(latent_width, width),
-                       matrix(width, width + latent_width), latent_width, velocity.data(), norm(1)};
+    Outside<W> outside{matrix(vocab_size, width), vocab_size, norm(1), numbers.take(latent_width * width),
+                       numbers.take(width * (width + latent_width)), latent_width, velocity.data(), norm(1)};
     const std::vector<Size> ids(2 * count, vocab_size - 1);
     W *below = numbers.take(count * width), *above = numbers.take(count * width);
     std::vector<float> x(count * width, 0.5f), q(count * width), logits(count * channel);
@@ -69,10 +73,11 @@ void check(Size width, Size heads, Size channel, Size sequences, Size length, in
 }
 
 int main() {
+    for (const bool quantized : {true, false})
     for (const bool finch : {true, false})
         for (const int threads : {1, 3}) {
-            check<float>(32, 2, 48, 1, 1, threads, finch);
-            check<float>(32, 2, 48, 3, 2, threads, finch);
-            check<bfloat16>(48, 1, 16, 1, 7, threads, finch);
+            check<float>(32, 2, 48, 1, 1, threads, finch, quantized);
+            check<float>(32, 2, 48, 3, 2, threads, finch, quantized);
+            check<bfloat16>(48, 1, 16, 1, 7, threads, finch, quantized);
         }
 }

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import goldfinch as gf
+from goldfinch.checkpoint.quantize import quantize
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.cpu import build
 from goldfinch.inference.context import Context
 from goldfinch.inference.cpu_decode import MAX_TOKENS, MAX_TOKENS_IF_FASTER, decoder, fused_decoder
+from goldfinch.layers.quantized import QuantizedLinear
 from goldfinch.mixers import SharedKeys
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
@@ -22,6 +24,18 @@ PLANS = {
     "Finch below GOLD": ("finch", "gold"),
 }
 pytestmark = pytest.mark.skipif(build.compiled(decoder.SOURCE, decoder.NAME) is None, reason="no C++ compiler")
+
+
+@pytest.fixture(params=["as they are", "int8"])
+def prepared(request):
+    """prepared(model) -> the same, perhaps with quantized weights."""
+
+    def prepare(model):
+        if request.param == "int8":
+            quantize(model)
+        return model
+
+    return prepare
 
 
 def model_of(plan, dtype=torch.float32, **sizes):
@@ -51,11 +65,11 @@ def assert_close(actual, expected, tolerance):
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_outputs_and_states_are_those_of_the_modules(plan, threads, dtype, monkeypatch):
+def test_outputs_and_states_are_those_of_the_modules(plan, threads, dtype, prepared, monkeypatch):
     torch.manual_seed(0)
-    model = model_of(PLANS[plan], dtype)
+    model = prepared(model_of(PLANS[plan], dtype))
     # bf16 rounds after every operation in PyTorch, here only at the end: compared with the same weights in fp32.
-    truth, tolerance = model_of(PLANS[plan]), 2e-5
+    truth, tolerance = prepared(model_of(PLANS[plan])), 2e-5
     if dtype == torch.bfloat16:
         truth.load_state_dict(model.state_dict())
         tolerance = 2e-2
@@ -90,9 +104,9 @@ def to(state, dtype):
 
 
 @pytest.mark.parametrize("rope", [None, RopeConfig()])
-def test_gold_layers_and_the_head_are_those_of_the_modules(rope):
+def test_gold_layers_and_the_head_are_those_of_the_modules(rope, prepared):
     torch.manual_seed(0)
-    model = model_of(PLANS["GoldFinch"], rope=rope)
+    model = prepared(model_of(PLANS["GoldFinch"], rope=rope))
     keys = SharedKeys(keys=torch.randn(1, 30, 96), embeddings=torch.randn(1, 30, 96))
     with torch.inference_mode():
         states = None
@@ -212,11 +226,13 @@ def test_small_presets_are_written_with_it():
 def test_a_vocabulary_may_have_any_size(vocab_size, threads, dtype, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
-    weight = torch.randn(vocab_size, 96).to(dtype)
+    head = torch.nn.Linear(96, vocab_size, bias=False, dtype=dtype)
+    int8 = QuantizedLinear.of(torch.randn(vocab_size, 96))
     for count in (1, 2, 5, 8, 32):
         x = torch.randn(count, 96).to(dtype)
-        expected = x.double() @ weight.double().T
-        assert (decoder.linear(x, weight) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        for layer, weight in ((head, head.weight), (int8, int8.dequantized())):
+            expected = x.double() @ weight.detach().double().T
+            assert (decoder.linear(x, layer, dtype) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from goldfinch.checkpoint.config_json import from_json, to_json
+from goldfinch.checkpoint.quantize import expect_quantized
 from goldfinch.checkpoint.safetensors_file import check_checksums, checksums_of, write_safetensors
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import CHAT_TEMPLATE, ChatTemplate
@@ -197,15 +198,25 @@ def load_model(
             )
         config = dataclasses.replace(config, rope=rope)
     model = Decoder.on_meta(config)
-    weights = read_weights(folder, model, device)
+    weights = read_weights(folder, model, device, may_be_quantized=True)
     if dtype is None:
-        dtype = compute_dtype(folder / WEIGHTS, weights)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+        dtype = compute_dtype(folder / WEIGHTS, {name: weights[name] for name, _ in model.named_parameters()})
+    model.to(dtype)
+    weights |= {name: weights[name].to(dtype) for name, _ in model.named_parameters()}
+    model.load_state_dict(weights, assign=True)
     return model
 
 
-def read_weights(folder: Path, model: Decoder, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def read_weights(
+    folder: Path, model: Decoder, device: torch.device | str = "cpu", *, may_be_quantized: bool = False
+) -> dict[str, Tensor]:
     """The weights in a folder, each in the dtype that it is stored in, checked against the model of its config.
+
+    Args:
+        folder: the model's.
+        model: of its config, on the meta device.
+        device: where they go.
+        may_be_quantized: whether matrices may be integers; the model's modules are then replaced by such.
 
     Raises:
         UserError: the file is missing, corrupt, or does not fit the model.
@@ -224,6 +235,8 @@ def read_weights(folder: Path, model: Decoder, device: torch.device | str = "cpu
             raise UserError(f"{path} is not a valid safetensors file: {error}") from error
         check_checksums(path, stored, metadata)
         weights |= {name_in_model(name): tensor for name, tensor in stored.items()}
+    if expect_quantized(model, weights) and not may_be_quantized:
+        raise UserError(f"{folder} has int8 weights: give the model that they were made from")
     check_weights(folder / WEIGHTS, weights, model)
     return {name: tensor.to(device) for name, tensor in weights.items()}
 
@@ -285,14 +298,16 @@ def main_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
 def check_weights(path: Path, weights: dict[str, Tensor], model: Decoder) -> None:
     """Raise one UserError that lists the first tensors that are missing, unexpected, or of another shape or dtype."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     problems += [f"{name} is unexpected" for name in weights.keys() - wanted.keys()]
     for name in wanted.keys() & weights.keys():
         tensor = weights[name]
         if tuple(tensor.shape) != wanted[name]:
             problems.append(f"{name} is {tuple(tensor.shape)}, not {wanted[name]}")
-        elif not tensor.is_floating_point():
-            problems.append(f"{name} holds {tensor.dtype}, not floating-point numbers")
+        elif tensor.is_floating_point() != dtypes[name].is_floating_point:
+            kind = "floating-point numbers" if dtypes[name].is_floating_point else "int8 numbers"
+            problems.append(f"{name} holds {tensor.dtype}, not {kind}")
     if problems:
         listed = [problem if len(problem) <= 90 else f"{problem[:87]}..." for problem in sorted(problems)[:4]]
         if len(problems) > len(listed):

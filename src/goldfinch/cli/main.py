@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "versions, processor, compiler and GPUs: what a bug report needs",
     "convert": "convert between RWKV .pth and goldfinch folders",
     "export": "write a model for the Hugging Face Hub, llama.cpp or ONNX Runtime",
+    "quantize": "round a model's matrices to integers of 8 bits",
     "upgrade": "add GOLD layers to a pre-trained Finch",
     "data": "prepare, verify and export training data",
 }

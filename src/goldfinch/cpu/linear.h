@@ -1,4 +1,4 @@
-// Products of matrices with a few vectors, as decoding needs them: bound by reading the weights, which are fp32 or bf16.
+// Products of matrices with a few vectors, as decoding needs them: bound by reading the weights: fp32, bf16, or int8 codes.
 // Sums are fp32, and the same however many vectors are multiplied at once.
 
 #pragma once
@@ -13,16 +13,20 @@ template <int ROWS, int TOKENS, typename W, typename Done>
 INLINE void products(const float* x, const W* w, Size width, Size row, const Done& done) {
     Floats partial[ROWS * TOKENS] = {};  // of row r and token t: partial[r * TOKENS + t]
     const Size whole = width / LANES * LANES;
-    for (Size i = 0; i < whole; i += LANES) {
-        Floats inputs[TOKENS];
-        for (int t = 0; t < TOKENS; ++t) inputs[t] = load(x + t * width + i);
+    const auto add = [&](Size i, int r) INLINE_LAMBDA {
+        const Floats weights = load(w + (row + r) * width + i);
+        for (int t = 0; t < TOKENS; ++t) partial[r * TOKENS + t] += weights * load(x + t * width + i);
+    };
+    const auto fetch = [&](Size i, int r) INLINE_LAMBDA { __builtin_prefetch(w + (row + r + 4) * width + i); };
+    constexpr Size STEP = sizeof(W) == 1 ? 4 * LANES : LANES;  // codes are small: what is fetched at once is enough for more
+    Size i = 0;
+    for (; i + STEP <= whole; i += STEP)
         for (int r = 0; r < ROWS; ++r) {
-            const W* at = w + (row + r) * width + i;
-            __builtin_prefetch(at + 4 * width);
-            const Floats weights = load(at);
-            for (int t = 0; t < TOKENS; ++t) partial[r * TOKENS + t] += weights * inputs[t];
+            fetch(i, r);
+            for (Size j = 0; j < STEP; j += LANES) add(i + j, r);
         }
-    }
+    for (; i < whole; i += LANES)
+        for (int r = 0; r < ROWS; ++r) add(i, r);
     const auto finish = [&](int t, int r, float dot) {
         for (Size i = whole; i < width; ++i) dot += number(w[(row + r) * width + i]) * x[t * width + i];
         done(t, row + r, dot);
@@ -55,7 +59,7 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
         }
         for (; t + 2 <= count; t += 2) products<4, 2>(x + t * width, w, width, row, later);
         // With four rows of bf16 at once, the processor fetches too little ahead.
-        constexpr int ALONE = sizeof(W) == 4 ? 4 : 2;
+        constexpr int ALONE = sizeof(W) == 2 ? 2 : 4;
         for (; t < count; ++t)
             for (int part = 0; part < 4; part += ALONE) products<ALONE, 1>(x + t * width, w, width, row + part, later);
     }
@@ -67,9 +71,28 @@ void linear(const float* x, Size count, const W* w, Size width, Range rows, cons
 // up, but of 16 rows or more, as each fetches some rows beyond its end.
 INLINE Size tasks_of(const Team& team, Size rows) { return std::max<Size>(1, std::min<Size>(4 * team.size(), rows / 16)); }
 
+// A matrix as PyTorch stores it: numbers, or codes with a scale for each row. All are null for one that is absent.
+template <typename W>
+struct Matrix {
+    const W* numbers;
+    const std::int8_t* codes;
+    const float* scales;
+
+    explicit operator bool() const { return numbers || codes; }
+};
+
+// The product with some rows of such a matrix.
+template <typename W, typename Done>
+void linear(const float* x, Size count, const Matrix<W>& w, Size width, Range rows, const Done& done) {
+    if (w.numbers)
+        linear(x, count, w.numbers, width, rows, done);
+    else
+        linear(x, count, w.codes, width, rows, [&](Size t, Size o, float dot) { done(t, o, dot * w.scales[o]); });
+}
+
 // One of these tasks.
 template <typename W, typename Done>
-void linear_task(const Team& team, Size task, const float* x, Size count, const W* w, Size width, Size rows,
+void linear_task(const Team& team, Size task, const float* x, Size count, const Matrix<W>& w, Size width, Size rows,
                  const Done& done) {
     linear(x, count, w, width, share(task, tasks_of(team, rows), rows, 4), done);
 }

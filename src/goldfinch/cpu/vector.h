@@ -14,6 +14,7 @@
 #include <vector>
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace {
 
@@ -61,7 +62,29 @@ INLINE Floats load(const bfloat16* from) {
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
+INLINE Floats load(const std::int8_t* from) {
+    typedef std::int8_t Bytes __attribute__((vector_size(LANES)));
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+    // GCC converts half of the bytes at a time, or one by one, where the processor has an instruction for all.
+    typedef char Chars __attribute__((vector_size(16)));
+    typedef long long Words __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+    Chars bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector((Integers)__builtin_ia32_pmovsxbd512_mask(bytes, Integers{}, -1), Floats);
+#else
+    long long bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector((Integers)__builtin_ia32_pmovsxbd256((Chars)Words{bytes, 0}), Floats);
+#endif
+#else
+    Bytes bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);
+#endif
+}
 INLINE float number(float x) { return x; }
+INLINE float number(std::int8_t x) { return x; }
 INLINE float number(bfloat16 x) {
     const std::uint32_t bits = std::uint32_t(x.bits) << 16;
     float number;

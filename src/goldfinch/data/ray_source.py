@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import numpy as np
 from goldfinch.data.documents import Document
 from goldfinch.data.sources import Encoded, TextSource, in_batches
 from goldfinch.errors import UserError
+
+BLOCK_BYTES = 4 << 20
+"""Of what processes send back at once: a few of them wait for the one that writes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,16 +68,16 @@ class RaySource:
         """
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         sizes = [file.stat().st_size for file in self.files]
         rows = [{"file": str(file), "before": sum(sizes[:index])} for index, file in enumerate(self.files)]
         files = ray.data.from_items(rows, override_num_blocks=len(rows))
         encode: Any = functools.partial(_encode_file, source=self._source, cut=self._cut, folder=Path.cwd())
         parts = files.map_batches(encode, batch_size=1, num_cpus=1)
-        for row in parts.iter_rows():
+        parts.context.execution_options.preserve_order = True
+        parts.context.enable_progress_bars = False
+        parts.context.target_max_block_size = BLOCK_BYTES
+        for row in _named_failures(parts.iter_rows()):
             part: _Part = pickle.loads(row["part"])  # of our own processes, as all that Ray passes on
             for problem in part.problems:
                 if on_error is None:
@@ -88,6 +91,17 @@ class RaySource:
         """The tokens of each, of which nearly all have come with their documents."""
         for document in documents:
             yield from self._source.encode([document]) if isinstance(document, Document) else [document.encoded]
+
+
+def _named_failures(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same rows; what goes wrong in Ray itself, such as a process without memory, becomes a UserError."""
+    from ray.exceptions import RayError
+
+    try:
+        yield from rows
+    except RayError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(f"Ray has failed ({last}): look into its logs, or prepare the data without --ray") from error
 
 
 def _encode_file(

@@ -11,6 +11,7 @@ from torch import Tensor
 from goldfinch.argument_checks import boolean, file_path, integer, shortened, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_model_folder
+from goldfinch.checkpoint.quantize import is_quantized, quantize
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
@@ -26,6 +27,7 @@ from goldfinch.inference.sampling import MAX_SEED, Sampling, as_stop, sampling_s
 from goldfinch.inference.score import Score
 from goldfinch.inference.speculation import DraftPolicy
 from goldfinch.inference.token_ids import is_batch, require_tokenizer, token_id_rows, token_ids
+from goldfinch.layers.quantized import WeightKind
 from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
@@ -339,6 +341,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     rope: RopeConfig | None = None,
+    weights: WeightKind | None = None,
 ) -> LanguageModel:
     """Load a model folder, such as `goldfinch train`, `goldfinch convert` and `LanguageModel.save` write.
 
@@ -353,6 +356,7 @@ def load(
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
         rope: rotary positions in place of the model's own, such as RopeConfig(rescale=4) for texts four times as long
             as it was trained on; None for its own. Saved contexts stay valid: GOLD rotates keys when it expands them.
+        weights: "int8" rounds the matrices to integers of 8 bits; None leaves them as they are stored.
 
     Raises:
         UserError: the folder or a file in it is missing or corrupt, the Hub has no such model, the dtype or device is
@@ -361,6 +365,8 @@ def load(
     folder, where = find_model(file_path("path", path)), resolve_device(device)
     resolved_dtype = resolve_dtype(dtype, where)
     model = load_model(folder, resolved_dtype, where, rope).eval()
+    if weights is not None and not is_quantized(model):
+        quantize(model)
     warn_if_slow(resolved_dtype, where)
     tokenizer, chat_template = read_tokenizer(folder, model.config), ChatTemplate.load(folder)
     return LanguageModel(model, tokenizer, folder, chat_template, dtype_is_auto=dtype == "auto")

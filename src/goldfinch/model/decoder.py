@@ -57,8 +57,8 @@ class Decoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embedding and, unless a model mixes them, of all weights."""
-        return self.embedding.weight.dtype
+        """In which it computes: the dtype of its first norm and, unless a model mixes them, of all parameters."""
+        return self.embedding_norm.weight.dtype
 
     def forward(
         self, ids: Tensor, state: ModelState | None = None, *, document_starts: Tensor | None = None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from goldfinch import malloc
 from goldfinch.cache.key_cache import bytes_per_token
 from goldfinch.errors import UserError
 from goldfinch.inference.batch import Batch
@@ -29,6 +30,8 @@ MAX_WAITING = 256
 """Tasks that have not begun; more are refused."""
 CHUNK_BETWEEN_STEPS = 256
 """Tokens that are read at once while others generate: what their next token waits for."""
+ENDS_PER_TRIM = 64
+"""Tasks that end until the holes that they left in the memory are given back to the system."""
 STEPS_PER_CHECK = 64
 """Steps after which memory is measured again."""
 STATES_PER_CONTEXT = 3
@@ -73,7 +76,7 @@ class Engine:
         self._batch = Batch()
         self._is_full = False
         """Whether the first that waits needs more memory than there is, as long as nothing ends."""
-        self._steps_to_check = STEPS_PER_CHECK
+        self._steps_to_check, self._ends_to_trim = STEPS_PER_CHECK, ENDS_PER_TRIM
         scale = lm.model.dtype.itemsize / 2  # costs are those of bfloat16
         # Keys and values of attention layers without latents are among them.
         self._needed_per_token = self.costs.cache_bytes_per_token * scale
@@ -231,6 +234,7 @@ class Engine:
         except StopIteration:
             del self._reading[task]
             self._is_full = False
+            self._count_end()
         except Exception as error:
             self._fail(task, error)
 
@@ -286,6 +290,13 @@ class Engine:
             self._batch.remove(generation)
 
     # Memory.
+
+    def _count_end(self) -> None:
+        """Keep the process from growing: contexts of all sizes come and go."""
+        self._ends_to_trim -= 1
+        if self._ends_to_trim <= 0:
+            self._ends_to_trim = ENDS_PER_TRIM
+            malloc.trim()
 
     def measure(self) -> int:
         """Bytes of all contexts, what several share counted once."""

@@ -23,6 +23,7 @@ from goldfinch.devices import dtype_name
 from goldfinch.inference.cpu_decode.decoder import NAME, SOURCE, FusedDecoder, library, linear
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
+from goldfinch.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold
 from goldfinch.mixers.finch import Decay
@@ -38,6 +39,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 # A model is run in C++ only if it consists of exactly these: a subclass may compute something else. One that does not
 # is added by whoever defines it.
 KNOWN = {Decoder, Block, Finch, FinchC2, Gold, RwkvChannelMix, TokenCat, Decay, DataDependentLerp, LowRank}
+KNOWN |= {QuantizedEmbedding, QuantizedLinear}
 KNOWN |= {nn.ModuleList, nn.Embedding, nn.Linear, nn.LayerNorm, nn.GroupNorm}
 
 
@@ -92,13 +94,14 @@ class _Entry:
         owners: list[dict[str, Any]] = [
             *(module._modules for module in modules),
             *(module._parameters for module in modules),
+            *(module._buffers for module in modules),
         ]
         named = [(owner, name, part) for owner in owners for name, part in owner.items()]
         self._owners, self._names, self._parts = zip(*named, strict=True)
-        self._parameters = [part for part in self._parts if isinstance(part, nn.Parameter)]
+        self._weights = [part for part in self._parts if isinstance(part, Tensor)]
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         # Kept alive, so that no memory behind the pointers is freed and reused.
-        self._tensors = [parameter.detach() for parameter in self._parameters]
+        self._tensors = [weight.detach() for weight in self._weights]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._has_hooks = any(self._hooks)
         self.decoder = FusedDecoder(model) if _is_supported(model) and not self._has_hooks else None
@@ -107,7 +110,7 @@ class _Entry:
         """Whether modules, parameters and hooks are still the same; the values of the weights may change."""
         return (
             all(map(is_, map(dict.get, self._owners, self._names), self._parts))
-            and all(map(eq, map(Tensor.data_ptr, self._parameters), self._addresses))
+            and all(map(eq, map(Tensor.data_ptr, self._weights), self._addresses))
             and any(self._hooks) == self._has_hooks
         )
 
@@ -158,8 +161,13 @@ def _step_kernel(dtype: torch.dtype) -> Kernel:
 
 def _product_kernel(dtype: torch.dtype) -> Kernel:
     def prepare() -> tuple[Work, Work]:
-        x, weight = torch.randn(MAX_TOKENS_IF_FASTER, 768).to(dtype), torch.randn(2688, 768).to(dtype)
-        return partial(linear, x, weight), partial(nn.functional.linear, x, weight)
+        x, layer = torch.randn(MAX_TOKENS_IF_FASTER, 768).to(dtype), nn.Linear(768, 2688, bias=False, dtype=dtype)
+
+        def pytorch() -> None:
+            with torch.no_grad():
+                layer(x)
+
+        return partial(linear, x, layer, dtype), pytorch
 
     name = f"products of {MAX_TOKENS_IF_FASTER} tokens, {dtype_name(dtype)}"
     return Kernel(name, SOURCE, NAME, prepare)

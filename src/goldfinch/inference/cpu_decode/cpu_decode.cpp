@@ -65,7 +65,7 @@ void after_attention(const Layer<W>* layer, const State<W>* states, Size sequenc
 
 // (count, width) x (rows, width)^T -> (count, rows).
 template <typename W>
-void linear_layer(const W* w, Size rows, Size count, Size width, int threads, const float* x, float* y) {
+void linear_layer(const Matrix<W>& w, Size rows, Size count, Size width, int threads, const float* x, float* y) {
     Team team(threads);
     team.run([&](int me) {
         team.each(tasks_of(team, rows), [&](Size task) {
@@ -99,7 +99,7 @@ void linear_layer(const W* w, Size rows, Size count, Size width, int threads, co
                            sequences, length, width, threads, (const W*)x, (W*)y);                                     \
     }                                                                                                                  \
     void linear_##SUFFIX(const void* w, Size rows, Size count, Size width, Size threads, const float* x, float* y) {    \
-        linear_layer((const W*)w, rows, count, width, threads, x, y);                                                  \
+        linear_layer(*(const Matrix<W>*)w, rows, count, width, threads, x, y);                                                  \
     }
 
 extern "C" {
@@ -108,6 +108,7 @@ INTERFACE(bfloat16, bfloat16)
 
 Size outside_nbytes() { return sizeof(Outside<float>); }
 Size layer_nbytes() { return sizeof(Layer<float>); }
+Size matrix_nbytes() { return sizeof(Matrix<float>); }
 Size state_nbytes() { return sizeof(State<float>); }
 Size kept_nbytes() { return sizeof(Kept<float>); }
 }

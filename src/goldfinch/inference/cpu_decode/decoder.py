@@ -16,10 +16,13 @@ from goldfinch.devices import dtype_name
 from goldfinch.inference.cpu_decode.structures import (
     KeptStructure,
     LayerStructure,
+    MatrixStructure,
     OutsideStructure,
     StateStructure,
     WeightStructures,
+    matrix,
 )
+from goldfinch.layers.quantized import MatrixModule
 from goldfinch.layers.rotary import velocities
 from goldfinch.mixers import Gold, KeyValueSource
 from goldfinch.model import Decoder
@@ -58,7 +61,7 @@ class FusedDecoder:
         structures = WeightStructures(model)
         self._layers = (LayerStructure * len(self._blocks))(*map(structures.layer, self._blocks))
         self._gold = [block.time_mix for block in self._blocks if isinstance(block.time_mix, Gold)]
-        self._head = model.head.weight.detach() if model.head is not None else None
+        self._head = model.head
         self._output_norm = model.output_norm
         rope, size = config.rope, config.head_size
         self._velocity = None if rope is None else velocities(size, rope, torch.float32, model.device)
@@ -201,7 +204,7 @@ class FusedDecoder:
         """
         if self._head is None:
             raise ValueError("this model has no head")
-        return linear(x, self._head)
+        return linear(x, self._head, self._dtype)
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Call a C++ function, whose whole numbers are all of 64 bits."""
@@ -278,6 +281,7 @@ def library() -> ctypes.CDLL | None:
         pairs = (
             (OutsideStructure, code.outside_nbytes),
             (LayerStructure, code.layer_nbytes),
+            (MatrixStructure, code.matrix_nbytes),
             (StateStructure, code.state_nbytes),
             (KeptStructure, code.kept_nbytes),
         )
@@ -291,16 +295,17 @@ def library() -> ctypes.CDLL | None:
     return code
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """(T, D) x (V, D)^T -> (T, V) fp32, the weight fp32 or bf16."""
+def linear(x: Tensor, layer: MatrixModule, dtype: torch.dtype) -> Tensor:
+    """(T, D) x (V, D)^T -> (T, V) fp32; the layer's weight is quantized, or fp32 or bf16 as `dtype` says."""
     code = library()
     if code is None:
         raise RuntimeError("fused decoding needs a C++ compiler")
-    x, result = x.float().contiguous(), torch.empty(len(x), len(weight))
-    sizes = (ctypes.c_int64(extent) for extent in (*result.T.shape, x.shape[1]))
-    function = getattr(code, f"linear_{dtype_name(weight.dtype)}")
-    function(
-        pointer(weight, (len(weight), x.shape[1]), weight.dtype), *sizes, ctypes.c_int64(torch.get_num_threads()),
-        pointer(x, x.shape, torch.float32), pointer(result, result.shape, torch.float32),
+    rows, columns = layer.weight.shape
+    x, result = x.float().contiguous(), torch.empty(len(x), rows)
+    sizes = (ctypes.c_int64(extent) for extent in (rows, len(x), columns))
+    weight = matrix(layer, rows, columns, dtype)
+    getattr(code, f"linear_{dtype_name(dtype)}")(
+        ctypes.byref(weight), *sizes, ctypes.c_int64(torch.get_num_threads()),
+        pointer(x, (len(x), columns), torch.float32), pointer(result, result.shape, torch.float32),
     )  # fmt: skip
     return result

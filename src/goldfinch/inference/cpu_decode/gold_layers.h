@@ -83,7 +83,7 @@ struct GoldMember : Member<W> {
         team.barrier();
         float* kd = shared.kd.data();
         team.each(tasks_of(team, width), [&](Size task) {
-            linear_task(team, task, shared.joined.data(), all, in.outside.up, joined_width, width,
+            linear_task(team, task, shared.joined.data(), all, Matrix<W>{in.outside.up}, joined_width, width,
                         [&](Size t, Size o, float dot) { kd[t * width + o] = dot; });
         });
         team.barrier();

@@ -2,7 +2,7 @@
 // each weight is read once for all tokens of all sequences. The PyTorch modules define the equations, and tests compare
 // with them.
 //
-// Weights are fp32 or bf16, as PyTorch stores them; everything else is computed in fp32. All widths are multiples of LANES.
+// Weights are fp32 or bf16, as PyTorch stores them, and matrices perhaps int8; everything else is computed in fp32. All widths are multiples of LANES.
 // Rows are tokens: those of the first sequence, then those of the second ..., equally many of each.
 
 #pragma once
@@ -27,7 +27,7 @@ struct Layer {
     Norm<W> norm;
     Shift<W> shift;
     Size use_r, use_k, use_v, use_w, use_extra;  // which output of the shift is for what; extra: the gate or v2
-    const W *receptance, *key, *value, *gate;    // GOLD: receptance is the query
+    Matrix<W> receptance, key, value, gate;      // GOLD: receptance is the query
     const W* decay_base;
     LowRank<W> decay, second_value;
     const W* bonus;
@@ -35,9 +35,10 @@ struct Layer {
     Norm<W> query_norm;
     Expansion<W> expansion;  // GOLD
     Norm<W> output_norm;
-    const W* output;
+    Matrix<W> output;
     Norm<W> channel_norm;
-    const W *channel_mu_r, *channel_mu_k, *channel_receptance, *channel_key, *channel_value;
+    const W *channel_mu_r, *channel_mu_k;
+    Matrix<W> channel_receptance, channel_key, channel_value;
     Size channel_width;
 
     // Where the mix for a use is kept: that for the second value behind that for the first.
@@ -50,7 +51,7 @@ struct Layer {
 // What is not in a layer. Absent parts are null pointers.
 template <typename W>
 struct Outside {
-    const W* embedding;  // (V, D)
+    Matrix<W> embedding;  // (V, D)
     Size vocab_size;
     Norm<W> embedding_norm;
     const W *down, *up;  // W_KD, (R, D), and W_KU, (D, D + R), in models with GOLD layers
@@ -62,7 +63,9 @@ struct Outside {
 // The embedding of a token after ln0.
 template <typename W>
 void embed(const Outside<W>& outside, Size id, Size width, float* to) {
-    for (Size i = 0; i < width; i += LANES) store(to + i, load(outside.embedding + id * width + i));
+    const Matrix<W>& rows = outside.embedding;
+    for (Size i = id * width; i < (id + 1) * width; i += LANES)
+        store(to + i - id * width, rows.numbers ? load(rows.numbers + i) : load(rows.codes + i) * rows.scales[id]);
     normalize(outside.embedding_norm, to, width, to);
 }
 
@@ -194,7 +197,7 @@ struct Member {
     }
 
     // The product with one matrix of (D, D), of which task 0 .. tasks_of(team, width) - 1 is to be done.
-    void product(Size task, const W* w, const float* from, float* to, Size rows) const {
+    void product(Size task, const Matrix<W>& w, const float* from, float* to, Size rows) const {
         linear_task(team, task, from, rows, w, width, width, [&](Size t, Size o, float dot) { to[t * width + o] = dot; });
     }
 

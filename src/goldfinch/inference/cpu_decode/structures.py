@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from goldfinch.cpu.pointers import pointer
 from goldfinch.layers.channel_mix import RwkvChannelMix
 from goldfinch.layers.low_rank import LowRank
+from goldfinch.layers.quantized import MatrixModule, QuantizedEmbedding, QuantizedLinear
 from goldfinch.layers.token_shift import DataDependentLerp
 from goldfinch.mixers import Finch, FinchC2, Gold
 from goldfinch.model import Decoder
@@ -22,6 +23,7 @@ def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
 _P, _S = ctypes.c_void_p, ctypes.c_int64
 _Norm = _structure("_Norm", weight=_P, bias=_P, groups=_S, eps=ctypes.c_double)
 _LowRank = _structure("_LowRank", a=_P, b=_P, rank=_S, outputs=_S)
+MatrixStructure = _structure("MatrixStructure", numbers=_P, codes=_P, scales=_P)
 _Shift = _structure("_Shift", mu_x=_P, mu=_P, low_rank=_LowRank)
 _Expansion = _structure(
     "_Expansion",
@@ -34,7 +36,8 @@ LayerStructure = _structure(
     norm=_Norm,
     shift=_Shift,
     **dict.fromkeys(("use_r", "use_k", "use_v", "use_w", "use_extra"), _S),
-    **dict.fromkeys(("receptance", "key", "value", "gate", "decay_base"), _P),
+    **dict.fromkeys(("receptance", "key", "value", "gate"), MatrixStructure),
+    decay_base=_P,
     decay=_LowRank,
     second_value=_LowRank,
     bonus=_P,
@@ -43,14 +46,15 @@ LayerStructure = _structure(
     query_norm=_Norm,
     expansion=_Expansion,
     output_norm=_Norm,
-    output=_P,
+    output=MatrixStructure,
     channel_norm=_Norm,
-    **dict.fromkeys(("channel_mu_r", "channel_mu_k", "channel_receptance", "channel_key", "channel_value"), _P),
+    **dict.fromkeys(("channel_mu_r", "channel_mu_k"), _P),
+    **dict.fromkeys(("channel_receptance", "channel_key", "channel_value"), MatrixStructure),
     channel_width=_S,
 )
 OutsideStructure = _structure(
     "OutsideStructure",
-    embedding=_P,
+    embedding=MatrixStructure,
     vocab_size=_S,
     embedding_norm=_Norm,
     down=_P,
@@ -71,6 +75,14 @@ KeptStructure = _structure("KeptStructure", keys=_P, values=_P, block_size=_S, l
 """Keys and values of one layer and one sequence: two arrays of addresses of blocks."""
 
 
+def matrix(module: MatrixModule, rows: int, columns: int, dtype: torch.dtype) -> ctypes.Structure:
+    """A `MatrixStructure`: the weight of a linear layer or embedding, (rows, columns), quantized or of a dtype."""
+    if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+        codes = pointer(module.weight, (rows, columns), torch.int8)
+        return MatrixStructure(codes=codes, scales=pointer(module.scale, (rows,), torch.float32))
+    return MatrixStructure(numbers=pointer(module.weight, (rows, columns), dtype))
+
+
 class WeightStructures:
     """Structures with the weights of one model, each checked to be what C++ reads."""
 
@@ -84,7 +96,7 @@ class WeightStructures:
         """An `OutsideStructure`, valid as long as the weights and `velocity`, (N / 2,) fp32, stay where they are."""
         config, token_cat = model.config, model.token_cat
         fields: dict[str, Any] = {
-            "embedding": self._weight(model.embedding.weight, config.vocab_size, self.width),
+            "embedding": matrix(model.embedding, config.vocab_size, self.width, self.dtype),
             "vocab_size": config.vocab_size,
             "embedding_norm": self._norm(model.embedding_norm),
             "velocity": pointer(velocity, (config.head_size // 2,), torch.float32),
@@ -119,8 +131,8 @@ class WeightStructures:
             "channel_mu_r": self._vector(channel_mix.mu_r),
             "channel_mu_k": self._vector(channel_mix.mu_k),
             "channel_receptance": self._square(channel_mix.receptance),
-            "channel_key": self._weight(channel_mix.key.weight, self.channel_width, self.width),
-            "channel_value": self._weight(channel_mix.value.weight, self.width, self.channel_width),
+            "channel_key": matrix(channel_mix.key, self.channel_width, self.width, self.dtype),
+            "channel_value": matrix(channel_mix.value, self.width, self.channel_width, self.dtype),
             "channel_width": self.channel_width,
         }
         if isinstance(mixer, Gold):
@@ -154,9 +166,9 @@ class WeightStructures:
         """The address of (D,) numbers."""
         return self._weight(tensor, self.width)
 
-    def _square(self, linear: nn.Linear) -> ctypes.c_void_p:
-        """The address of a (D, D) matrix."""
-        return self._weight(linear.weight, self.width, self.width)
+    def _square(self, linear: MatrixModule) -> ctypes.Structure:
+        """A (D, D) matrix."""
+        return matrix(linear, self.width, self.width, self.dtype)
 
     def _norm(self, norm: nn.LayerNorm | nn.GroupNorm) -> ctypes.Structure:
         groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
