@@ -36,6 +36,18 @@ def read(page, tmp_path):
     return read
 
 
+@pytest.fixture
+def uploads(page):
+    """What the page sends to be read, and does not come to the server until the test says so."""
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/v1/contexts/upload", hold)
+    return held
+
+
 def text(page, name):
     return page.locator("#texts").get_by_role("button", name=name)
 
@@ -58,6 +70,36 @@ def test_a_text_is_read_and_asked_about_at_once(page, read, ask, requests_of):
     page.reload()
     page.locator("#conversations").get_by_role("button", name="Who am I?").first.click()
     expect(page.locator("#about")).to_contain_text("ishmael")
+
+
+def test_a_question_that_is_asked_while_the_text_is_read_waits_for_it(page, uploads, tmp_path, requests_of):
+    bodies = requests_of(page, "/v1/chat/completions")
+    (tmp_path / "ishmael.txt").write_text(STORY)
+    page.set_input_files("#files", [tmp_path / "ishmael.txt"])
+    expect(page.get_by_role("heading", name="Reading ishmael")).to_be_visible()
+    field = page.get_by_label("Message", exact=True)
+    field.fill("Who?")
+    field.press("Enter")
+    expect(page.locator("#notice")).to_contain_text("will be sent when the text has been read")
+    assert bodies == []
+    uploads[0].continue_()
+    page.get_by_label("Answer", exact=True).get_by_role("button", name="Retry").wait_for()
+    expect(field).to_have_value("")
+    assert len(bodies) == 1
+    assert bodies[0]["context"]
+
+
+def test_a_question_stays_in_the_field_if_the_text_is_not_read(page, uploads, tmp_path, requests_of):
+    bodies = requests_of(page, "/v1/chat/completions")
+    (tmp_path / "ishmael.txt").write_text(STORY)
+    page.set_input_files("#files", [tmp_path / "ishmael.txt"])
+    field = page.get_by_label("Message", exact=True)
+    field.fill("Who?")
+    field.press("Enter")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#notice")).to_be_empty()
+    expect(field).to_have_value("Who?")
+    assert bodies == []
 
 
 def test_reading_shows_progress_time_left_and_sizes_and_can_be_cancelled(page, tmp_path):

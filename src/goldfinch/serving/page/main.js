@@ -20,6 +20,8 @@ const state = {
   conversations: [],
   current: newConversation({ mode: localStorage.getItem(MODE) ?? "chat" }),
   isPanelOpen: matchMedia("(min-width: 75rem)").matches,
+  numReading: 0, // selections of files that are on their way into the server
+  waiting: null, // the notice that the words in the field are sent when all of these have been read
 };
 
 const transcript = new Transcript(byId("transcript"), {
@@ -144,6 +146,13 @@ function send() {
   const field = byId("message");
   const { current } = state;
   if (answers.isRunning(current)) return;
+  if (state.numReading && isEmpty(current) && !current.context && field.value.trim()) {
+    const text = "Your message will be sent when the text has been read.";
+    state.waiting = element("p", {}, text);
+    byId("notice").replaceChildren(state.waiting);
+    announce(text);
+    return;
+  }
   let parent = path(current).at(-1)?.id ?? ROOT;
   if (field.value.trim()) parent = addMessage(current, parent, "user", field.value).id;
   else if (current.mode !== "continue" || parent === ROOT) return; // only a text continues without new words
@@ -228,9 +237,10 @@ function chooseFiles() {
   byId("files").click();
 }
 
-function read(files) {
+async function read(files) {
   byId("notice").replaceChildren();
-  readFiles(files, {
+  state.numReading += 1;
+  await readFiles(files, {
     onError: fail,
     onContext: (context) => {
       state.contexts = [context, ...state.contexts.filter(({ id }) => id !== context.id)];
@@ -238,6 +248,11 @@ function read(files) {
       chooseContext(context);
     },
   });
+  state.numReading -= 1;
+  if (state.numReading || !state.waiting) return;
+  state.waiting.remove();
+  state.waiting = null;
+  if (state.current.context) send(); // else it could not be read, and the notice says why, or it was cancelled
 }
 
 // The frame

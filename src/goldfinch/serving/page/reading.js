@@ -7,16 +7,19 @@ import { comparison } from "./memory.js";
 
 /**
  * Read files: texts become documents of one context, each context file (.gfc) one of its own.
- * `onContext(context)` is called for each that is ready, `onError(error)` for what went wrong.
+ * `onContext(context)` is called for each that is ready, `onError(error)` for what went wrong. Resolves when all have
+ * been read, or have failed.
  */
 export async function readFiles(files, { onContext, onError }) {
   const texts = [];
+  const readings = [];
   for (const file of files) {
-    if (file.name.endsWith(".gfc")) read([file], onContext, onError);
+    if (file.name.endsWith(".gfc")) readings.push(read([file], onContext, onError));
     else if (await isText(file)) texts.push(file);
     else onError(new Error(`${file.name} is not a text file (UTF-8), so it cannot be read.`));
   }
-  if (texts.length) read(texts, onContext, onError);
+  if (texts.length) readings.push(read(texts, onContext, onError));
+  await Promise.all(readings);
 }
 
 /** Whether the beginning of a file is UTF-8; false for folders, too. */
