@@ -5,12 +5,16 @@ import torch
 
 import goldfinch as gf
 from goldfinch.checkpoint.convert import export_reference
+from goldfinch.checkpoint.model_folder import read_config
 from goldfinch.checkpoint.quantize import is_quantized, quantize
 from goldfinch.cli.main import run
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
 from goldfinch.inference.language_model import LanguageModel
 from goldfinch.layers.quantized import QuantizedLinear
+from goldfinch.model import Decoder
+from goldfinch.training.config import TrainConfig
+from goldfinch.training.initial_weights import set_initial_weights
 
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely."
 
@@ -63,7 +67,7 @@ def test_a_context_belongs_to_the_weights_that_wrote_it(folder, tmp_path):
     assert len(gf.load(folder, weights="int8").open(tmp_path / "int8.gfc")) == len(gf.load(folder).encode(TEXT))
 
 
-def test_what_needs_other_weights_says_so(folder, tmp_path):
+def test_what_needs_other_weights_says_so(folder, tmp_path, data, capsys):
     gf.load(folder, weights="int8").save(tmp_path / "int8")
     with pytest.raises(UserError, match="int8"):
         quantize(gf.load(tmp_path / "int8").model)
@@ -75,6 +79,10 @@ def test_what_needs_other_weights_says_so(folder, tmp_path):
         ["export", "hf", tmp_path / "int8", "-o", tmp_path / "x"],
     ):
         assert run([str(part) for part in command]) == 2
+        assert "int8" in capsys.readouterr().err
+    config = TrainConfig(model=read_config(folder), data=(data,), output=tmp_path / "run", initial=tmp_path / "int8")
+    with pytest.raises(UserError, match="int8"):
+        set_initial_weights(Decoder(config.model), config)
 
 
 def test_codes_of_a_damaged_file_are_refused(folder, tmp_path):

@@ -3,9 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import torch
-
-from goldfinch.checkpoint.model_folder import TOKENIZER, load_model, read_config, read_tokenizer
+from goldfinch.checkpoint.model_folder import TOKENIZER, read_config, read_tokenizer, read_weights
 from goldfinch.config import ModelConfig
 from goldfinch.data.tokenizers import Tokenizer
 from goldfinch.errors import UserError
@@ -37,7 +35,7 @@ def set_initial_weights(model: Decoder, config: TrainConfig) -> None:
         initialize(model, config.seed)
     else:
         _check_model(config.initial, read_config(config.initial), config.model)
-        model.load_state_dict(load_model(config.initial, torch.float32).state_dict())
+        model.load_state_dict(read_weights(config.initial, Decoder.on_meta(config.model)))
 
 
 def _check_model(folder: Path, stored: ModelConfig, wanted: ModelConfig) -> None:
