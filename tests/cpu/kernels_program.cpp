@@ -57,9 +57,12 @@ int main(int, char** names) {
 #else
     const Size rows = sizes[0], count = sizes[1], width = sizes[2];
     const auto x = next<float>(in), w = next<float>(in);
+    const auto codes = next<std::int8_t>(in);
+    const auto scales = next<float>(in);
     std::vector<float> y(rows * count);
-    const Matrix<float> matrix{w.data(), nullptr, nullptr};
-    linear_float32(&matrix, rows, count, width, 2, x.data(), y.data());
-    put(out, y);
+    for (const auto& matrix : {Matrix<float>{w.data(), nullptr, nullptr}, {nullptr, codes.data(), scales.data()}}) {
+        linear_float32(&matrix, rows, count, width, 2, x.data(), y.data());
+        put(out, y);
+    }
 #endif
 }

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from goldfinch.config import ModelConfig
 from goldfinch.cpu import build
 from goldfinch.inference.cpu_decode import decoder
+from goldfinch.layers.quantized import QuantizedLinear
 from goldfinch.mixers import Gold, gold_cpu
 from goldfinch.ops import attention
 from goldfinch.ops.attention import causal_attention
@@ -100,5 +101,6 @@ def test_keys_and_values_of_gold(run):
 def test_products(run, count):
     torch.manual_seed(0)
     x, weight = torch.randn(count, 37), torch.randn(22, 37)
-    found = run("PRODUCTS", decoder.SOURCE, [22, count, 37], [x, weight])
-    assert_close(found, [F.linear(x.double(), weight.double())], 1e-5)
+    int8 = QuantizedLinear.of(weight)
+    found = run("PRODUCTS", decoder.SOURCE, [22, count, 37], [x, weight, int8.weight, int8.scale])
+    assert_close(found, [F.linear(x.double(), each.double()) for each in (weight, int8.dequantized())], 1e-5)
