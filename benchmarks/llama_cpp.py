@@ -59,19 +59,14 @@ class LlamaCpp:
 
     def _start(self, tokens: int) -> Any:
         attention = self._xllamacpp.llama_flash_attn_type
-        params = self._xllamacpp.CommonParams()
-        params.model.path = str(self._path)
-        params.n_ctx, params.n_parallel = tokens, 1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        params = server_params(self._path, tokens)
         params.flash_attn_type = (
             attention.LLAMA_FLASH_ATTN_TYPE_ENABLED
             if self.flash_attention
             else attention.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
-        params.n_gpu_layers = 0
         params.cache_ram_mib = 0  # prompts are cached only by their own server
-        params.fit_params = params.warmup = False
-        params.verbosity = -1
+        params.warmup = False
         return self._xllamacpp.Server(params)
 
     def _complete(self, server: Any, ids: Tensor, **options: Any) -> dict[str, Any]:
@@ -115,6 +110,17 @@ class LlamaCpp:
     def release(self) -> None:
         """As `Peer`."""
         self._servers.clear()
+
+
+def server_params(path: Path, tokens: int) -> Any:
+    """Settings of a server on this machine's CPU: a GGUF file, with room for this many tokens."""
+    params = importlib.import_module("xllamacpp").CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(path), tokens, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    params.n_gpu_layers = 0
+    params.fit_params = False
+    params.verbosity = -1
+    return params
 
 
 def write_gguf(path: Path, shape: Shape) -> None:

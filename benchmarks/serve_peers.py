@@ -9,6 +9,7 @@ are those that are written for all, from the first request to the end of the las
 import argparse
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import random
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import httpx
 from common import arguments, moby_dick, report
 from llama import Shape
+from llama_cpp import server_params, write_gguf
 from serve import started
 
 LLAMA_CPP = "llama.cpp"
@@ -117,20 +119,10 @@ def started_llama_cpp(shape: Shape, users: int, room: int, *, unified: bool) -> 
 
 def _run_llama_cpp(connection: Connection, shape: Shape, users: int, room: int, unified: bool, folder: Path) -> None:
     """Serve until the process is ended; sends the address."""
-    import torch
-    import xllamacpp
-    from llama_cpp import write_gguf
-
     write_gguf(folder / "llama.gguf", shape)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(folder / "llama.gguf")
-    params.n_ctx, params.n_parallel, params.kv_unified = room, users, unified
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-    params.n_gpu_layers = 0
-    params.fit_params = False
-    params.verbosity = -1
-    params.port = 0
-    server = xllamacpp.Server(params)
+    params = server_params(folder / "llama.gguf", room)
+    params.n_parallel, params.kv_unified, params.port = users, unified, 0
+    server = importlib.import_module("xllamacpp").Server(params)
     connection.send(server.listening_address)
     connection.recv()  # which never comes
 

@@ -6,7 +6,7 @@ import torch
 import goldfinch as gf
 from goldfinch.checkpoint.convert import export_reference
 from goldfinch.checkpoint.model_folder import read_config
-from goldfinch.checkpoint.quantize import is_quantized, quantize
+from goldfinch.checkpoint.quantize import quantize, weight_kind
 from goldfinch.cli.main import run
 from goldfinch.data.tokenizers import ByteTokenizer
 from goldfinch.errors import UserError
@@ -31,7 +31,8 @@ def test_what_is_quantized_when_loaded_is_what_the_command_writes(folder, tmp_pa
     assert run(["quantize", str(folder), "-o", str(tmp_path / "int8")]) == 0
     assert "of weights" in capsys.readouterr().out
     written, loaded = gf.load(tmp_path / "int8"), gf.load(folder, weights="int8")
-    assert is_quantized(written.model)
+    assert weight_kind(written.model) == "int8"
+    assert weight_kind(gf.load(folder).model) is None
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(written.model.state_dict()[name], tensor)
     again = gf.load(tmp_path / "int8", weights="int8")
@@ -70,7 +71,7 @@ def test_a_context_belongs_to_the_weights_that_wrote_it(folder, tmp_path):
 def test_what_needs_other_weights_says_so(folder, tmp_path, data, capsys):
     gf.load(folder, weights="int8").save(tmp_path / "int8")
     with pytest.raises(UserError, match="int8"):
-        quantize(gf.load(tmp_path / "int8").model)
+        quantize(gf.load(tmp_path / "int8").model, "int8")
     with pytest.raises(UserError, match="int8"):
         export_reference(tmp_path / "int8", tmp_path / "model.pth")
     for command in (
@@ -83,6 +84,22 @@ def test_what_needs_other_weights_says_so(folder, tmp_path, data, capsys):
     config = TrainConfig(model=read_config(folder), data=(data,), output=tmp_path / "run", initial=tmp_path / "int8")
     with pytest.raises(UserError, match="int8"):
         set_initial_weights(Decoder(config.model), config)
+
+
+@pytest.mark.parametrize("weights", ["int3", "float32", 8, ""])
+def test_weights_that_there_are_not_are_refused(folder, weights):
+    with pytest.raises(UserError, match="int8"):
+        gf.load(folder, weights=weights)
+
+
+def test_a_file_in_another_dtype_is_opened_with_the_same_kind_of_weights(folder, tmp_path):
+    gf.load(folder, "bfloat16", weights="int8").read(TEXT).save(tmp_path / "int8.gfc")
+    gf.load(folder, "bfloat16").read(TEXT).save(tmp_path / "exact.gfc")
+    lm = gf.load(folder, weights="int8")
+    lm._dtype_is_auto = True
+    assert len(lm.open(tmp_path / "int8.gfc")) == len(lm.encode(TEXT))
+    with pytest.raises(UserError, match="model"):
+        lm.open(tmp_path / "exact.gfc")
 
 
 def test_codes_of_a_damaged_file_are_refused(folder, tmp_path):

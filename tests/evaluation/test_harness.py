@@ -8,6 +8,7 @@ from lm_eval.api.registry import get_model
 from goldfinch.errors import UserError
 from goldfinch.evaluation.harness import GoldFinchLM
 from goldfinch.inference.language_model import LanguageModel
+from goldfinch.inference.sampler import Sampler
 
 
 def instances(kind, arguments):
@@ -83,6 +84,22 @@ def test_sampled_generations_can_be_repeated(lm):
     first = GoldFinchLM(lm).generate_until(instances("generate_until", arguments), True)
     assert first == GoldFinchLM(lm, batch_size=1).generate_until(instances("generate_until", arguments), True)
     assert first[0] != first[1]
+
+
+def test_a_generation_that_fails_ends_the_run(lm, monkeypatch):
+    sample, num_left = Sampler.sample, 5
+
+    def fail_later(self, *arguments):
+        nonlocal num_left
+        num_left -= 1
+        if num_left <= 0:
+            raise UserError("no token is left")
+        return sample(self, *arguments)
+
+    monkeypatch.setattr(Sampler, "sample", fail_later)
+    arguments = [(prompt, {"until": [], "max_gen_toks": 20}) for prompt in PROMPTS]
+    with pytest.raises(UserError, match="no token is left"):
+        GoldFinchLM(lm).generate_until(instances("generate_until", arguments), True)
 
 
 def test_conversations_are_written_by_the_chat_template_of_the_model(lm):

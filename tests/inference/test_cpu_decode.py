@@ -32,7 +32,7 @@ def prepared(request):
 
     def prepare(model):
         if request.param == "int8":
-            quantize(model)
+            quantize(model, "int8")
         return model
 
     return prepare
@@ -218,6 +218,16 @@ def test_small_presets_are_written_with_it():
     lm = gf.build("goldfinch-L3-D128", vocab_size=300)
     with torch.inference_mode():
         assert fused_decoder(lm.model, 1) is not None
+
+
+def test_codes_are_read_by_it_even_where_pytorch_multiplies_faster(monkeypatch):
+    monkeypatch.setattr("goldfinch.inference.cpu_decode.is_faster", lambda _: False)
+    model = model_of(PLANS["GoldFinch"])
+    with torch.inference_mode():
+        assert fused_decoder(model, 1) is None
+        quantize(model, "int8")
+        assert fused_decoder(model, 1) is not None
+        assert fused_decoder(model, MAX_TOKENS_IF_FASTER) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

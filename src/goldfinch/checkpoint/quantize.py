@@ -1,12 +1,14 @@
 """Rounding the matrices of a model to integers."""
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import torch
 from torch import nn
 
+from goldfinch.argument_checks import shortened
 from goldfinch.errors import UserError
-from goldfinch.layers.quantized import QuantizedEmbedding, QuantizedLinear
+from goldfinch.layers.quantized import QuantizedEmbedding, QuantizedLinear, WeightKind
 from goldfinch.model import Decoder
 from goldfinch.model.token_cat import TokenCat
 
@@ -19,24 +21,26 @@ SCALE = ".scale"
 """How the names of scales end."""
 
 
-def quantize(model: Decoder) -> None:
-    """Round embedding, head and the matrices of all layers to int8, in place.
+def quantize(model: Decoder, weights: WeightKind) -> None:
+    """Round embedding, head and the matrices of all layers to integers, in place.
 
     Norms, mixing vectors, decays and low-rank parts stay as they are, and so does TokenCat: they are small, and what
     they compute is kept.
 
     Raises:
-        UserError: it is quantized already.
+        UserError: it is quantized already, or there are no such weights.
     """
-    if is_quantized(model):
+    if weights not in get_args(WeightKind):
+        raise UserError(f"weights must be None or {' or '.join(get_args(WeightKind))}, not {shortened(weights)}")
+    if weight_kind(model) is not None:
         raise UserError("the weights are int8 already: quantize the model that they were made from")
     for parent, name, module in list(_matrices(model)):
         setattr(parent, name, QUANTIZED[type(module)].of(module.weight))
 
 
-def is_quantized(model: Decoder) -> bool:
-    """Whether the matrices of a model are integers."""
-    return isinstance(model.embedding, QuantizedEmbedding)
+def weight_kind(model: Decoder) -> WeightKind | None:
+    """What the matrices of a model are quantized to; None if they are not."""
+    return "int8" if isinstance(model.embedding, QuantizedEmbedding) else None
 
 
 def expect_quantized(model: Decoder, names: Iterable[str]) -> bool:

@@ -49,7 +49,7 @@ class Quantize:
         check_model_output(self.output, self.overwrite)
         lm = load(folder, self.dtype)
         before = sum(tensor.nbytes for tensor in lm.model.state_dict().values())
-        quantize(lm.model)
+        quantize(lm.model, self.weights)
         lm.save(self.output, overwrite=self.overwrite)
         after = (self.output / WEIGHTS).stat().st_size
         print(f"wrote {self.output}: {size(after)} of weights, {after / before:.0%} of {size(before)}")

@@ -147,6 +147,8 @@ class Serve:
     def _check_replicas(self) -> None:
         if self.replicas < 1 or (self.cpus_per_replica or 1) < 1:
             raise UserError("--replicas and --cpus-per-replica must be at least 1")
+        if self.cpus_per_replica is not None and self.ray is None and self.replicas == 1:
+            raise UserError("--cpus-per-replica divides the processors among --replicas: give their number, or omit it")
         if self.ray is not None and self.contexts is None:
             raise UserError("--ray needs --contexts FOLDER, a folder that is the same on all machines")
 

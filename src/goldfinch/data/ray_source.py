@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pickle
@@ -69,8 +70,8 @@ class RaySource:
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        sizes = [file.stat().st_size for file in self.files]
-        rows = [{"file": str(file), "before": sum(sizes[:index])} for index, file in enumerate(self.files)]
+        before = itertools.accumulate((file.stat().st_size for file in self.files), initial=0)
+        rows = [{"file": str(file), "before": start} for file, start in zip(self.files, before, strict=False)]
         files = ray.data.from_items(rows, override_num_blocks=len(rows))
         encode: Any = functools.partial(_encode_file, source=self._source, cut=self._cut, folder=Path.cwd())
         parts = files.map_batches(encode, batch_size=1, num_cpus=1)

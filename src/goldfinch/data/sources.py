@@ -91,7 +91,7 @@ class TextSource:
     def only(self, file: Path) -> "TextSource":
         """The same of one of the files."""
         one = copy.copy(self)
-        one.files = [file]
+        one.files, one.size = [file], input_bytes([file])
         return one
 
     def read(self, on_error: Callable[[str], None] | None) -> Iterator[Document]:

@@ -1,7 +1,7 @@
 """lm-evaluation-harness on GoldFinch's own engine: `--model goldfinch`, or an object for `lm_eval.simple_evaluate`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from goldfinch.data.chat_template import Message
 from goldfinch.devices import dtype_name
 from goldfinch.errors import UserError
 from goldfinch.evaluation.scheduler import Request, Scheduler, TokenCounts
-from goldfinch.inference.batch import Batch
+from goldfinch.inference.batch import MAX_BATCH_SIZE, generate_together
 from goldfinch.inference.generation import GenerationState
-from goldfinch.inference.language_model import MAX_BATCH_SIZE, LanguageModel, load
+from goldfinch.inference.language_model import LanguageModel, load
 from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.token_ids import require_tokenizer
 from goldfinch.training.parallel.processes import SINGLE_PROCESS, Processes
@@ -178,27 +178,22 @@ class GoldFinchLM(TemplateLM):
         """Generate after each context, up to one of its stop strings."""
         options = [self._generation_options(instance.args[1]) for instance in requests]
         contexts = [self._generation_context(instance.args[0], options[n][1]) for n, instance in enumerate(requests)]
-        read = self._scheduler.read(contexts)
-        batch, running = Batch(), list[tuple[int, GenerationState]]()
+        numbers = dict[GenerationState, int]()
         texts = [""] * len(requests)
-        exhausted = False
+
+        def generations() -> Iterator[GenerationState]:
+            for number, context in self._scheduler.read(contexts):
+                sampling, max_tokens = options[number]
+                state = context.generation_state(sampling.with_row_seed(number), max_tokens)
+                numbers[state] = number
+                yield state
+
         with self._progress("generate_until", len(requests), disable_tqdm) as bar:
-            while running or not exhausted:
-                while not exhausted and len(batch) < (self._max_rows or MAX_BATCH_SIZE):
-                    number, context = next(read, (-1, None))
-                    if context is None:
-                        exhausted = True
-                        break
-                    sampling, max_tokens = options[number]
-                    running.append((number, context.generation_state(sampling.with_row_seed(number), max_tokens)))
-                    batch.add(running[-1][1])
-                batch.step()
-                for number, state in running:
-                    if state.finish_reason is not None:
-                        texts[number] = state.result().text
-                        self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
-                        bar.update()
-                running = [each for each in running if each[1].finish_reason is None]
+            for state in generate_together(generations(), self._max_rows or MAX_BATCH_SIZE):
+                number = numbers.pop(state)
+                texts[number] = state.result().text
+                self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
+                bar.update()
         return texts
 
     def _generation_options(self, given: dict[str, Any]) -> tuple[Sampling, int]:

@@ -1,15 +1,20 @@
 """Several contexts that generate together: one pass over the weights per step for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from goldfinch.errors import UserError
+from goldfinch.inference.context import Context
 from goldfinch.inference.cpu_decode import checked_once
-from goldfinch.inference.generation import GenerationState
+from goldfinch.inference.generation import Generation, GenerationState
 from goldfinch.inference.prefill import next_token_logits, read_lower, read_upper
+from goldfinch.inference.sampling import Sampling
 from goldfinch.inference.sequence import TokenSequence
+
+MAX_BATCH_SIZE = 16
+"""Generations that are stepped together, where there are more."""
 
 
 class Batch:
@@ -87,6 +92,53 @@ class Batch:
                 self._running.remove(generation)
                 generation.settle()
         return pieces
+
+
+def generate_together(
+    generations: Iterable[GenerationState], max_batch_size: int = MAX_BATCH_SIZE
+) -> Iterator[GenerationState]:
+    """Step generations together; each is given back when it is finished.
+
+    Args:
+        generations: the next one is taken when there is room for it: what it continues may be read just then.
+        max_batch_size: how many at once.
+
+    Raises:
+        UserError: no token can be sampled from one of them.
+    """
+    batch, running, waiting, is_exhausted = Batch(), list[GenerationState](), iter(generations), False
+    while running or not is_exhausted:
+        while not is_exhausted and len(batch) < max_batch_size:
+            if (generation := next(waiting, None)) is None:
+                is_exhausted = True
+            else:
+                batch.add(generation)
+                running.append(generation)
+        for stepped, _ in batch.step():
+            if stepped.error is not None:
+                raise stepped.error
+        yield from (generation for generation in running if generation.finish_reason is not None)
+        running = [generation for generation in running if generation.finish_reason is None]
+
+
+def generate_rows(
+    contexts: Iterable[Context], sampling: Sampling, max_tokens: int, logprobs: int | None
+) -> list[Generation]:
+    """Generate after each of several contexts, row i with the seed + i; a context is taken when there is room for it.
+
+    Raises:
+        UserError: no token can be sampled in one of them.
+    """
+    states = list[GenerationState]()
+
+    def start() -> Iterator[GenerationState]:
+        for row, context in enumerate(contexts):
+            states.append(context.generation_state(sampling.with_row_seed(row), max_tokens, logprobs))
+            yield states[-1]
+
+    for _ in generate_together(start()):
+        pass
+    return [state.result() for state in states]
 
 
 @torch.inference_mode()

@@ -11,18 +11,18 @@ from torch import Tensor
 from goldfinch.argument_checks import boolean, file_path, integer, shortened, string
 from goldfinch.cache.budget import AUTO, parse_budget
 from goldfinch.checkpoint.model_folder import load_model, read_tokenizer, save_model_folder
-from goldfinch.checkpoint.quantize import is_quantized, quantize
+from goldfinch.checkpoint.quantize import quantize, weight_kind
 from goldfinch.config import ModelConfig, RopeConfig
 from goldfinch.data.chat_template import ChatTemplate, Message
 from goldfinch.data.tokenizers import Tokenizer, WorldTokenizer
 from goldfinch.devices import dtype_name, resolve_device, resolve_dtype, warn_if_slow
 from goldfinch.errors import UserError
 from goldfinch.files import FileVersion, read_unchanged, resolved
-from goldfinch.inference.batch import Batch
+from goldfinch.inference.batch import MAX_BATCH_SIZE, generate_rows
 from goldfinch.inference.context import Context
 from goldfinch.inference.context_file.description import read_description
 from goldfinch.inference.context_file.format import open_context
-from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationState, GenerationStream
+from goldfinch.inference.generation import DEFAULT_MAX_TOKENS, Generation, GenerationStream
 from goldfinch.inference.sampling import MAX_SEED, Sampling, as_stop, sampling_settings
 from goldfinch.inference.score import Score
 from goldfinch.inference.speculation import DraftPolicy
@@ -32,9 +32,6 @@ from goldfinch.model import Decoder
 from goldfinch.model.initialization import initialize
 from goldfinch.presets import WORLD_VOCABULARY, model_config
 from goldfinch.pretrained import find_model
-
-MAX_BATCH_SIZE = 16
-"""Generations that `LanguageModel.generate` steps together."""
 
 Prompt = str | Sequence[int] | Tensor
 
@@ -188,7 +185,9 @@ class LanguageModel:
         if dtype == dtype_name(self.model.dtype):
             return self
         if dtype not in self._in_other_dtypes:
-            self._in_other_dtypes[dtype] = load(self.folder, dtype, self.model.device, self.config.rope)
+            self._in_other_dtypes[dtype] = load(
+                self.folder, dtype, self.model.device, self.config.rope, weight_kind(self.model)
+            )
         return self._in_other_dtypes[dtype]
 
     @overload
@@ -232,17 +231,8 @@ class LanguageModel:
         sampling = sampling_settings(sampling, options)
         ids = [self.encode(prompt) for prompt in prompts]  # all are checked before work begins
         budget = parse_budget(AUTO, self.model.device) // max(min(len(ids), MAX_BATCH_SIZE), 1)
-        batch, states = Batch(), list[GenerationState]()
-        while len(states) < len(ids) or len(batch):
-            while len(states) < len(ids) and len(batch) < MAX_BATCH_SIZE:
-                row = len(states)
-                context = self.read(ids[row], budget=budget)
-                states.append(context.generation_state(sampling.with_row_seed(row), max_tokens, logprobs))
-                batch.add(states[-1])
-            for generation, _ in batch.step():
-                if generation.error is not None:
-                    raise generation.error
-        return [state.result() for state in states]
+        contexts = (self.read(row, budget=budget) for row in ids)
+        return generate_rows(contexts, sampling, max_tokens, logprobs)
 
     def stream(self, prompt: Prompt, **options: Any) -> GenerationStream:
         """Generate text after a prompt, piece by piece; arguments as in `Context.stream`.
@@ -359,14 +349,14 @@ def load(
         weights: "int8" rounds the matrices to integers of 8 bits; None leaves them as they are stored.
 
     Raises:
-        UserError: the folder or a file in it is missing or corrupt, the Hub has no such model, the dtype or device is
-            unknown, or `rope` is given for a model without positions.
+        UserError: the folder or a file in it is missing or corrupt, the Hub has no such model, the dtype, device or
+            weights are unknown, or `rope` is given for a model without positions.
     """
     folder, where = find_model(file_path("path", path)), resolve_device(device)
     resolved_dtype = resolve_dtype(dtype, where)
     model = load_model(folder, resolved_dtype, where, rope).eval()
-    if weights is not None and not is_quantized(model):
-        quantize(model)
+    if weights is not None and weight_kind(model) != weights:
+        quantize(model, weights)
     warn_if_slow(resolved_dtype, where)
     tokenizer, chat_template = read_tokenizer(folder, model.config), ChatTemplate.load(folder)
     return LanguageModel(model, tokenizer, folder, chat_template, dtype_is_auto=dtype == "auto")

@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 512
 SECONDS_WITHOUT_REQUEST = 30.0
 """Half of the time that a connection may be there without one. Heads of requests have to come in it, too."""
 SECONDS_TO_FINISH = 30
-"""How long answers that are being written may take when the server is told to end."""
+"""For running requests when the server is asked to stop."""
 SECONDS_TO_CLOSE = 1
 """For connections, when all answers are finished and the server ends."""
 

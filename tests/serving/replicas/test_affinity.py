@@ -5,7 +5,7 @@ import json
 import pytest
 
 from goldfinch.serving.replicas.affinity import affinity_key
-from goldfinch.serving.replicas.replica import HttpRequest
+from goldfinch.serving.replicas.messages import HttpRequest
 
 LONG = "Call me Ishmael. " * 100
 

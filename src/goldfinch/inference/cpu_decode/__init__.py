@@ -8,7 +8,7 @@ define what is computed, and run wherever C++ cannot.
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from operator import eq, is_
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from goldfinch.checkpoint.quantize import weight_kind
 from goldfinch.config import ModelConfig
 from goldfinch.cpu.autotune import Kernel, Work, is_faster
 from goldfinch.cpu.build import float_lanes
@@ -56,9 +57,14 @@ def fused_decoder(model: Decoder, num_tokens: int) -> "FusedDecoder | None":
     checked, entry = getattr(_CHECKED, "last", (None, None))
     if entry is None or checked is not model:
         entry = _current_entry(model)
-    if entry.decoder is None or (num_tokens > MAX_TOKENS and not is_faster(PRODUCTS[model.dtype])):
+    if entry.decoder is None or (num_tokens > MAX_TOKENS and not _is_faster(model, PRODUCTS)):
         return None
     return entry.decoder
+
+
+def _is_faster(model: Decoder, kernels: Mapping[torch.dtype, Kernel]) -> bool:
+    """Whether C++ is; always where matrices are codes, which PyTorch would turn into numbers at each step."""
+    return weight_kind(model) is not None or is_faster(kernels[model.dtype])
 
 
 @contextlib.contextmanager
@@ -134,7 +140,7 @@ def _is_supported(model: Decoder) -> bool:
         and parameters[0].dtype in DTYPES
         and all(parameter.dtype == parameters[0].dtype and parameter.is_contiguous() for parameter in parameters)
         and all(parameter.device.type == "cpu" for parameter in parameters)
-        and is_faster(STEPS[parameters[0].dtype])
+        and _is_faster(model, STEPS)
     )
 
 

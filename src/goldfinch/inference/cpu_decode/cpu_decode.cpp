@@ -99,7 +99,7 @@ void linear_layer(const Matrix<W>& w, Size rows, Size count, Size width, int thr
                            sequences, length, width, threads, (const W*)x, (W*)y);                                     \
     }                                                                                                                  \
     void linear_##SUFFIX(const void* w, Size rows, Size count, Size width, Size threads, const float* x, float* y) {    \
-        linear_layer(*(const Matrix<W>*)w, rows, count, width, threads, x, y);                                                  \
+        linear_layer(*(const Matrix<W>*)w, rows, count, width, threads, x, y);                                         \
     }
 
 extern "C" {

@@ -2,7 +2,8 @@
 // each weight is read once for all tokens of all sequences. The PyTorch modules define the equations, and tests compare
 // with them.
 //
-// Weights are fp32 or bf16, as PyTorch stores them, and matrices perhaps int8; everything else is computed in fp32. All widths are multiples of LANES.
+// Weights are fp32 or bf16, as PyTorch stores them, and matrices perhaps int8; everything else is computed in fp32. All
+// widths are multiples of LANES.
 // Rows are tokens: those of the first sequence, then those of the second ..., equally many of each.
 
 #pragma once

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from goldfinch.serving.replicas.replica import HttpRequest
+from goldfinch.serving.replicas.messages import HttpRequest
 
 MAX_CHARACTERS = 1024
 """Of a prompt; those that begin like it are of one conversation, whatever follows."""

@@ -17,7 +17,7 @@ from starlette.types import Message
 from goldfinch.serving.engine import QueueFullError
 from goldfinch.serving.errors import ApiError
 from goldfinch.serving.replicas.affinity import affinity_key
-from goldfinch.serving.replicas.replica import HttpRequest, ReplicaReport
+from goldfinch.serving.replicas.messages import HttpRequest, ReplicaReport
 
 _LOGGER = logging.getLogger("goldfinch")
 MAX_ATTEMPTS = 3

@@ -21,7 +21,7 @@ from goldfinch.serving.replicas.group import ReplicaGroup
 from goldfinch.serving.replicas.replica import SECONDS_TO_FINISH, Replica
 
 MAX_RUNNING = 32
-"""Requests of one replica; beyond that they go to the next, and wait when all have so many."""
+"""Concurrent requests of a replica. Further ones are sent to the next replica, or wait if all are full."""
 MAX_WAITING = 256
 """Requests that wait for any replica; more are refused."""
 SECONDS_BETWEEN_HEALTH_CHECKS = 2.0

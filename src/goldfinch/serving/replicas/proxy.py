@@ -15,7 +15,7 @@ from goldfinch.serving.metrics import Metrics, add_metrics_route
 from goldfinch.serving.middleware import HttpLimits, add_middleware, is_event_stream
 from goldfinch.serving.page import mount_page
 from goldfinch.serving.replicas.group import ReplicaGroup
-from goldfinch.serving.replicas.replica import HttpRequest, ReplicaReport
+from goldfinch.serving.replicas.messages import HttpRequest, ReplicaReport
 
 
 def create_proxy(replicas: ReplicaGroup, contexts: ContextStore, limits: HttpLimits) -> FastAPI:

@@ -1,7 +1,6 @@
 """One replica: a model with its engine, in a process of Ray's, that answers what it is passed."""
 
 import asyncio
-import dataclasses
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -10,52 +9,13 @@ from starlette.types import ASGIApp, Message, Scope
 
 from goldfinch.serving.app import create_api
 from goldfinch.serving.options import ServerOptions
-from goldfinch.serving.statistics import EngineStatus
+from goldfinch.serving.replicas.messages import HttpRequest, ReplicaReport
 
 _LOGGER = logging.getLogger("goldfinch")
 MAX_MESSAGES = 64
 """Parts of an answer that wait until they are taken."""
 SECONDS_TO_FINISH = 30.0
-"""How long answers may take when a replica is told to end."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HttpRequest:
-    """A request that has been let in, and has come in whole."""
-
-    method: str
-    path: str
-    raw_path: bytes
-    query_string: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-    owner: str
-
-    def scope(self) -> Scope:
-        """The same for an ASGI application."""
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "method": self.method,
-            "path": self.path,
-            "raw_path": self.raw_path,
-            "query_string": self.query_string,
-            "root_path": "",
-            "headers": list(self.headers),
-            "state": {"owner": self.owner},
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplicaReport:
-    """What a replica says of itself with each answer."""
-
-    name: str
-    status: EngineStatus
-    route: str
-    """The route that has answered."""
+"""For running requests when a replica is stopped."""
 
 
 class Replica:
